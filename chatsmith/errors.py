@@ -1,0 +1,52 @@
+"""The one tree of errors a user can meet.
+
+    ChatsmithError
+    ├── ConfigError      a recipe, an override or a command-line argument is wrong
+    ├── DataError        a data source cannot be read or a record is malformed
+    ├── ModelError       a model or tokenizer directory cannot serve the purpose
+    ├── RewardError      a reward function failed or returned something that is no reward
+    ├── RunError         the run directory cannot be used as asked
+    ├── GateFailed       a stage finished, but its result is not good enough to build on
+    └── TrainingStopped  training cannot sensibly go on (non-finite losses, rollout mismatch)
+
+Every message says what is wrong, where (file and line, or key), and how to mend it. The command line prints the
+message alone, without a traceback, and exits with `exit_code`. To add one: subclass here, add it to the tree above.
+"""
+
+
+class ChatsmithError(Exception):
+    """Base of everything chatsmith raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(ChatsmithError):
+    """A recipe, an override or an argument is wrong."""
+
+
+class DataError(ChatsmithError):
+    """A data source cannot be read, or a record in it is malformed."""
+
+
+class ModelError(ChatsmithError):
+    """A model or tokenizer directory is missing something or has the wrong architecture."""
+
+
+class RewardError(ChatsmithError):
+    """A reward function raised, or too many of its values are not finite."""
+
+
+class RunError(ChatsmithError):
+    """The run directory belongs to another configuration, is in use, or cannot be written."""
+
+
+class GateFailed(ChatsmithError):
+    """A stage's result is not good enough to build the next stage on."""
+
+    exit_code = 2
+
+
+class TrainingStopped(ChatsmithError):
+    """Training cannot go on: non-finite steps in a row, or rollout and training disagree."""
+
+    exit_code = 2

@@ -1,0 +1,117 @@
+"""The nouns, and the notation that every file uses.
+
+Letters in shape comments: B sequences, T tokens, V vocabulary, P prompts, G samples per prompt, N selected tokens.
+
+Alignment: **everything about token t is stored at index t.** `logprobs[b, t]` is log p(token t | tokens before t),
+`values[b, t]` is V(state before token t is emitted), `mask[b, t]` is True where the policy sampled token t. Shifting
+between "hidden state at t" and "prediction of t + 1" happens in `models/scoring.py` and nowhere else.
+
+The road of one RL step, each object made once and never edited:
+
+    Record -> Request -> Rollouts -> Scores -> Experience -> minibatches
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+Role = Literal["system", "user", "assistant"]
+Stage = Literal["sft", "reward", "rl", "ptx"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to a prompt.
+
+    `score` orders the answers of one record (higher is better, equal is a tie, None is unranked). `complete` is False
+    where the writer was cut off at a length limit: such an answer is encoded without an end-of-sequence token.
+    """
+
+    content: str
+    score: float | None = None
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example in the canonical form that every data format is turned into.
+
+    Either `prompt` (ending with a user turn) and zero or more `answers` to it, or plain `text` for language modelling.
+    `fields` is the row as it was read, for reward functions; `origin` is "file:line" or "dataset[row]" for messages.
+    """
+
+    prompt: tuple[Message, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    text: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    origin: str = ""
+
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a reward function sees: a conversation, the answer to judge, how it ended, and the record it came from."""
+
+    messages: tuple[Message, ...]
+    answer: str
+    finish_reason: FinishReason
+    record: Record
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What the policy did: prompts and sampled answers, right-padded.
+
+    A worked row, prompt of two tokens and an answer of two: tokens [7, 8, 21, 2, 0], lengths 4, mask [F, F, T, T, F].
+    """
+
+    tokens: Tensor  # [B, T] int64: prompt, then answer, then padding
+    lengths: Tensor  # [B] int64: real tokens of the row
+    mask: Tensor  # [B, T] bool: sampled tokens, a sampled end of sequence included
+    logprobs: Tensor  # [B, T] log-softmax(logits / temperature) of sampled tokens, 0 elsewhere
+    samples: tuple[Sample, ...]  # B of them
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the frozen models and the critic say about rollouts. No gradient anywhere."""
+
+    logprobs: Tensor  # [B, T] the policy before this step's updates
+    reference_logprobs: Tensor  # [B, T]
+    values: Tensor  # [B, T]
+    rewards: Tensor  # [B] standardised, clipped, weighted; without KL
+    valid: Tensor  # [B] bool: False where the sample is excluded from training
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What the update learns from. Everything is 0 outside `mask`."""
+
+    tokens: Tensor  # [B, T]
+    lengths: Tensor  # [B]
+    mask: Tensor  # [B, T] bool: sampled tokens of valid samples
+    logprobs: Tensor  # [B, T] old log-probs
+    reference_logprobs: Tensor  # [B, T]
+    values: Tensor  # [B, T] old values
+    advantages: Tensor  # [B, T] whitened over the valid tokens of the global batch
+    returns: Tensor  # [B, T] from unwhitened advantages
+
+    def rows(self, index: Tensor) -> "Experience":
+        """The sub-batch of rows `index` [M], trimmed to its longest row."""
+        width = int(self.lengths[index].max())
+        picked = {
+            name: value[index][:, :width] if value.dim() == 2 else value[index] for name, value in vars(self).items()
+        }
+        return Experience(**picked)
