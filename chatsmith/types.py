@@ -31,15 +31,10 @@ class Message:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer to a prompt.
-
-    `score` orders the answers of one record (higher is better, equal is a tie, None is unranked). `complete` is False
-    where the writer was cut off at a length limit: such an answer is encoded without an end-of-sequence token.
-    """
+    """One answer to a prompt. `score` orders the answers of a record: higher is better, equal a tie, None unranked."""
 
     content: str
     score: float | None = None
-    complete: bool = True
 
 
 @dataclass(frozen=True)

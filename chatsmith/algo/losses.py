@@ -46,6 +46,9 @@ class Pairs:
     target: Tensor  # [M] float
     weight: Tensor  # [M] float
 
+    def to(self, device: torch.device) -> "Pairs":
+        return Pairs(*(tensor.to(device) for tensor in vars(self).values()))
+
 
 def pairs_of(scores: Sequence[Sequence[float]]) -> Pairs:
     """Every pair of unequal score within each prompt; a prompt whose answers all tie gives its tied pairs.

@@ -1,0 +1,241 @@
+"""The command line. One subcommand is one function; everything heavy is imported inside.
+
+Exit codes: 0 done (gates held, or --force), 1 the user's mistake, 2 a gate failed, 3 an internal error,
+130 and 143 interrupted after saving a checkpoint.
+"""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from chatsmith.errors import ChatsmithError, ConfigError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Your own ChatGPT-style assistant from one command: SFT, reward model, PPO.",
+    epilog="Every key of the configuration is an option: --rl.kl_coef 0.02. `chatsmith recipes NAME` shows them.",
+)
+
+Recipe = Annotated[str, typer.Argument(help="A built-in recipe (see `chatsmith recipes`) or a TOML file.")]
+RunDir = Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/RECIPE.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of models, orders and sampling.")]
+ActorModel = Annotated[str | None, typer.Option(help="Model to start from: a directory or a hub id.")]
+RewardModelBase = Annotated[str | None, typer.Option(help="Base of the reward model. Default: the SFT model.")]
+RewardSpecs = Annotated[
+    list[str] | None,
+    typer.Option(help="Ready rewards: DIR, FILE.py:function or `trained`, each with an optional @WEIGHT."),
+]
+Data = Annotated[
+    list[str] | None, typer.Option(help="Sources: [STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]. Several may follow.")
+]
+Only = Annotated[list[str] | None, typer.Option(help="Run only these stages now: sft, reward, rl.")]
+From = Annotated[str | None, typer.Option("--from", help="Run this stage and all later ones anew.")]
+Force = Annotated[bool, typer.Option(help="Go on past a failed gate.")]
+DryRun = Annotated[bool, typer.Option(help="Check data, models and rewards, print the plan, and stop.")]
+
+_OVERRIDE = re.compile(r"--\w+\.[\w.]+(=.*)?", re.DOTALL)
+_SEVERAL = ("--data", "--reward", "--only")  # options that may be followed by several values
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    recipe: Recipe = "",
+    run_dir: RunDir = None,
+    seed: Seed = None,
+    actor_model: ActorModel = None,
+    reward_model: RewardModelBase = None,
+    reward: RewardSpecs = None,
+    data: Data = None,
+    only: Only = None,
+    from_: From = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train an assistant: SFT, reward model, PPO. Without arguments: the tiny demo, in minutes on a CPU."""
+    named = {
+        "seed": seed,
+        "actor_model": actor_model,
+        "reward_model": reward_model,
+        "data.sources": data,
+        "rl.rewards": reward,
+    }
+    _train(context.obj, recipe, named, run_dir=run_dir, only=only, from_=from_, force=force, dry_run=dry_run)
+
+
+@app.command()
+def sft(
+    context: typer.Context,
+    actor_model: Annotated[str, typer.Option(help="Model to start from: a directory or a hub id.")],
+    data: Data = None,
+    recipe: Recipe = "",
+    run_dir: RunDir = None,
+    seed: Seed = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Only stage 1: supervised fine-tuning."""
+    named = {"stages": ["sft"], "seed": seed, "actor_model": actor_model, "data.sources": data}
+    _train(context.obj, recipe, named, run_dir=run_dir, force=force, dry_run=dry_run)
+
+
+@app.command()
+def reward(
+    context: typer.Context,
+    actor_model: Annotated[str, typer.Option(help="The SFT model, whose answers give the reward its unit.")],
+    reward_model: RewardModelBase = None,
+    data: Data = None,
+    recipe: Recipe = "",
+    run_dir: RunDir = None,
+    seed: Seed = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Only stage 2: a reward model from ranked answers."""
+    named = {
+        "stages": ["reward"],
+        "seed": seed,
+        "actor_model": actor_model,
+        "reward_model": reward_model,
+        "data.sources": data,
+    }
+    _train(context.obj, recipe, named, run_dir=run_dir, force=force, dry_run=dry_run)
+
+
+@app.command()
+def rl(
+    context: typer.Context,
+    actor_model: Annotated[str, typer.Option(help="The SFT model: start and reference of PPO.")],
+    reward: Annotated[
+        list[str], typer.Option(help="Reward models or functions: DIR or FILE.py:function, each [@WEIGHT].")
+    ],
+    data: Data = None,
+    recipe: Recipe = "",
+    run_dir: RunDir = None,
+    seed: Seed = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Only stage 3: PPO with ready rewards."""
+    named = {
+        "stages": ["rl"],
+        "seed": seed,
+        "actor_model": actor_model,
+        "rl.rewards": reward,
+        "data.sources": data,
+    }
+    _train(context.obj, recipe, named, run_dir=run_dir, force=force, dry_run=dry_run)
+
+
+@app.command()
+def recipes(name: Annotated[str, typer.Argument(help="Show this recipe.")] = "") -> None:
+    """List the built-in recipes, or print one to copy and change."""
+    from chatsmith.config import builtin_recipes
+
+    texts = builtin_recipes()
+    if name and name not in texts:
+        raise ConfigError(f'no recipe "{name}"; known: {", ".join(texts)}')
+    if name:
+        typer.echo(texts[name], nl=False)
+        return
+    for each, text in texts.items():
+        about = " ".join(line.lstrip("# ") for line in text.split("\n\n")[0].splitlines())
+        typer.echo(f"{each:12} {about}")
+
+
+def _train(
+    overrides: dict[str, Any],
+    recipe: str,
+    named: dict[str, Any],
+    *,
+    run_dir: Path | None,
+    force: bool,
+    dry_run: bool,
+    only: Sequence[str] | None = None,
+    from_: str | None = None,
+) -> None:
+    from chatsmith.config import STAGES, StageName, nested, read_recipe, resolve
+
+    recipe = recipe or ("" if named.get("actor_model") else "tiny-cpu")
+    layers = [(recipe, read_recipe(recipe))] if recipe else []
+    given = {key: value for key, value in named.items() if value not in (None, [])}
+    layers += [("command line", nested(given)), ("command line", overrides)]
+    config = resolve(layers)
+    stages: list[StageName] = []
+    for stage in [*(only or STAGES), *([from_] if from_ else [])]:
+        match = next((name for name in STAGES if name == stage), None)
+        if match is None:
+            raise ConfigError(f'no stage "{stage}"; stages are {", ".join(STAGES)}.')
+        stages.append(match)
+    name = Path(recipe).stem or Path(config.actor_model).name
+    restart_from = stages.pop() if from_ else None
+
+    from chatsmith.pipeline import train as run_pipeline
+
+    run_pipeline(
+        config,
+        run_dir or Path("runs") / name,
+        recipe=recipe or "defaults",
+        only=stages,
+        restart_from=restart_from,
+        force=force,
+        dry_run=dry_run,
+    )
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Dotted overrides apart from the rest, and `--data A B` written out as `--data A --data B`."""
+    overrides: list[str] = []
+    rest: list[str] = []
+    several = ""
+    arguments = list(arguments)
+    while arguments:
+        argument = arguments.pop(0)
+        if _OVERRIDE.fullmatch(argument):
+            overrides.append(argument)
+            if "=" not in argument and arguments and not arguments[0].startswith("--"):
+                overrides.append(arguments.pop(0))
+            several = ""
+        elif argument.startswith("-"):
+            rest.append(argument)
+            several = argument if argument in _SEVERAL else ""
+            if several and arguments:
+                rest.append(arguments.pop(0))
+        else:
+            rest += [several, argument] if several else [argument]
+    return overrides, rest
+
+
+def main() -> None:
+    """Entry point of the `chatsmith` command."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        from chatsmith.config import parse_overrides
+
+        overrides, rest = split_arguments(sys.argv[1:])
+        app(args=rest, obj=parse_overrides(overrides))
+    except SystemExit as stop:  # the command-line library reports usage errors with 2, which here means a failed gate
+        code = 1 if stop.code == 2 else stop.code
+    except ChatsmithError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        code = error.exit_code
+    except Exception as error:
+        from chatsmith.runtime import Interrupted
+
+        if isinstance(error, Interrupted):
+            typer.echo(f"\n{error}. The same command continues from there.", err=True)
+            code = error.exit_code
+        else:
+            traceback.print_exc()
+            typer.echo("This is a bug in chatsmith, not your mistake. Please report it with the lines above.", err=True)
+            code = 3
+    raise SystemExit(code)

@@ -1,0 +1,58 @@
+"""From rows of tokens to tensors, and the order in which rows are visited.
+
+Orders are functions of (seed, epoch) and nothing else, so that a resumed run continues at the very next batch.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+
+def pad(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Right-padded tokens [B, T] and lengths [B]."""
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.full((len(rows), int(lengths.max())), pad_id)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = torch.tensor(row)
+    return tokens, lengths
+
+
+def pad_mask(rows: Sequence[Sequence[bool]]) -> Tensor:
+    """Right-padded [B, T] bool, False on padding."""
+    return pad(rows, pad_id=0)[0].bool()
+
+
+def shuffled(count: int, *, seed: int, epoch: int) -> list[int]:
+    """A permutation of range(count) that depends on seed and epoch only."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order
+
+
+def batches(count: int, *, size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
+    """Endless batches of indices, epoch after epoch, from batch number `start` on.
+
+    Every epoch is a new permutation; rows that do not fill the last batch of an epoch open the next epoch's first,
+    so that every batch has `size` rows and every row is seen once per epoch.
+    """
+    epoch, offset = divmod(start * size, count)
+    order = shuffled(count, seed=seed, epoch=epoch)[offset:]
+    while True:
+        while len(order) < size:
+            epoch += 1
+            order += shuffled(count, seed=seed, epoch=epoch)
+        yield order[:size]
+        order = order[size:]
+
+
+def micro_batches(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+    """Groups of row indices of similar length, each at most `max_tokens` when padded (or a single longer row)."""
+    by_length = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    groups: list[list[int]] = []
+    for row in by_length:
+        if groups and lengths[row] * (len(groups[-1]) + 1) <= max_tokens:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups

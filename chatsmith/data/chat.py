@@ -1,0 +1,173 @@
+"""From messages to tokens, the same way in every stage, in chat and in serving.
+
+A conversation is rendered by the tokenizer's own chat template and then cut at the borders of the assistant's turns;
+each piece is tokenised by itself. So the prompt of a training example has exactly the tokens that generation starts
+from, and the answer exactly the tokens that a policy could have sampled. Masks are made here and travel with the
+data: nobody later guesses what a token is from its value.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chatsmith.errors import ModelError
+from chatsmith.types import Message
+
+# The answer starts on a line of its own: no tokenizer then joins its first word with what stands before it.
+DEFAULT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] | trim + '\\n\\n' }}"
+    "{% elif message['role'] == 'user' %}{{ 'Human: ' + message['content'] | trim + '\\n\\n' }}"
+    "{% else %}{{ 'Assistant:\\n' + message['content'] | trim + eos_token + '\\n\\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif %}"
+)
+
+PAD_TOKEN = "<|pad|>"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A tokenised conversation.
+
+    `targets[t]` is True on the tokens an assistant says: its answers, each with the token that ends it.
+    """
+
+    tokens: list[int]
+    targets: list[bool]
+
+
+def prepare_tokenizer(tokenizer: Any, origin: str) -> None:
+    """Make a tokenizer fit for chat, in place: a pad token that is not EOS, and a chat template.
+
+    The embeddings are enlarged where needed when the model is loaded. Tokenizers that come with a template keep it.
+
+    Raises:
+        ModelError: if the tokenizer has no EOS token.
+    """
+    if tokenizer.eos_token is None:
+        raise ModelError(
+            f"{origin}: the tokenizer has no EOS token, so an answer could never end. "
+            'Set "eos_token" in its tokenizer_config.json.'
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    if not tokenizer.chat_template:
+        adds_bos = tokenizer.bos_token is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+        tokenizer.chat_template = "{{ bos_token }}" * adds_bos + DEFAULT_TEMPLATE
+    tokenizer.padding_side = "right"
+
+
+def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
+    """Tokens that end an answer: the tokenizer's EOS, and those the model's generation config names."""
+    extra = getattr(generation_config, "eos_token_id", None)
+    named = extra if isinstance(extra, list) else [] if extra is None else [extra]
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *named]))
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
+    """Token ids of conversations that end with a user turn, up to where the assistant begins to speak."""
+    return _tokenise(tokenizer, [_render(tokenizer, messages, generation_prompt=True) for messages in prompts])
+
+
+def encode(
+    tokenizer: Any,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    stops: Sequence[int],
+    complete: Sequence[bool] | None = None,
+) -> list[Encoded]:
+    """Token ids and targets of conversations that end with an assistant turn.
+
+    Text that a template puts behind the last answer's stop token is left out: no policy could have sampled it.
+
+    Args:
+        stops: ids that end an answer.
+        complete: per conversation, False if its last answer was cut off at a length limit: then no stop token is
+            appended. None: all are complete.
+    Raises:
+        ModelError: if the chat template does not render answers so that they can be found and end with a stop token.
+    """
+    stop_tokens = tokenizer.convert_ids_to_tokens(list(stops))
+    pieces: list[str] = []
+    owners: list[tuple[int, bool]] = []
+    for index, messages in enumerate(conversations):
+        for text, is_target in _pieces(tokenizer, messages, stop_tokens, complete=complete is None or complete[index]):
+            pieces.append(text)
+            owners.append((index, is_target))
+    encoded = [Encoded([], []) for _ in conversations]
+    for (index, is_target), ids in zip(owners, _tokenise(tokenizer, pieces), strict=True):
+        encoded[index].tokens.extend(ids)
+        encoded[index].targets.extend([is_target] * len(ids))
+    return encoded
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[Encoded]:
+    """Plain texts for language modelling: BOS where the tokenizer adds one, EOS at the end, cut into rows.
+
+    A long text becomes several rows of at most `max_tokens`; all tokens but the first of a row are targets.
+    """
+    rows: list[Encoded] = []
+    for ids in tokenizer(list(texts)).input_ids:
+        ids = ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
+        for start in range(0, len(ids), max_tokens):
+            piece = ids[start : start + max_tokens]
+            if len(piece) > 1:
+                rows.append(Encoded(piece, [False] + [True] * (len(piece) - 1)))
+    return rows
+
+
+def decode_answer(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of sampled tokens, without special tokens and surrounding white space."""
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
+    return text.strip()
+
+
+def _pieces(
+    tokenizer: Any, messages: Sequence[Message], stop_tokens: Sequence[str], *, complete: bool
+) -> list[tuple[str, bool]]:
+    """The rendered conversation cut at the borders of the assistant's turns: (text, is it the assistant's?)."""
+    whole = _render(tokenizer, messages, generation_prompt=False)
+    pieces = []
+    cursor = 0
+    for turn, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        before = _render(tokenizer, messages[:turn], generation_prompt=True)
+        content = message.content.strip()
+        begin = whole.find(content, len(before))
+        if not whole.startswith(before) or begin < 0:
+            raise ModelError(
+                f"the chat template of {tokenizer.name_or_path!r} renders an answer differently inside a conversation "
+                "than after its generation prompt, so training and generation would disagree. Use a template whose "
+                "generation prompt is how it opens assistant turns."
+            )
+        end = begin + len(content)
+        if complete or turn < len(messages) - 1:
+            end = _end_of_stop(whole, end, stop_tokens, tokenizer.name_or_path)
+        pieces += [(whole[cursor : len(before)], False), (whole[len(before) : end], True)]
+        cursor = end
+    return pieces
+
+
+def _end_of_stop(text: str, start: int, stop_tokens: Sequence[str], origin: str) -> int:
+    rest = text[start:]
+    for stop in stop_tokens:
+        if rest.lstrip().startswith(stop):
+            return start + rest.index(stop) + len(stop)
+    raise ModelError(
+        f"the chat template of {origin!r} does not end an assistant turn with a stop token ({', '.join(stop_tokens)}), "
+        "so the model could never learn to stop. Add the EOS token after the content of assistant turns."
+    )
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
+    return text
+
+
+def _tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    # The template writes BOS itself: the tokenizer must not add a second one.
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+    return ids

@@ -1,0 +1,111 @@
+"""What a user writes after `--data`: which stages, where, which split, how much.
+
+    [STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]      sft,reward:pairs.jsonl@0.5      rl:openai/gsm8k#train
+
+Only the text is taken apart here; `sources.py` opens what it names.
+"""
+
+import difflib
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import get_args
+
+from chatsmith.errors import ConfigError
+from chatsmith.types import Stage
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
+_FORM = "[STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]"
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One data source as asked for. Empty `stages` means every stage that a record's fields allow."""
+
+    stages: tuple[Stage, ...]
+    location: str
+    split: str | None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One way to cut a spec into its parts; None where a part is absent."""
+
+    stages: str | None
+    location: str
+    split: str | None
+    weight: str | None
+
+
+def parse_spec(text: str) -> Spec:
+    """Takes a data spec apart.
+
+    Names with ':', '#' or '@' in them are allowed for files that exist: of all ways to cut the text, the one with the
+    most parts whose location exists on disk is taken; if none exists, the one with the most parts.
+
+    Raises:
+        ConfigError: if a stage, the split, the weight or the location is missing or invalid.
+    """
+    readings = _readings(text)
+    reading = next((reading for reading in readings if _exists(reading.location)), readings[0])
+    if not reading.location:
+        raise ConfigError(f'--data "{text}": names no file and no dataset. The form is {_FORM}.')
+    if reading.split == "":
+        raise ConfigError(f'--data "{text}": nothing follows "#". Write a split, as in "#train", or leave "#" out.')
+    return Spec(_stages(reading.stages, text), reading.location, reading.split, _weight(reading.weight, text))
+
+
+def _readings(text: str) -> list[_Reading]:
+    """All ways to cut the text, those with more parts first."""
+    heads: list[tuple[str | None, str]] = [(None, text)]
+    if ":" in text and not _DRIVE.match(text):
+        stages, _, rest = text.partition(":")
+        heads.insert(0, (stages, rest))
+    return [
+        _Reading(stages, location, split, weight)
+        for stages, rest in heads
+        for before, weight in _cuts(rest, "@")
+        for location, split in _cuts(before, "#")
+    ]
+
+
+def _cuts(text: str, mark: str) -> list[tuple[str, str | None]]:
+    before, found, after = text.rpartition(mark)
+    return [(before, after), (text, None)] if found else [(text, None)]
+
+
+def _exists(location: str) -> bool:
+    return location != "" and os.path.exists(os.path.expanduser(location))
+
+
+def _stages(text: str | None, spec: str) -> tuple[Stage, ...]:
+    if text is None:
+        return ()
+    stages: list[Stage] = []
+    for name in text.split(","):
+        stage = next((stage for stage in STAGES if stage == name), None)
+        if stage is None:
+            near = difflib.get_close_matches(name.strip().lower(), STAGES, n=1, cutoff=0.4)
+            hint = f'did you mean "{near[0]}"?' if near else f"the stages are {', '.join(STAGES)}."
+            raise ConfigError(f'--data "{spec}": unknown stage "{name}"; {hint} The form is {_FORM}.')
+        if stage in stages:
+            raise ConfigError(f'--data "{spec}": stage "{stage}" stands there twice. Write it once.')
+        stages.append(stage)
+    return tuple(stages)
+
+
+def _weight(text: str | None, spec: str) -> float:
+    if text is None:
+        return 1.0
+    try:
+        weight = float(text)
+    except ValueError:
+        raise ConfigError(
+            f'--data "{spec}": the weight "{text}" is not a number. Write one such as "@0.5". The form is {_FORM}.'
+        ) from None
+    if not (math.isfinite(weight) and weight > 0):
+        raise ConfigError(f'--data "{spec}": the weight {text} is not above 0. Leave the source out, or write "@0.5".')
+    return weight

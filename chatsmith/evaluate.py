@@ -1,0 +1,70 @@
+"""Measuring, not training: intervals, calibration, and the scores of one policy on a fixed set of prompts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def proportion(successes: int, trials: int) -> Interval:
+    """Wilson score interval of a proportion. Source: Wilson 1927, doi:10.1080/01621459.1927.10502953."""
+    if trials == 0:
+        return Interval(math.nan, 0.0, 1.0)
+    z, p = 1.959964, successes / trials
+    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    return Interval(p, centre - half, centre + half)
+
+
+def paired_difference(before: Sequence[float], after: Sequence[float], *, resamples: int = 2000) -> Interval:
+    """Mean of after - before over prompts, with a bootstrap interval over prompts (percentile method).
+
+    It covers the choice of prompts, not the run-to-run variance of training.
+    """
+    differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    generator = np.random.default_rng(0)
+    draws = generator.integers(0, len(differences), size=(resamples, len(differences)))
+    means = differences[draws].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(differences.mean()), float(low), float(high))
+
+
+def expected_calibration_error(margins: Sequence[float], *, bins: int = 10) -> float:
+    """Mean gap between a pair's predicted probability of winning and how often such pairs win.
+
+    Args:
+        margins: score of the preferred answer minus that of the other, one per held-out pair.
+    Source: Guo et al. 2017, arXiv:1706.04599; confidence is max(p, 1 - p) with p = sigmoid(margin).
+    """
+    margin = np.asarray(margins, dtype=np.float64)
+    confidence = 1 / (1 + np.exp(-np.abs(margin)))
+    correct = margin > 0
+    edges = np.linspace(0.5, 1.0, bins + 1)
+    index = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
+    error = 0.0
+    for b in range(bins):
+        inside = index == b
+        if inside.any():
+            error += float(inside.mean()) * abs(float(confidence[inside].mean()) - float(correct[inside].mean()))
+    return error
+
+
+def correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Pearson correlation; 0 where either side is constant."""
+    a, b = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    if len(a) < 2 or a.std() == 0 or b.std() == 0:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])

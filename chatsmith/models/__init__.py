@@ -1,0 +1,1 @@
+"""Models: loading, heads, scoring, averaging. Unmodified Hugging Face modules throughout."""

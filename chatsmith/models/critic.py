@@ -1,0 +1,47 @@
+"""The critic: a decoder body under one linear unit that values the state before each token."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class Critic(nn.Module):
+    """`backbone` is a Hugging Face decoder without its head; `head` reads what would enter that head."""
+
+    def __init__(self, backbone: Any, width: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(width, 1, device=backbone.device, dtype=backbone.dtype)
+
+    def value(self, hidden: Tensor) -> Tensor:
+        """Values [...] in fp32 from hidden states [..., d]."""
+        values: Tensor = self.head(hidden)[..., 0].float()
+        return values
+
+    def save(self, directory: Path) -> None:
+        """The body as a Hugging Face directory, the head beside it as `value_head.safetensors`."""
+        self.backbone.save_pretrained(directory)
+        tensors = {"weight": self.head.weight.detach(), "bias": self.head.bias.detach()}
+        save_file(tensors, directory / "value_head.safetensors")
+
+
+def critic_from_reward_model(reward_model: Any, *, mean: float, std: float) -> Critic:
+    """A critic that starts as the *standardised* reward model: on a complete answer it equals (score - mean) / std."""
+    weight = reward_model.score.weight
+    critic = Critic(copy.deepcopy(reward_model.base_model), weight.shape[1])
+    with torch.no_grad():
+        critic.head.weight.copy_(weight / std)
+        critic.head.bias.fill_(-mean / std)
+    return critic.eval()
+
+
+def critic_from_actor(actor: Any) -> Critic:
+    """A critic on the actor's own body that starts at value 0; for rewards with another tokenizer or none."""
+    critic = Critic(copy.deepcopy(actor.base_model), actor.get_output_embeddings().in_features)
+    nn.init.zeros_(critic.head.weight)
+    nn.init.zeros_(critic.head.bias)
+    return critic.eval()

@@ -1,0 +1,139 @@
+"""Loading and saving: every artefact is a complete Hugging Face directory.
+
+Weights are read from safetensors, or from a `.bin` that transformers opens with `weights_only=True`. Code that comes
+with a model is never executed. Dropout is off everywhere: modules stay in eval mode, which only switches dropout off.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+)
+
+from chatsmith.data.chat import prepare_tokenizer
+from chatsmith.errors import ModelError
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+
+def load_tokenizer(location: str) -> Any:
+    """The tokenizer of a model directory or hub id, with a pad token and a chat template."""
+    _check_location(location)
+    if Path(location).is_dir() and not any(
+        (Path(location) / name).exists()
+        for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+    ):
+        raise ModelError(
+            f"{location}: no tokenizer here. Save one beside the weights: tokenizer.save_pretrained({location!r})."
+        )
+    tokenizer = _from_hub_or_disk(AutoTokenizer, location)
+    prepare_tokenizer(tokenizer, location)
+    return tokenizer
+
+
+def load_actor(location: str, tokenizer: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """A causal language model whose embeddings hold every token of `tokenizer`."""
+    config = _config(location)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{location}: {config.model_type} is an encoder-decoder; chatsmith trains decoders only.")
+    model = _from_hub_or_disk(AutoModelForCausalLM, location, dtype=dtype)
+    return _fit(model, tokenizer, device)
+
+
+def load_reward_model(location: str, tokenizer: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """A trained reward model: `...ForSequenceClassification` with one label."""
+    config = _config(location)
+    architecture = (config.architectures or [""])[0]
+    if not architecture.endswith("ForSequenceClassification") or config.num_labels != 1:
+        raise ModelError(
+            f"{location}: not a reward model (it holds {architecture or 'no architecture'} with {config.num_labels} "
+            "labels). --reward takes a ...ForSequenceClassification directory with one label, such as "
+            "RUN/reward/model; to train one from this model, pass it as --reward-model."
+        )
+    return _fit(_from_hub_or_disk(AutoModelForSequenceClassification, location, dtype=dtype), tokenizer, device)
+
+
+def new_reward_model(location: str, tokenizer: Any, *, seed: int, dtype: torch.dtype, device: torch.device) -> Any:
+    """The body of a language model under a fresh scalar head without bias, drawn with deviation 1/sqrt(width + 1)."""
+    _config(location)
+    model = _from_hub_or_disk(AutoModelForSequenceClassification, location, dtype=dtype, num_labels=1)
+    generator = torch.Generator().manual_seed(seed)
+    shape = model.score.weight.shape
+    model.score.weight.data = (torch.randn(shape, generator=generator) / math.sqrt(shape[1] + 1)).to(dtype)
+    return _fit(model, tokenizer, device)
+
+
+def save_model(model: Any, tokenizer: Any, directory: Path, *, stops: Sequence[int], card: str) -> None:
+    """Weights (safetensors), tokenizer, chat template, generation config and README into `directory`."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    if model.can_generate():
+        GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=list(stops),
+            pad_token_id=tokenizer.pad_token_id,
+            do_sample=True,
+        ).save_pretrained(directory)
+    (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def same_tokenizer(one: Any, other: Any) -> bool:
+    """Whether two tokenizers turn conversations into the same tokens."""
+    return bool(
+        one.get_vocab() == other.get_vocab()
+        and one.chat_template == other.chat_template
+        and one.eos_token_id == other.eos_token_id
+    )
+
+
+def context_length(model: Any) -> int | None:
+    """Longest sequence in tokens that the model was built for, or None where it sets no limit (ALiBi)."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit else None
+
+
+def _fit(model: Any, tokenizer: Any, device: torch.device) -> Any:
+    """Room for every token of the tokenizer, the tokenizer's special ids in the config, dropout off."""
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model.to(device).eval()
+
+
+def _config(location: str) -> Any:
+    _check_location(location)
+    return _from_hub_or_disk(AutoConfig, location)
+
+
+def _check_location(location: str) -> None:
+    path = Path(location)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ModelError(
+            f"{location}: no model here, config.json is missing. Give a directory made by save_pretrained."
+        )
+    if not path.exists() and (location.startswith((".", "/", "~")) or location.count("/") > 1):
+        raise ModelError(
+            f"{location}: no such directory. Give a model directory, or a hub id such as facebook/opt-125m."
+        )
+
+
+def _from_hub_or_disk(auto_class: Any, location: str, **options: Any) -> Any:
+    try:
+        return auto_class.from_pretrained(location, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{location}: cannot be loaded: {first_line} "
+            "Give a local model directory, or a hub id where there is a network."
+        ) from error

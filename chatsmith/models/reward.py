@@ -1,0 +1,159 @@
+"""Rewards: functions from samples to one number each. A trained reward model is one of them.
+
+    def reward(samples: list[Sample]) -> list[float | None]
+
+None (or NaN, or inf) excludes a sample from training and is counted.
+"""
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatsmith.data.batch import micro_batches, pad
+from chatsmith.data.chat import encode, stop_ids
+from chatsmith.errors import ConfigError, ModelError, RewardError
+from chatsmith.models.load import load_reward_model, load_tokenizer
+from chatsmith.models.scoring import sequence_scores
+from chatsmith.types import Message, Sample
+
+RewardFunction = Callable[[list[Sample]], list[float | None]]
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A trained reward model with its own tokenizer: it reads messages, so the actor's may be another one.
+
+    `mean` and `std` are those of its scores over the SFT model's answers.
+    """
+
+    model: Any
+    tokenizer: Any
+    stops: tuple[int, ...]
+    mean: float
+    std: float
+    max_tokens_per_pass: int
+
+    def __call__(self, samples: list[Sample]) -> list[float | None]:
+        """Raw scores, one per sample, read at the last token of the answer."""
+        return list(self.scores(samples))
+
+    def scores(self, samples: Sequence[Sample]) -> list[float]:
+        encoded = encode(
+            self.tokenizer,
+            [(*sample.messages, Message("assistant", sample.answer)) for sample in samples],
+            stops=self.stops,
+            complete=[sample.finish_reason == "stop" for sample in samples],
+        )
+        return score_rows(self.model, self.tokenizer, [row.tokens for row in encoded], self.max_tokens_per_pass)
+
+
+@torch.no_grad()
+def score_rows(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_tokens: int) -> list[float]:
+    """Raw scores of tokenised conversations, each read at its last token."""
+    scores = [0.0] * len(rows)
+    for group in micro_batches([len(row) for row in rows], max_tokens=max_tokens):
+        tokens, lengths = pad([rows[i] for i in group], pad_id=tokenizer.pad_token_id)
+        values = sequence_scores(model, tokens.to(model.device), lengths.to(model.device)).tolist()
+        for index, value in zip(group, values, strict=True):
+            scores[index] = value
+    return scores
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A named reward and its weight. `mean`/`std` are set where its values are to be standardised."""
+
+    name: str
+    function: RewardFunction
+    weight: float
+    mean: float | None = None
+    std: float | None = None
+
+
+def parse_reward(spec: str) -> tuple[str, float]:
+    """`TARGET[@WEIGHT]` as (target, weight)."""
+    target, at, weight = spec.rpartition("@")
+    if not at:
+        return spec, 1.0
+    try:
+        return target, float(weight)
+    except ValueError:
+        raise ConfigError(f"reward {spec!r}: the weight after @ must be a number, such as {target}@0.5.") from None
+
+
+def load_ready_reward(
+    target: str, weight: float, *, name: str | None, dtype: torch.dtype, device: torch.device, max_tokens_per_pass: int
+) -> Reward:
+    """A reward that the user named: a reward model directory, `FILE.py:function` or `package.module:function`.
+
+    Raises:
+        ConfigError: if it is none of these.
+        ModelError: if the directory holds no reward model, or one without `score_mean` and `score_std`.
+    """
+    if ":" in target and not Path(target).is_dir():
+        source, _, function = target.rpartition(":")
+        return Reward(name or function, _load_function(source, function), weight)
+    tokenizer = load_tokenizer(target)
+    model = load_reward_model(target, tokenizer, dtype=dtype, device=device)
+    mean, std = getattr(model.config, "score_mean", None), getattr(model.config, "score_std", None)
+    if mean is None or std is None:
+        raise ModelError(
+            f'{target}: its config.json has no "score_mean" and "score_std", so its scores have no unit. Add the mean '
+            "and standard deviation of its scores over answers of your SFT model."
+        )
+    reward_model = RewardModel(model, tokenizer, stop_ids(tokenizer), mean, std, max_tokens_per_pass)
+    return Reward(name or Path(target).name, reward_model, weight, mean, std)
+
+
+def call(reward: Reward, samples: list[Sample]) -> list[float]:
+    """Raw values of one reward; NaN where it gave none or a number that is not finite.
+
+    Raises:
+        RewardError: if the function raised, or returned something that is not one number or None per sample.
+    """
+    try:
+        values = reward.function(samples)
+    except Exception as error:
+        raise RewardError(
+            f"reward {reward.name!r} raised {type(error).__name__}: {error}. Return None for a sample it cannot judge."
+        ) from error
+    if not isinstance(values, list) or len(values) != len(samples):
+        got = f"{len(values)} values" if isinstance(values, list) else type(values).__name__
+        raise RewardError(
+            f"reward {reward.name!r} returned {got} for {len(samples)} samples; return a list of as many."
+        )
+    try:
+        numbers = [math.nan if value is None else float(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"reward {reward.name!r} returned something that is no number: {error}.") from error
+    return [number if math.isfinite(number) else math.nan for number in numbers]
+
+
+def _load_function(source: str, name: str) -> RewardFunction:
+    where = f"reward {source}:{name}"
+    try:
+        if source.endswith(".py"):
+            if not Path(source).is_file():
+                raise ConfigError(f"{where}: no such file.")
+            spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(source)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{where}: cannot be imported: {type(error).__name__}: {error}.") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"{where}: {source} has no function {name!r}.")
+    checked: RewardFunction = function
+    return checked

@@ -1,0 +1,100 @@
+"""From tokens to numbers about tokens. The only file that shifts.
+
+A hidden state at position t predicts token t + 1; everything that leaves this file is stored at the index of the token
+it speaks about. Rows are right-padded and attention is causal, so a real token never attends to padding and no
+attention mask is needed: padded, packed and one-by-one forward passes compute the same function.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+
+def hidden_states(backbone: nn.Module, tokens: Tensor) -> Tensor:
+    """Last hidden states [B, T, d] of right-padded tokens [B, T]."""
+    extra: dict[str, Any] = {"use_cache": False}
+    if "position_ids" in inspect.signature(backbone.forward).parameters:  # BLOOM has none: ALiBi
+        extra["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None].expand_as(tokens)
+    states: Tensor = backbone(input_ids=tokens, **extra).last_hidden_state
+    return states
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Logits [..., V] in fp32 from hidden states [..., d], with what the architecture does behind its head."""
+    logits: Tensor = model.get_output_embeddings()(hidden).float()
+    if scale := getattr(model.config, "logit_scale", None):  # Cohere
+        logits = logits * scale
+    if scaling := getattr(model.config, "logits_scaling", None):  # Granite
+        logits = logits / scaling
+    if cap := getattr(model.config, "final_logit_softcapping", None):  # Gemma 2
+        logits = cap * torch.tanh(logits / cap)
+    return logits
+
+
+def token_logprobs(
+    model: Any, tokens: Tensor, mask: Tensor, *, temperature: float, max_logits_bytes: int
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of the masked tokens under softmax(logits / temperature), and the entropies they were drawn from.
+
+    The head runs on the masked positions only. Above `max_logits_bytes` it runs in chunks whose logits are computed
+    again in the backward pass, so that [N, V] never exists at once.
+
+    Args:
+        model: a Hugging Face causal language model.
+        tokens: [B, T] right-padded.
+        mask: [B, T] bool, tokens to score; the first token of a row has no prediction and must be False.
+        max_logits_bytes: budget for one fp32 [N, V] tensor.
+    Returns:
+        logprobs [B, T] and entropies [B, T] (nats, no gradient), both 0 outside the mask.
+    """
+    assert not mask[:, 0].any(), "the first token of a row is predicted by nothing"
+    hidden = hidden_states(model.base_model, tokens)  # [B, T, d]
+    predicted = mask[:, 1:]
+    selected, targets = hidden[:, :-1][predicted], tokens[:, 1:][predicted]  # [N, d], [N]
+
+    def score(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head_logits(model, states) / temperature  # [n, V]
+        logprobs = -cross_entropy(logits, ids, reduction="none")
+        with torch.no_grad():
+            entropies = torch.logsumexp(logits, -1) - (torch.softmax(logits, -1) * logits).sum(-1)
+        return logprobs, entropies
+
+    rows = max(1, max_logits_bytes // (4 * model.config.get_text_config().vocab_size))
+    if len(targets) <= rows:
+        logprobs, entropies = score(selected, targets)
+    else:
+        chunks = [
+            checkpoint(score, states, ids, use_reentrant=False)
+            for states, ids in zip(torch.split(selected, rows), torch.split(targets, rows), strict=True)
+        ]
+        logprobs, entropies = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return _place(logprobs, mask), _place(entropies, mask)
+
+
+def token_values(critic: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Values [B, T] of the states *before* each masked token is emitted, fp32, 0 outside the mask."""
+    hidden = hidden_states(critic.backbone, tokens)
+    return _place(critic.value(hidden[:, :-1][mask[:, 1:]]), mask)
+
+
+def sequence_scores(reward_model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Scores [B] in fp32, read at each row's last real token.
+
+    Args:
+        reward_model: a Hugging Face `...ForSequenceClassification` with one label.
+        tokens: [B, T] right-padded.
+        lengths: [B] real tokens per row.
+    """
+    hidden = hidden_states(reward_model.base_model, tokens)
+    last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]  # [B, d]
+    scores: Tensor = reward_model.score(last)[:, 0].float()
+    return scores
+
+
+def _place(values: Tensor, mask: Tensor) -> Tensor:
+    """Values [N] of the masked tokens, at their places in [B, T]; differentiable."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

@@ -1,0 +1,202 @@
+"""The run directory: its manifest, its configuration, and whether a command may continue it.
+
+DIR/manifest.json            status, verdicts, summary: the contract for scripts
+DIR/data/                    what a recipe made itself
+DIR/<stage>/metrics.jsonl    one JSON object per step
+DIR/<stage>/checkpoint.pt    while the stage runs
+DIR/sft/model  reward/model  rl/actor  rl/critic  rl/ema
+"""
+
+import json
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatsmith.checkpoint import save_json
+from chatsmith.config import STAGES, Config, StageName
+from chatsmith.console import Screen
+from chatsmith.errors import RunError
+from chatsmith.runtime import StageRun, StopSignals, choose_device, choose_dtype
+from chatsmith.verdicts import Verdict
+
+TITLES = {
+    "sft": "Stage 1 of 3: supervised fine-tuning, learning to answer from demonstrations",
+    "reward": "Stage 2 of 3: reward model, learning what people prefer",
+    "rl": "Stage 3 of 3: PPO, learning to answer as people prefer",
+}
+MANIFEST_VERSION = 1
+
+
+@dataclass
+class Run:
+    """One invocation on one run directory."""
+
+    config: Config
+    directory: Path
+    screen: Screen
+    stop: StopSignals
+    force: bool
+    manifest: dict[str, Any]
+    _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def device(self) -> torch.device:
+        return choose_device(self.config.engine)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return choose_dtype(self.config.engine, self.device)
+
+    def finished(self, stage: StageName) -> bool:
+        """Whether the stage's result is saved, whatever its verdict."""
+        return stage in self.manifest["stages"]
+
+    def stage(self, stage: StageName) -> StageRun:
+        show = partial(self.screen.stage, stage, TITLES[stage])
+        return StageRun(self.directory / stage, save_every_s=self.config.engine.save_every_s, stop=self.stop, show=show)
+
+    def record(self, stage: StageName, verdict: Verdict, stage_run: StageRun, model_dir: str, **facts: Any) -> None:
+        """Note a finished stage in the manifest, then forget its checkpoint."""
+        self.manifest["stages"][stage] = {
+            "status": "passed" if verdict.passed else "forced" if self.force else "failed",
+            "verdict": verdict.text,
+            "warnings": list(verdict.warnings),
+            "seconds": round(stage_run.seconds, 1),
+            "model_dir": model_dir,
+            **facts,
+        }
+        self.save()
+        stage_run.discard_checkpoint()
+
+    def skip(self, stage: StageName, reason: str) -> None:
+        """Note that a stage is not needed."""
+        self.manifest["stages"][stage] = {
+            "status": "skipped",
+            "verdict": reason,
+            "warnings": [],
+            "seconds": 0.0,
+            "model_dir": None,
+        }
+        self.save()
+
+    def save(self) -> None:
+        seconds = self.manifest["seconds_before"] + time.monotonic() - self._started
+        self.manifest["summary"]["seconds"] = round(seconds, 1)
+        save_json(self.directory / "manifest.json", self.manifest)
+
+
+def open_run(
+    config: Config,
+    directory: Path,
+    *,
+    recipe: str,
+    force: bool,
+    restart_from: StageName | None,
+    screen: Screen,
+    stop: StopSignals,
+) -> Run:
+    """Create a run directory, or continue the run of the same configuration that is there.
+
+    Args:
+        restart_from: forget this stage and all later ones; their settings may then differ.
+    Raises:
+        RunError: if the directory holds something else.
+    """
+    path = directory / "manifest.json"
+    if path.exists():
+        manifest = _read_manifest(path)
+        _check_same(manifest["config"], config, directory, restart_from)
+        if restart_from is not None:
+            for stage in STAGES[STAGES.index(restart_from) :]:
+                manifest["stages"].pop(stage, None)
+                shutil.rmtree(directory / stage, ignore_errors=True)
+    else:
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise RunError(f"{directory}: exists and is no run of chatsmith. Choose another --run-dir.")
+        manifest = {"version": MANIFEST_VERSION, "stages": {}, "summary": {"seconds": 0.0}}
+    manifest |= {
+        "status": "running",
+        "recipe": recipe,
+        "config": config.model_dump(mode="json"),
+        "versions": {name: version(name) for name in ("chatsmith", "torch", "transformers")}
+        | {"python": platform.python_version()},
+        "commit": commit(),
+        "threads": torch.get_num_threads(),
+        "seconds_before": manifest["summary"]["seconds"],
+    }
+    run = Run(config, directory, screen, stop, force, manifest)
+    run.save()
+    return run
+
+
+def commit() -> str | None:
+    """The git commit that this package runs from, or None for an installed release."""
+    package = Path(__file__).parent
+    command = ["git", "-C", str(package), "log", "-1", "--format=%H", "--", str(package)]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def model_card(run: Run, *, what: str, base: str, sources: Sequence[dict[str, Any]]) -> str:
+    """README.md of a saved model: what it is, from what, with which verdicts."""
+    licences = [f"- {source['spec']}: {source['licence'] or 'the source states no licence'}" for source in sources]
+    verdicts = [f"- {stage}: {entry['status']}, {entry['verdict']}" for stage, entry in run.manifest["stages"].items()]
+    return "\n".join(
+        [
+            f"# {what}",
+            "",
+            f"Trained by chatsmith {run.manifest['versions']['chatsmith']} "
+            f"(commit {run.manifest['commit'] or 'unknown'}) with the recipe `{run.manifest['recipe']}`, "
+            f"seed {run.config.seed}.",
+            "",
+            f"Base: {base}",
+            "",
+            "Data and licences:",
+            *licences,
+            "",
+            "Verdicts of the stages before:",
+            *(verdicts or ["- none"]),
+            "",
+        ]
+    )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise RunError(
+            f"{path}: not valid JSON ({error}). Move the directory away, or choose another --run-dir."
+        ) from error
+    if manifest.get("version") != MANIFEST_VERSION:
+        raise RunError(f"{path}: written by another version of chatsmith. Choose another --run-dir.")
+    return manifest
+
+
+def _check_same(old: dict[str, Any], config: Config, directory: Path, restart_from: StageName | None) -> None:
+    """Settings of stages that run again may change, and so may how to compute; nothing else."""
+    new = config.model_dump(mode="json")
+    free = {"gates", "engine"} | set(STAGES[STAGES.index(restart_from) :] if restart_from else ())
+    differing = [
+        f"{group}.{key} ({old[group][key]!r} there, {value!r} here)" if isinstance(old[group], dict) else group
+        for group in new
+        if group not in free and old[group] != new[group]
+        for key, value in (new[group].items() if isinstance(new[group], dict) else [(group, new[group])])
+        if not isinstance(old[group], dict) or old[group].get(key) != value
+    ]
+    if differing:
+        raise RunError(
+            f"{directory}: holds a run with another configuration: {', '.join(differing[:4])}. "
+            "Choose another --run-dir, or restart at the stage whose settings changed with --from STAGE."
+        )

@@ -1,0 +1,156 @@
+"""What a stage runs in: device, interruption, its checkpoint and its metrics."""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+
+from chatsmith.checkpoint import load_checkpoint, save_checkpoint
+from chatsmith.config import EngineConfig
+from chatsmith.errors import ConfigError
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived; a checkpoint was written. `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}; a checkpoint was saved")
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """Inside the context, the first SIGINT or SIGTERM asks for a checkpoint; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, self._before[signal.Signals(number)])
+
+
+class Shown(Protocol):
+    """A stage's progress on the screen."""
+
+    def update(self, step: int, metrics: dict[str, float]) -> None: ...
+
+
+Show = Callable[[int], AbstractContextManager[Shown]]
+"""Given the number of steps, shows progress inside a context."""
+
+
+class StageRun:
+    """One stage's folder: `checkpoint.pt` while it runs, `metrics.jsonl` with one object per step.
+
+    A loop calls `resume` once, iterates over `steps`, and per step calls `log` and `checkpoint`.
+    """
+
+    def __init__(self, directory: Path, *, save_every_s: float, stop: StopSignals, show: Show) -> None:
+        self._show = show
+        self.directory = directory
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._save_every_s = save_every_s
+        self._stop = stop
+        self._saved_at = time.monotonic()
+        self._metrics = directory / "metrics.jsonl"
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+        self._shown: Shown | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in this stage, over all attempts."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def resume(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None at a fresh start. Metrics of steps after it are forgotten."""
+        state = load_checkpoint(self._checkpoint_path)
+        step = -1 if state is None else state["step"]
+        kept = []
+        if self._metrics.exists():
+            for line in self._metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+                # the last line of a killed process may be half a line
+                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                    kept.append(line)
+        self._metrics.write_text("".join(kept), encoding="utf-8")
+        if state is not None:
+            self._seconds_before = state["seconds"]
+        return state
+
+    def steps(self, start: int, total: int) -> Iterator[int]:
+        """The steps from `start` on, with progress on the screen."""
+        with self._show(total) as self._shown:
+            yield from range(start, total)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one step's metrics to `metrics.jsonl` and show them."""
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+        if self._shown is not None:
+            self._shown.update(step, metrics)
+
+    def checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Save the state after `step` if it is time to, or if the user asked to stop.
+
+        Raises:
+            Interrupted: after saving, if SIGINT or SIGTERM arrived.
+        """
+        due = time.monotonic() - self._saved_at >= self._save_every_s
+        if due or self._stop.received is not None:
+            save_checkpoint(self._checkpoint_path, {**state, "step": step, "seconds": self.seconds})
+            self._saved_at = time.monotonic()
+        if self._stop.received is not None:
+            raise Interrupted(self._stop.received)
+
+    def discard_checkpoint(self) -> None:
+        """The stage's result is saved; its checkpoint is no longer needed."""
+        self._checkpoint_path.unlink(missing_ok=True)
+
+    @property
+    def _checkpoint_path(self) -> Path:
+        return self.directory / "checkpoint.pt"
+
+
+def choose_device(config: EngineConfig) -> torch.device:
+    """The device to compute on; `auto` takes a GPU where there is one."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('engine.device = "cuda", but torch finds no CUDA device here. Use "auto" or "cpu".')
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+    """The dtype of the compute weights; `auto` is bf16 on a GPU and fp32 on a CPU."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product here: the ceiling that `step/mfu` refers to."""
+    size = 8192 if device.type == "cuda" else 1024
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        product = matrix @ matrix
+        float(product[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best

@@ -1,0 +1,1 @@
+"""The three stages. Read one file, know one stage."""

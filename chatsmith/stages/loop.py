@@ -1,0 +1,127 @@
+"""What every stage's loop shares: optimizer, schedule, precision, clipping, and the refusal of non-finite steps."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chatsmith.config import OptimizerConfig
+from chatsmith.errors import TrainingStopped
+
+MAX_SKIPPED_IN_A_ROW = 3
+
+
+def learning_rate_factor(config: OptimizerConfig, step: int, total: int) -> float:
+    """Share of the peak learning rate at optimizer step `step` of `total`: linear warm-up, then the schedule."""
+    warmup = math.ceil(config.warmup * total)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return 1.0
+    progress = (step - warmup) / max(1, total - warmup)
+    left = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1.0 - progress
+    return config.final_lr + (1 - config.final_lr) * left
+
+
+class Trainable:
+    """A model with its AdamW. Where the model computes in half precision, the optimizer holds fp32 masters.
+
+    The compute weights stay one storage at fixed addresses: they are refreshed in place after each step, so that
+    training, scoring and the engine read the same tensors. `weights` are the masters by name (the parameters
+    themselves in fp32).
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig, *, lr: float) -> None:
+        self.lr = lr
+        self.grad_clip = config.grad_clip
+        self.parameters = dict(model.named_parameters())
+        self.weights = {
+            name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float())
+            for name, p in self.parameters.items()
+        }
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(), lr=lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradient to what has been collected for the next step, in fp32."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        for name, parameter in self.parameters.items():
+            master = self.weights[name]
+            if master is not parameter and parameter.grad is not None:
+                gradient = parameter.grad.float()
+                master.grad = gradient if master.grad is None else master.grad + gradient
+                parameter.grad = None
+
+    def gradient_norm(self) -> Tensor:
+        """Norm over all collected gradients, before clipping."""
+        gradients = [w.grad for w in self.weights.values() if w.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    @torch.no_grad()
+    def step(self, factor: float, norm: Tensor) -> None:
+        """Clip, move the weights with learning rate `lr * factor`, and forget the gradients."""
+        torch.nn.utils.clip_grads_with_norm_(self.weights.values(), self.grad_clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * factor
+        self.optimizer.step()
+        self.clear()
+        for name, parameter in self.parameters.items():
+            if self.weights[name] is not parameter:
+                parameter.copy_(self.weights[name])
+
+    def clear(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        weights = {name: weight.detach() for name, weight in self.weights.items()}
+        return {"weights": weights, "optimizer": self.optimizer.state_dict()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, weight in self.weights.items():
+            weight.copy_(state["weights"][name])
+            self.parameters[name].copy_(weight)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class Guard:
+    """Lets optimizer steps through unless a gradient is not finite; stops after three refusals in a row."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.skipped = 0
+        self.in_a_row = 0
+
+    def step(self, trainables: Sequence[tuple[Trainable, float]]) -> list[float] | None:
+        """Step every (trainable, learning rate factor), or none of them if any gradient is not finite.
+
+        Returns:
+            the gradient norms before clipping, or None if the step was skipped.
+        Raises:
+            TrainingStopped: after three skipped steps in a row.
+        """
+        norms = [trainable.gradient_norm() for trainable, _ in trainables]
+        if all(bool(norm.isfinite()) for norm in norms):
+            self.in_a_row = 0
+            for (trainable, factor), norm in zip(trainables, norms, strict=True):
+                trainable.step(factor, norm)
+            return [norm.item() for norm in norms]
+        for trainable, _ in trainables:
+            trainable.clear()
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row == MAX_SKIPPED_IN_A_ROW:
+            raise TrainingStopped(
+                f"{self.stage}: {MAX_SKIPPED_IN_A_ROW} optimizer steps in a row had a gradient that is not finite. "
+                f"Nothing was learned from them. Try a lower --{self.stage}.lr, or look for broken records in the data."
+            )
+        return None
+
+    def state_dict(self) -> dict[str, int]:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]

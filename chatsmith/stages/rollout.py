@@ -1,0 +1,200 @@
+"""Letting a policy answer prompts, and what rewards make of the answers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chatsmith.algo.losses import kl_estimate, masked_sum
+from chatsmith.algo.rewards import standardise
+from chatsmith.config import Config, RlConfig
+from chatsmith.data.batch import micro_batches, pad, pad_mask
+from chatsmith.data.chat import decode_answer, encode_prompts
+from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.engine.sampling import sequence_seed
+from chatsmith.errors import RewardError
+from chatsmith.models.reward import Reward, RewardModel, call
+from chatsmith.models.scoring import token_logprobs
+from chatsmith.types import Record, Rollouts, Sample
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Records that are asked, with their tokens, and how many were too long to leave room for an answer."""
+
+    records: tuple[Record, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    dropped_too_long: int
+
+    def first(self, count: int) -> "Prompts":
+        return Prompts(self.records[:count], self.tokens[:count], self.dropped_too_long)
+
+
+def encode_questions(tokenizer: Any, records: Sequence[Record], *, max_tokens: int) -> Prompts:
+    """Prompts of at most `max_tokens` tokens, in the records' order."""
+    ids = encode_prompts(tokenizer, [record.prompt for record in records])
+    kept = [(record, tuple(row)) for record, row in zip(records, ids, strict=True) if len(row) <= max_tokens]
+    return Prompts(tuple(record for record, _ in kept), tuple(row for _, row in kept), len(records) - len(kept))
+
+
+def roll_out(
+    engine: Engine,
+    tokenizer: Any,
+    prompts: Prompts,
+    index: Sequence[int],
+    sampling: Sampling,
+    *,
+    limit: int,
+    stops: Sequence[int],
+    samples: int,
+    seed: tuple[int | str, ...],
+) -> Rollouts:
+    """Answer the prompts at `index`, `samples` times each; row p * samples + g is sample g of the p-th of them.
+
+    A sequence's seed is a hash of (`seed`, prompt number, sample): independent of order and batch.
+    """
+    requests = [
+        Request(
+            tokens=prompts.tokens[i],
+            max_new_tokens=limit,
+            stops=tuple(stops),
+            sampling=sampling,
+            seeds=tuple(sequence_seed(*seed, i, g) for g in range(samples)),
+        )
+        for i in index
+    ]
+    answers = [(i, a) for i, group in zip(index, engine.generate(requests), strict=True) for a in group]
+    tokens, lengths = pad([(*prompts.tokens[i], *a.tokens) for i, a in answers], pad_id=tokenizer.pad_token_id)
+    mask = pad_mask([[False] * len(prompts.tokens[i]) + [True] * len(a.tokens) for i, a in answers])
+    logprobs = torch.zeros(mask.shape)
+    logprobs[mask] = torch.tensor([value for _, a in answers for value in a.logprobs])
+    device = engine.model.device
+    return Rollouts(
+        tokens=tokens.to(device),
+        lengths=lengths.to(device),
+        mask=mask.to(device),
+        logprobs=logprobs.to(device),
+        samples=tuple(
+            Sample(prompts.records[i].prompt, decode_answer(tokenizer, a.tokens), a.finish_reason, prompts.records[i])
+            for i, a in answers
+        ),
+    )
+
+
+@torch.no_grad()
+def rollout_logprobs(model: Any, rollouts: Rollouts, *, temperature: float, config: Config) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies [B, T] of the sampled tokens under `model`, without gradient."""
+    logprobs, entropies = torch.zeros_like(rollouts.logprobs), torch.zeros_like(rollouts.logprobs)
+    for group in micro_batches(rollouts.lengths.tolist(), max_tokens=config.engine.max_batch_tokens):
+        rows = torch.tensor(group, device=rollouts.tokens.device)
+        width = int(rollouts.lengths[rows].max())
+        logprobs[rows, :width], entropies[rows, :width] = token_logprobs(
+            model,
+            rollouts.tokens[rows, :width],
+            rollouts.mask[rows, :width],
+            temperature=temperature,
+            max_logits_bytes=config.engine.max_logits_mib << 20,
+        )
+    return logprobs, entropies
+
+
+def judge(
+    samples: Sequence[Sample], rewards: Sequence[Reward], config: RlConfig
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Every reward's values, standardised, clipped and weighted into one number per sample.
+
+    Returns:
+        rewards [B]; valid [B] bool, False where a reward was None or not finite, or where `truncated_score` masks the
+        sample; metrics: `rl/score_raw_mean` and `reward/<name>` (raw means), `rl/excluded` (share without a value).
+    Raises:
+        RewardError: if a function failed, or gave no value to more than `max_excluded` of the samples.
+    """
+    truncated = torch.tensor([sample.finish_reason == "length" for sample in samples])
+    total, valid = torch.zeros(len(samples)), torch.ones(len(samples), dtype=torch.bool)
+    raw_mean, metrics = 0.0, {}
+    for reward in rewards:
+        raw = torch.tensor(call(reward, list(samples)))
+        has_value = raw.isfinite()
+        excluded = 1 - has_value.float().mean().item()
+        if excluded > config.max_excluded:
+            raise RewardError(
+                f"reward {reward.name!r} gave no finite number to {excluded:.0%} of {len(samples)} answers "
+                f"(rl.max_excluded = {config.max_excluded:.0%}). Mend the function, or let it return a number for: "
+                f"{samples[int((~has_value).nonzero()[0])].answer[:80]!r}"
+            )
+        raw_mean += reward.weight * raw[has_value].mean().item()
+        metrics[f"reward/{reward.name}"] = raw[has_value].mean().item()
+        values = raw
+        if reward.mean is not None and reward.std is not None:
+            values = standardise(raw, mean=reward.mean, std=reward.std, clip=config.score_clip)
+        if isinstance(reward.function, RewardModel) and isinstance(config.truncated_score, float | int):
+            values = torch.where(truncated, float(config.truncated_score), values)
+        total = total + reward.weight * torch.where(has_value, values, torch.zeros(()))
+        valid &= has_value
+    metrics |= {"rl/score_raw_mean": raw_mean, "rl/excluded": 1 - valid.float().mean().item()}
+    if config.truncated_score == "mask":
+        valid &= ~truncated
+    return total, valid, metrics
+
+
+@dataclass(frozen=True)
+class PolicyScores:
+    """One policy on a fixed set of prompts, sampled with fixed seeds."""
+
+    rewards: list[float]  # per prompt
+    kl: float  # k3 to the reference, nats per sampled token
+    entropy: float  # nats per sampled token
+    length: float  # tokens per answer
+    eos_rate: float
+    samples: tuple[Sample, ...]
+
+    @property
+    def reward_mean(self) -> float:
+        return sum(self.rewards) / len(self.rewards)
+
+
+def evaluate_policy(
+    model: Any,
+    reference: Any,
+    tokenizer: Any,
+    prompts: Prompts,
+    rewards: Sequence[Reward],
+    config: Config,
+    *,
+    stops: Sequence[int],
+) -> PolicyScores:
+    """Answer every prompt once at the training temperature and score the answers. Excluded samples count as 0."""
+    engine = Engine(model, pad_id=tokenizer.pad_token_id, max_batch=config.engine.max_batch)
+    rollouts = roll_out(
+        engine,
+        tokenizer,
+        prompts,
+        range(len(prompts.tokens)),
+        Sampling(config.rl.temperature, config.rl.top_k, config.rl.top_p),
+        limit=config.rl.max_new_tokens,
+        stops=stops,
+        samples=1,
+        seed=(config.seed, "held out"),
+    )
+    values, valid, _ = judge(rollouts.samples, rewards, config.rl)
+    logprobs, entropies = rollout_logprobs(model, rollouts, temperature=config.rl.temperature, config=config)
+    reference_logprobs, _ = rollout_logprobs(reference, rollouts, temperature=config.rl.temperature, config=config)
+    count = rollouts.mask.sum()
+    kl = masked_sum(kl_estimate(logprobs, reference_logprobs, "k3"), rollouts.mask) / count
+    return PolicyScores(
+        rewards=torch.where(valid, values, torch.zeros(())).tolist(),
+        kl=kl.item(),
+        entropy=(masked_sum(entropies, rollouts.mask) / count).item(),
+        length=count.item() / len(rollouts.samples),
+        eos_rate=sum(sample.finish_reason == "stop" for sample in rollouts.samples) / len(rollouts.samples),
+        samples=rollouts.samples,
+    )
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation of a population."""
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))

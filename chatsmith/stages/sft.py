@@ -1,0 +1,181 @@
+"""Stage 1: supervised fine-tuning on the best answer of each record."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chatsmith.algo.losses import language_model_loss
+from chatsmith.config import Config
+from chatsmith.data.batch import batches, micro_batches, pad, pad_mask
+from chatsmith.data.chat import Encoded, encode, encode_prompts
+from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.errors import DataError
+from chatsmith.models.scoring import token_logprobs
+from chatsmith.runtime import StageRun
+from chatsmith.stages.loop import Guard, Trainable, learning_rate_factor
+from chatsmith.types import Message, Record
+
+EVALUATIONS = 10  # held-out evaluations per run
+GREEDY_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class SftReport:
+    """What stage 1 did. Losses are means over held-out target tokens, in nats."""
+
+    held_out_loss_first: float
+    held_out_loss_last: float
+    held_out_loss_min: float
+    eos_rate: float  # of greedy answers to held-out prompts
+    repetition: float  # share of repeated 4-grams in them
+    dropped_too_long: int
+    skipped_steps: int
+
+
+def train_sft(
+    actor: Any,
+    tokenizer: Any,
+    train: Sequence[Record],
+    held_out: Sequence[Record],
+    config: Config,
+    run: StageRun,
+    *,
+    stops: Sequence[int],
+    max_tokens: int,
+) -> SftReport:
+    """Train `actor` in place.
+
+    Args:
+        train, held_out: records with at least one answer; the best-scored one is learned.
+        stops: ids that end an answer.
+        max_tokens: longest record; longer ones are dropped and counted.
+    Raises:
+        DataError: if no record is short enough.
+        Interrupted, TrainingStopped: see `runtime` and `loop`.
+    """
+    settings = config.sft
+    rows, dropped = encode_best_answers(tokenizer, train, stops=stops, max_tokens=max_tokens)
+    held_out_rows, _ = encode_best_answers(tokenizer, held_out, stops=stops, max_tokens=max_tokens)
+    if not rows or not held_out_rows:
+        raise DataError(
+            f"sft: no usable record: {len(train)} for training and {len(held_out)} held out, of which "
+            f"{len(rows)} and {len(held_out_rows)} have at most {max_tokens} tokens. "
+            "Give more data, or a model with a longer context and a larger --data.max_tokens."
+        )
+    total = max(1, math.ceil(settings.epochs * len(rows) / settings.batch))
+    learner = Trainable(actor, settings, lr=settings.lr)
+    guard = Guard("sft")
+    evaluate_every = max(1, total // EVALUATIONS)
+
+    def held_out_loss() -> float:
+        return evaluate_language_model(actor, tokenizer, held_out_rows, config)
+
+    state = run.resume()
+    if state is None:
+        start, losses = 0, [held_out_loss()]
+    else:
+        start, losses = state["step"] + 1, state["losses"]
+        learner.load_state_dict(state["learner"])
+        guard.load_state_dict(state["guard"])
+    order = batches(len(rows), size=settings.batch, seed=config.seed, start=start)
+    for step in run.steps(start, total):
+        batch = [rows[index] for index in next(order)]
+        loss = language_model_backward(learner, actor, tokenizer, batch, config, loss_on=settings.loss_on)
+        factor = learning_rate_factor(settings, step, total)
+        norms = guard.step([(learner, factor)])
+        metrics = {"sft/loss": loss, "sft/lr": settings.lr * factor, "sft/skipped": float(guard.skipped)}
+        if norms is not None:
+            metrics["sft/grad_norm"] = norms[0]
+        if (step + 1) % evaluate_every == 0 or step == total - 1:
+            losses.append(held_out_loss())
+            metrics["sft/held_out_loss"] = losses[-1]
+        run.log(step, metrics)
+        run.checkpoint(step, {"losses": losses, "learner": learner.state_dict(), "guard": guard.state_dict()})
+    eos_rate, repetition = _greedy_habits(actor, tokenizer, held_out, config, stops=stops, max_tokens=max_tokens)
+    return SftReport(losses[0], losses[-1], min(losses), eos_rate, repetition, dropped, guard.skipped)
+
+
+def encode_best_answers(
+    tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int
+) -> tuple[list[Encoded], int]:
+    """Each record's conversation with its best-scored answer, and how many were longer than `max_tokens`."""
+    best = [max(record.answers, key=lambda answer: answer.score or 0.0) for record in records]
+    encoded = encode(
+        tokenizer,
+        [(*record.prompt, Message("assistant", answer.content)) for record, answer in zip(records, best, strict=True)],
+        stops=stops,
+    )
+    short = [row for row in encoded if len(row.tokens) <= max_tokens]
+    return short, len(encoded) - len(short)
+
+
+def language_model_backward(
+    learner: Trainable,
+    model: Any,
+    tokenizer: Any,
+    batch: Sequence[Encoded],
+    config: Config,
+    *,
+    loss_on: str = "assistant",
+    weight: float = 1.0,
+) -> float:
+    """Collect the gradient of weight * mean target-token loss of a batch; returns the unweighted loss."""
+    total = 0.0
+    count = torch.tensor(float(sum(sum(_targets(row, loss_on)) for row in batch)))
+    for group in micro_batches([len(row.tokens) for row in batch], max_tokens=config.engine.max_batch_tokens):
+        logprobs, mask = _target_logprobs(model, tokenizer, [batch[i] for i in group], config, loss_on)
+        loss = language_model_loss(logprobs, mask, count=count.to(mask.device))
+        learner.backward(weight * loss)
+        total += loss.item()
+    return total
+
+
+@torch.no_grad()
+def evaluate_language_model(model: Any, tokenizer: Any, rows: Sequence[Encoded], config: Config) -> float:
+    """Mean loss in nats over the target tokens of all rows."""
+    total, count = 0.0, 0
+    for group in micro_batches([len(row.tokens) for row in rows], max_tokens=config.engine.max_batch_tokens):
+        logprobs, mask = _target_logprobs(model, tokenizer, [rows[i] for i in group], config, "assistant")
+        total -= logprobs.double().sum().item()
+        count += int(mask.sum())
+    return total / count
+
+
+def _targets(row: Encoded, loss_on: str) -> list[bool]:
+    return row.targets if loss_on == "assistant" else [False] + [True] * (len(row.tokens) - 1)
+
+
+def _target_logprobs(
+    model: Any, tokenizer: Any, rows: Sequence[Encoded], config: Config, loss_on: str
+) -> tuple[Tensor, Tensor]:
+    tokens, _ = pad([row.tokens for row in rows], pad_id=tokenizer.pad_token_id)
+    mask = pad_mask([_targets(row, loss_on) for row in rows]).to(model.device)
+    logprobs, _ = token_logprobs(
+        model,
+        tokens.to(model.device),
+        mask,
+        temperature=1.0,
+        max_logits_bytes=config.engine.max_logits_mib << 20,
+    )
+    return logprobs, mask
+
+
+def _greedy_habits(
+    actor: Any, tokenizer: Any, records: Sequence[Record], config: Config, *, stops: Sequence[int], max_tokens: int
+) -> tuple[float, float]:
+    """Share of greedy answers that end by themselves, and share of repeated 4-grams in them."""
+    limit = config.rl.max_new_tokens
+    prompts = encode_prompts(tokenizer, [record.prompt for record in records])
+    prompts = [prompt for prompt in prompts if len(prompt) + limit <= max_tokens][:GREEDY_SAMPLES]
+    if not prompts:
+        return float("nan"), float("nan")
+    engine = Engine(actor, pad_id=tokenizer.pad_token_id, max_batch=config.engine.max_batch)
+    requests = [Request(tuple(prompt), limit, tuple(stops), Sampling(temperature=0.0), (0,)) for prompt in prompts]
+    answers = [completions[0] for completions in engine.generate(requests)]
+    grams = [(n, *a.tokens[i : i + 4]) for n, a in enumerate(answers) for i in range(len(a.tokens) - 3)]
+    repetition = 1 - len(set(grams)) / len(grams) if grams else 0.0
+    return sum(a.finish_reason == "stop" for a in answers) / len(answers), repetition

@@ -1,0 +1,120 @@
+"""Which stage is at fault? After each stage a verdict in words.
+
+A stage *fails* only where going on makes no sense; everything else that looks wrong is a warning.
+"""
+
+from dataclasses import dataclass
+
+from chatsmith.config import GatesConfig
+from chatsmith.evaluate import Interval, paired_difference
+from chatsmith.stages.reward import RewardReport
+from chatsmith.stages.rl import RlReport
+from chatsmith.stages.sft import SftReport
+
+MIN_SCORE_STD = 1e-3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a stage's result can be built upon, why, and what to change where not."""
+
+    passed: bool
+    text: str
+    warnings: tuple[str, ...] = ()
+
+
+def judge_sft(report: SftReport) -> Verdict:
+    first, last = report.held_out_loss_first, report.held_out_loss_last
+    warnings = []
+    if report.eos_rate < 0.5:
+        warnings.append(
+            f"only {report.eos_rate:.0%} of greedy answers end by themselves within the limit: raise rl.max_new_tokens "
+            "if good answers are longer, or train longer"
+        )
+    if report.repetition > 0.5:
+        warnings.append(f"greedy answers repeat themselves ({report.repetition:.0%} of their 4-grams)")
+    if last > 1.02 * report.held_out_loss_min:
+        warnings.append(
+            f"held-out loss rose again from {report.held_out_loss_min:.3f}: fewer sft.epochs or a lower sft.lr"
+        )
+    if not last < first:
+        return Verdict(
+            False,
+            f"held-out loss did not fall ({first:.3f} -> {last:.3f}): nothing was learned. "
+            "Try a lower sft.lr, more sft.epochs, or look at the data.",
+            tuple(warnings),
+        )
+    return Verdict(True, f"held-out loss fell from {first:.3f} to {last:.3f} nats per token", tuple(warnings))
+
+
+def judge_reward(report: RewardReport, *, score_std: float) -> Verdict:
+    accuracy, rule = report.accuracy, report.longer_wins
+    measured = (
+        f"held-out accuracy {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] "
+        f"over {len(report.margins)} pairs"
+    )
+    warnings = []
+    if accuracy.value <= rule.value:
+        warnings.append(f'not better than the rule "{report.length_rule}" ({rule.value:.1%}): it may only see length')
+    if report.calibration_error > 0.1:
+        warnings.append(
+            f"calibration error {report.calibration_error:.2f}: its margins over- or understate how sure it is"
+        )
+    if accuracy.low <= 0.5:
+        return Verdict(
+            False,
+            f"{measured}: no better than chance. More or cleaner preferences, a larger reward_model, "
+            "or another reward.lr.",
+            tuple(warnings),
+        )
+    if score_std < MIN_SCORE_STD:
+        return Verdict(
+            False,
+            f"{measured}, but its scores of sampled answers hardly differ (deviation {score_std:.1e}): PPO would have "
+            "no signal. Train longer, or raise reward.lr.",
+            tuple(warnings),
+        )
+    return Verdict(True, measured, tuple(warnings))
+
+
+def judge_rl(report: RlReport, gates: GatesConfig) -> tuple[Verdict, Interval]:
+    """The verdict, and the gain in reward on the fixed held-out prompts."""
+    before, after, ema = report.before, report.after, report.ema
+    gain = paired_difference(before.rewards, after.rewards)
+    ratio = after.length / before.length
+    best = "EMA" if ema.reward_mean > after.reward_mean else "actor"
+    measured = (
+        f"reward on {len(after.rewards)} held-out prompts {before.reward_mean:+.3f} -> {after.reward_mean:+.3f}, "
+        f"gain {gain}, KL {after.kl:.3f} nats per token; the better of actor and EMA is the {best} "
+        f"({after.reward_mean:+.3f}, {ema.reward_mean:+.3f})"
+    )
+    warnings = []
+    if report.explained_variance < 0:
+        warnings.append(
+            f"the critic explains nothing (explained variance {report.explained_variance:.2f}): "
+            "raise rl.critic_lr or set rl.critic_warmup"
+        )
+    if after.eos_rate < 0.5:
+        warnings.append(f"only {after.eos_rate:.0%} of answers end by themselves within rl.max_new_tokens")
+    if report.skipped_steps:
+        warnings.append(f"{report.skipped_steps} optimizer steps were skipped: gradient not finite")
+    problem = ""
+    if gain.low <= 0:
+        problem = "the reward did not rise: more rl.steps, a higher rl.lr, or a lower rl.kl_coef"
+    elif after.kl > gates.max_kl:
+        problem = (
+            f"the policy left the SFT model (gates.max_kl = {gates.max_kl}): what it maximises now may be a flaw "
+            "of the reward. Raise rl.kl_coef or take fewer rl.steps"
+        )
+    elif not 1 / gates.max_length_ratio <= ratio <= gates.max_length_ratio:
+        problem = (
+            f"answers changed their length {ratio:.1f}-fold (gates.max_length_ratio = {gates.max_length_ratio}): "
+            "the reward may only see length. Raise rl.kl_coef"
+        )
+    elif after.entropy < gates.min_entropy:
+        problem = (
+            f"the policy says always the same (entropy {after.entropy:.3f}, gates.min_entropy = {gates.min_entropy}): "
+            "raise rl.kl_coef or lower rl.lr"
+        )
+    text = f"{measured}. Failed: {problem}." if problem else measured
+    return Verdict(not problem, text, tuple(warnings)), gain

@@ -1,0 +1,1 @@
+"""The built-in task world: generated instructions in English and Chinese with a judge in code."""

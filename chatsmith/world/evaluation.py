@@ -1,0 +1,128 @@
+"""How good the assistant really is: gold scores on held-out tasks, for showing and never for training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from chatsmith.config import Config
+from chatsmith.console import Screen
+from chatsmith.engine.engine import Engine, Sampling
+from chatsmith.evaluate import paired_difference
+from chatsmith.models.reward import RewardModel
+from chatsmith.stages.rollout import encode_questions, roll_out
+from chatsmith.types import Sample
+from chatsmith.world.judge import Gold
+from chatsmith.world.material import as_record, evaluation_tasks, gold, probes
+from chatsmith.world.tasks import Task
+
+SAMPLES = 2  # per task, averaged
+SHOWN = 10
+COMPONENTS = tuple(field.name for field in fields(Gold) if field.name != "total")
+
+
+@dataclass(frozen=True)
+class GoldScores:
+    """One model's gold scores per held-out task."""
+
+    tasks: tuple[Task, ...]
+    sampled: list[list[Gold]]  # per task, of SAMPLES answers at temperature 1
+    greedy: list[Gold]  # per task
+    answers: list[str]  # per task, the first sampled one
+
+    def totals(self) -> list[float]:
+        return [sum(g.total for g in golds) / len(golds) for golds in self.sampled]
+
+    def component(self, name: str, *, polite_only: bool = False) -> float:
+        kept = [golds for task, golds in zip(self.tasks, self.sampled, strict=True) if task.polite or not polite_only]
+        values = [float(getattr(g, name)) for golds in kept for g in golds]
+        return sum(values) / len(values)
+
+
+def gold_scores(model: Any, tokenizer: Any, config: Config, *, stops: Sequence[int]) -> GoldScores:
+    """Let a model answer the held-out tasks, sampled at temperature 1 and greedily, and judge the answers."""
+    tasks = evaluation_tasks()
+    engine = Engine(model, pad_id=tokenizer.pad_token_id, max_batch=config.engine.max_batch)
+    prompts = encode_questions(tokenizer, [as_record(task) for task in tasks], max_tokens=config.data.max_tokens)
+
+    def answer(sampling: Sampling, samples: int) -> tuple[Sample, ...]:
+        return roll_out(
+            engine,
+            tokenizer,
+            prompts,
+            range(len(tasks)),
+            sampling,
+            limit=config.rl.max_new_tokens,
+            stops=stops,
+            samples=samples,
+            seed=(config.seed, "gold"),
+        ).samples
+
+    sampled = answer(Sampling(temperature=1.0), SAMPLES)
+    greedy = answer(Sampling(temperature=0.0), 1)
+    return GoldScores(
+        tasks=tuple(tasks),
+        sampled=[
+            [gold(task, sample) for sample in sampled[SAMPLES * i : SAMPLES * (i + 1)]] for i, task in enumerate(tasks)
+        ],
+        greedy=[gold(task, sample) for task, sample in zip(tasks, greedy, strict=True)],
+        answers=[sample.answer for sample in sampled[::SAMPLES]],
+    )
+
+
+def summary(before: GoldScores, after: GoldScores) -> dict[str, Any]:
+    """The manifest's gold figures; sampled unless their name says greedy."""
+    gain = paired_difference(before.totals(), after.totals())
+    greedy = paired_difference([g.total for g in before.greedy], [g.total for g in after.greedy])
+    components = {name: [before.component(name), after.component(name)] for name in COMPONENTS}
+    components["right_on_polite_prompts"] = [
+        before.component("right", polite_only=True),
+        after.component("right", polite_only=True),
+    ]
+    return {
+        "gold_sft": sum(before.totals()) / len(before.tasks),
+        "gold_rl": sum(after.totals()) / len(after.tasks),
+        "gold_gain": gain.value,
+        "gold_gain_ci95": [gain.low, gain.high],
+        "gold_components": components,
+        "gold_greedy": [sum(g.total for g in scores.greedy) / len(scores.greedy) for scores in (before, after)],
+        "gold_greedy_gain_ci95": [greedy.low, greedy.high],
+    }
+
+
+def accuracy_by_aspect(reward_model: RewardModel, seed: int) -> dict[str, float]:
+    """How often the reward model prefers the better of two answers that differ in one aspect of gold alone."""
+    return {
+        aspect: _share_won(reward_model, [better for better, _ in pairs], [worse for _, worse in pairs])
+        for aspect, pairs in probes(seed).items()
+    }
+
+
+def show(screen: Screen, before: GoldScores, after: GoldScores, figures: dict[str, Any]) -> None:
+    """One task of each kind with both answers, then the scores."""
+    first_of_kind = {(task.kind, task.polite): i for i, task in reversed(list(enumerate(before.tasks)))}
+    rows = [
+        (before.tasks[i].prompt, before.tasks[i].answer, before.answers[i], after.answers[i])
+        for i in sorted(first_of_kind.values())[:SHOWN]
+    ]
+    screen.side_by_side("", ("question", "right answer", "SFT", "PPO"), rows)
+    scores = [
+        (name.replace("_", " "), f"{one:.3f}", f"{two:.3f}", f"{two - one:+.3f}")
+        for name, (one, two) in figures["gold_components"].items()
+    ]
+    low, high = figures["gold_gain_ci95"]
+    greedy_one, greedy_two = figures["gold_greedy"]
+    scores += [
+        ("gold, greedy", f"{greedy_one:.3f}", f"{greedy_two:.3f}", f"{greedy_two - greedy_one:+.3f}"),
+        (
+            "gold, sampled",
+            f"{figures['gold_sft']:.3f}",
+            f"{figures['gold_rl']:.3f}",
+            f"{figures['gold_gain']:+.3f} [{low:+.3f}, {high:+.3f}]",
+        ),
+    ]
+    screen.side_by_side("", ("gold score (0 to 1)", "SFT", "PPO", "gain [95 %]"), scores)
+
+
+def _share_won(reward_model: RewardModel, better: Sequence[Sample], worse: Sequence[Sample]) -> float:
+    one, other = reward_model.scores(better), reward_model.scores(worse)
+    return sum(a > b for a, b in zip(one, other, strict=True)) / len(one)

@@ -1,0 +1,94 @@
+"""The task world's data as ordinary files and an ordinary model directory, to be used like a user's own."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from chatsmith.config import Config, WorldConfig
+from chatsmith.types import Message, Record, Sample
+from chatsmith.world.demonstrations import demonstrations, label, minimal_pairs, offline_pairs
+from chatsmith.world.judge import Gold, judge
+from chatsmith.world.model import build_model, build_tokenizer
+from chatsmith.world.tasks import Task, held_out_tasks, train_tasks
+
+DEMONSTRATIONS, PROMPTS, PREFERENCES = "demonstrations.jsonl", "prompts.jsonl", "preferences.jsonl"
+
+
+def write_material(config: Config, world: WorldConfig, data: Path, base: Path) -> None:
+    """Demonstrations and prompts as JSON lines into `data`, an untrained model with its tokenizer into `base`."""
+    shown = demonstrations(world.demonstrations, config.seed)
+    asked = train_tasks(world.prompts, config.seed + 1)
+    _write(data / DEMONSTRATIONS, [{"prompt": task.prompt, "answer": answer} for task, answer in shown])
+    _write(data / PROMPTS, [{"prompt": task.prompt} for task in asked])
+    tokenizer = build_tokenizer(f"{task.prompt} {answer}" for task, answer in shown)
+    model = build_model(tokenizer, config.seed, hidden=world.hidden, layers=world.layers, heads=world.heads)
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+
+
+def preference_tasks(config: Config, world: WorldConfig) -> list[Task]:
+    """Training tasks that the SFT model is to answer for preferences."""
+    return train_tasks(world.pairs_prompts, config.seed + 2)
+
+
+def write_preferences(
+    config: Config, world: WorldConfig, tasks: Sequence[Task], samples: Sequence[Sample], data: Path
+) -> None:
+    """Gold's preferences, partly flipped, between two sampled answers per task and between written answers.
+
+    Args:
+        samples: answers to the tasks, two in a row for each.
+    """
+    rng = random.Random(f"labels-{config.seed}")
+    rows = []
+    for index, task in enumerate(tasks):
+        pair = samples[2 * index : 2 * index + 2]
+        if any(sample.finish_reason != "stop" or not sample.answer for sample in pair):
+            continue  # cut-off answers never reach the reward model
+        order = label(task, [(sample.answer, True) for sample in pair], world.label_noise, rng)
+        if order is not None:
+            better, worse = (pair[i].answer for i in order)
+            rows.append({"prompt": task.prompt, "chosen": better, "rejected": worse})
+    for task, better, worse in offline_pairs(world.pairs_offline, config.seed):
+        if rng.random() < world.label_noise:
+            better, worse = worse, better
+        rows.append({"prompt": task.prompt, "chosen": better, "rejected": worse})
+    rng.shuffle(rows)
+    _write(data / PREFERENCES, rows)
+
+
+def gold(task: Task, sample: Sample) -> Gold:
+    """What an answer to a task is really worth."""
+    return judge(task, sample.answer, sample.finish_reason == "stop")
+
+
+def as_record(task: Task) -> Record:
+    """The task as the rest of chatsmith sees it: a prompt."""
+    return Record(prompt=(Message("user", task.prompt),), origin=f"world:{task.kind}")
+
+
+def evaluation_tasks() -> list[Task]:
+    """Held-out tasks, the same for every seed; no stage ever sees their prompts."""
+    return held_out_tasks()
+
+
+def probes(seed: int) -> dict[str, list[tuple[Sample, Sample]]]:
+    """Per aspect of gold, pairs (better, worse) of answers to held-out tasks that differ in that aspect alone."""
+
+    def sample(task: Task, answer: str) -> Sample:
+        record = as_record(task)
+        return Sample(record.prompt, answer, "stop", record)
+
+    return {
+        aspect: [(sample(task, better), sample(task, worse)) for task, better, worse in pairs]
+        for aspect, pairs in minimal_pairs(evaluation_tasks(), seed).items()
+    }
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    temporary.replace(path)
