@@ -222,15 +222,15 @@ def _rl(run: Run, sources: list[Source]) -> None:
     else:
         critic = critic_from_actor(actor.model)
     room = actor.max_tokens - config.rl.max_new_tokens
-    prompts = encode_questions(actor.tokenizer, data["rl"].train, max_tokens=room)
-    held_out = encode_questions(actor.tokenizer, data["rl"].held_out, max_tokens=room).first(config.rl.eval_prompts)
+    prompts = encode_questions(actor.tokenizer, data["rl"].train, stops=actor.stops, max_tokens=room)
+    held_out = encode_questions(actor.tokenizer, data["rl"].held_out, stops=actor.stops, max_tokens=room)
     stage = run.stage("rl")
     report, average = train_rl(
         actor.model,
         critic,
         actor.tokenizer,
         prompts,
-        held_out,
+        held_out.first(config.rl.eval_prompts),
         rewards,
         config,
         stage,
@@ -371,7 +371,7 @@ def _world_sources(run: Run, asked: Language | None = None) -> list[Source]:
 def _answers(run: Run, asked: Language, records: Sequence[Record], count: int, *, each: int = 1) -> tuple[Sample, ...]:
     """Answers of a model to `count` of the records (`each` per record, in a row), at the training temperature."""
     room = asked.max_tokens - run.config.rl.max_new_tokens
-    prompts = encode_questions(asked.tokenizer, records, max_tokens=room)
+    prompts = encode_questions(asked.tokenizer, records, stops=asked.stops, max_tokens=room)
     if not prompts.tokens:
         raise DataError(
             f"none of {len(records)} prompts leaves room for an answer of {run.config.rl.max_new_tokens} tokens in "

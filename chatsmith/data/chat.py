@@ -65,9 +65,21 @@ def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
     return tuple(dict.fromkeys([tokenizer.eos_token_id, *named]))
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
-    """Token ids of conversations that end with a user turn, up to where the assistant begins to speak."""
-    return _tokenise(tokenizer, [_render(tokenizer, messages, generation_prompt=True) for messages in prompts])
+def encode_prompts(tokenizer: Any, prompts: Sequence[Sequence[Message]], *, stops: Sequence[int]) -> list[list[int]]:
+    """Token ids of conversations that end with a user turn, up to where the assistant begins to speak.
+
+    Args:
+        stops: ids that end an answer.
+    Raises:
+        ModelError: as `encode`.
+    """
+    stop_tokens = tokenizer.convert_ids_to_tokens(list(stops))
+    pieces = []
+    for messages in prompts:
+        whole = _render(tokenizer, messages, generation_prompt=True)
+        said = _pieces(tokenizer, messages, whole, stop_tokens, complete=True)
+        pieces.append([*said, (whole[sum(len(text) for text, _ in said) :], False)])
+    return [row.tokens for row in _tokenise_pieces(tokenizer, pieces)]
 
 
 def encode(
@@ -89,17 +101,12 @@ def encode(
         ModelError: if the chat template does not render answers so that they can be found and end with a stop token.
     """
     stop_tokens = tokenizer.convert_ids_to_tokens(list(stops))
-    pieces: list[str] = []
-    owners: list[tuple[int, bool]] = []
+    pieces = []
     for index, messages in enumerate(conversations):
-        for text, is_target in _pieces(tokenizer, messages, stop_tokens, complete=complete is None or complete[index]):
-            pieces.append(text)
-            owners.append((index, is_target))
-    encoded = [Encoded([], []) for _ in conversations]
-    for (index, is_target), ids in zip(owners, _tokenise(tokenizer, pieces), strict=True):
-        encoded[index].tokens.extend(ids)
-        encoded[index].targets.extend([is_target] * len(ids))
-    return encoded
+        whole = _render(tokenizer, messages, generation_prompt=False)
+        ends = complete is None or complete[index]
+        pieces.append(_pieces(tokenizer, messages, whole, stop_tokens, complete=ends))
+    return _tokenise_pieces(tokenizer, pieces)
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[Encoded]:
@@ -124,10 +131,13 @@ def decode_answer(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def _pieces(
-    tokenizer: Any, messages: Sequence[Message], stop_tokens: Sequence[str], *, complete: bool
+    tokenizer: Any, messages: Sequence[Message], whole: str, stop_tokens: Sequence[str], *, complete: bool
 ) -> list[tuple[str, bool]]:
-    """The rendered conversation cut at the borders of the assistant's turns: (text, is it the assistant's?)."""
-    whole = _render(tokenizer, messages, generation_prompt=False)
+    """The rendered text `whole` up to its last answer, cut where the assistant begins and ends to speak.
+
+    Returns:
+        (text, is it the assistant's?) of each piece.
+    """
     pieces = []
     cursor = 0
     for turn, message in enumerate(messages):
@@ -167,7 +177,17 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: b
     return text
 
 
-def _tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+def _tokenise_pieces(tokenizer: Any, conversations: Sequence[Sequence[tuple[str, bool]]]) -> list[Encoded]:
+    """Tokenise every piece by itself and join those of a conversation."""
+    texts = [text for pieces in conversations for text, _ in pieces]
     # The template writes BOS itself: the tokenizer must not add a second one.
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
-    return ids
+    ids = iter(tokenizer(texts, add_special_tokens=False).input_ids if texts else [])
+    rows = []
+    for pieces in conversations:
+        row = Encoded([], [])
+        for _, is_target in pieces:
+            piece = next(ids)
+            row.tokens.extend(piece)
+            row.targets.extend([is_target] * len(piece))
+        rows.append(row)
+    return rows

@@ -4,7 +4,6 @@ Weights are read from safetensors, or from a `.bin` that transformers opens with
 with a model is never executed. Dropout is off everywhere: modules stay in eval mode, which only switches dropout off.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -131,7 +131,7 @@ def _check_location(location: str) -> None:
 def _from_hub_or_disk(auto_class: Any, location: str, **options: Any) -> Any:
     try:
         return auto_class.from_pretrained(location, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"{location}: cannot be loaded: {first_line} "

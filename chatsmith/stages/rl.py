@@ -141,7 +141,7 @@ def train_rl(
             )
         with clock("score"):
             policy_frozen = step < settings.critic_warmup
-            scores, metrics = score(rollouts, actor, reference, critic, rewards, config)
+            scores, metrics = score(rollouts, actor, reference, critic, rewards, config, policy_frozen=policy_frozen)
         with clock("estimate"):
             experience = estimate(rollouts, scores, settings, kl_coef=kl_coef, total=lambda x: x)
             metrics |= describe(rollouts, scores, experience)
@@ -189,20 +189,26 @@ def train_rl(
 
 @torch.no_grad()
 def score(
-    rollouts: Rollouts, actor: Any, reference: Any, critic: Critic, rewards: Sequence[Reward], config: Config
+    rollouts: Rollouts,
+    actor: Any,
+    reference: Any,
+    critic: Critic,
+    rewards: Sequence[Reward],
+    config: Config,
+    *,
+    policy_frozen: bool,
 ) -> tuple[Scores, dict[str, float]]:
     """Old and reference log-probs, values and rewards of rollouts.
 
     Old log-probs come from the rollout (default in fp32: then `update` measures the gap on its first mini-batch) or
-    from the training forward.
+    from the training forward, also where the policy is frozen and `update` does not run it.
     """
     settings = config.rl
     values_of, valid, metrics = judge(rollouts.samples, rewards, settings)
     device = rollouts.tokens.device
     reference_logprobs, _ = rollout_logprobs(reference, rollouts, temperature=settings.temperature, config=config)
-    from_rollout = settings.old_logprobs == "rollout" or (
-        settings.old_logprobs == "auto" and actor.dtype == torch.float32
-    )
+    takes_rollout = settings.old_logprobs == "auto" and actor.dtype == torch.float32
+    from_rollout = (takes_rollout or settings.old_logprobs == "rollout") and not policy_frozen
     logprobs = rollouts.logprobs
     if not from_rollout:
         logprobs, _ = rollout_logprobs(actor, rollouts, temperature=settings.temperature, config=config)
@@ -364,7 +370,7 @@ def actor_loss(
 def check_logprob_gap(gap: float, dtype: torch.dtype, settings: RlConfig) -> None:
     """Stop when rollout and training compute different functions: nothing learned from such data means anything."""
     limit = settings.max_logprob_gap or (1e-4 if dtype == torch.float32 else 2e-2)
-    if gap > limit:
+    if not gap <= limit:  # NaN is no agreement
         raise TrainingStopped(
             f"rl: the log-probs of the rollout differ from those of the training forward by {gap:.2e} nats per token "
             f"on average (limit {limit:.0e}): generation and training do not compute the same function for this model. "

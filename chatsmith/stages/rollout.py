@@ -33,9 +33,9 @@ class Prompts:
         return Prompts(self.records[:count], self.tokens[:count], self.dropped_too_long)
 
 
-def encode_questions(tokenizer: Any, records: Sequence[Record], *, max_tokens: int) -> Prompts:
+def encode_questions(tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int) -> Prompts:
     """Prompts of at most `max_tokens` tokens, in the records' order."""
-    ids = encode_prompts(tokenizer, [record.prompt for record in records])
+    ids = encode_prompts(tokenizer, [record.prompt for record in records], stops=stops)
     kept = [(record, tuple(row)) for record, row in zip(records, ids, strict=True) if len(row) <= max_tokens]
     return Prompts(tuple(record for record, _ in kept), tuple(row for _, row in kept), len(records) - len(kept))
 

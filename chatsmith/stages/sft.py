@@ -169,7 +169,7 @@ def _greedy_habits(
 ) -> tuple[float, float]:
     """Share of greedy answers that end by themselves, and share of repeated 4-grams in them."""
     limit = config.rl.max_new_tokens
-    prompts = encode_prompts(tokenizer, [record.prompt for record in records])
+    prompts = encode_prompts(tokenizer, [record.prompt for record in records], stops=stops)
     prompts = [prompt for prompt in prompts if len(prompt) + limit <= max_tokens][:GREEDY_SAMPLES]
     if not prompts:
         return float("nan"), float("nan")

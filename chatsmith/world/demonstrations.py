@@ -54,7 +54,7 @@ def _demonstrate(task: Task, rng: random.Random) -> str:
 def offline_pairs(n: int, seed: int) -> list[Pair]:
     """n training tasks with two written answers each, the better one by gold first; label noise is the caller's.
 
-    Half of the pairs differ in rightness alone, the others in rightness and style, style alone, or refusal.
+    Most pairs differ in rightness alone, the others in rightness and style, style alone, or refusal.
     """
     rng = random.Random(f"pairs-{seed}")
     tasks = iter(train_tasks(4 * n, seed + 1_000_003))
@@ -86,7 +86,7 @@ def _two_answers(task: Task, rng: random.Random) -> tuple[str, str]:
 
 
 def label(task: Task, answers: Sequence[tuple[str, bool]], noise: float, rng: random.Random) -> tuple[int, int] | None:
-    """Indices (preferred, other) of two sampled answers (text, ended), swapped with probability `noise`; None: a tie."""
+    """Indices (preferred, other) of two answers (text, ended), swapped with probability `noise`; None for a tie."""
     a, b = (judge(task, text, ended).total for text, ended in answers)
     if abs(a - b) <= TIE:
         return None
@@ -94,7 +94,7 @@ def label(task: Task, answers: Sequence[tuple[str, bool]], noise: float, rng: ra
 
 
 def minimal_pairs(tasks: Sequence[Task], seed: int) -> dict[str, list[Pair]]:
-    """For each aspect of gold, pairs (task, better, worse) that differ in that aspect alone, to probe a reward model."""
+    """For each aspect of gold, pairs (task, better, worse) that differ in that aspect, to probe a reward model."""
     rng = random.Random(f"minimal-{seed}")
     civil = [task for task in tasks if task.polite]
     insulted = [task for task in tasks if not task.polite]

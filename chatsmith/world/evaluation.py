@@ -42,7 +42,9 @@ def gold_scores(model: Any, tokenizer: Any, config: Config, *, stops: Sequence[i
     """Let a model answer the held-out tasks, sampled at temperature 1 and greedily, and judge the answers."""
     tasks = evaluation_tasks()
     engine = Engine(model, pad_id=tokenizer.pad_token_id, max_batch=config.engine.max_batch)
-    prompts = encode_questions(tokenizer, [as_record(task) for task in tasks], max_tokens=config.data.max_tokens)
+    prompts = encode_questions(
+        tokenizer, [as_record(task) for task in tasks], stops=stops, max_tokens=config.data.max_tokens
+    )
 
     def answer(sampling: Sampling, samples: int) -> tuple[Sample, ...]:
         return roll_out(

@@ -38,8 +38,8 @@ def judge(task: Task, answer: str, ended: bool) -> Gold:
     """Scores `answer`; `ended` tells whether its writer stopped by itself.
 
     Right: the text up to the first full stop, without one known opening, is the expected answer exactly, so listing
-    every candidate earns nothing. Polite: 1 with a courtesy, 0.7 plain, 0.25 if rude. Concise: falls with the characters
-    beyond courtesy and expected answer.
+    every candidate earns nothing. Polite: 1 with a courtesy, 0.7 plain, 0.25 if rude. Concise: falls with the
+    characters beyond courtesy and expected answer.
     """
     language, text = task.language, answer.strip()
     refused = text == REFUSAL[language]

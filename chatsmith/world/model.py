@@ -18,7 +18,7 @@ _CHAT_TEMPLATE = (
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int = 1000) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over `texts`, with one token for at most one word or one Chinese character; any text can be encoded."""
+    """Byte-level BPE over `texts`; no token spans two words or two Chinese characters, and any text can be encoded."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [

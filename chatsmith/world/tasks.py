@@ -108,7 +108,8 @@ KINDS = tuple(_PHRASINGS)
 class Task:
     """One instruction. `polite` is the tone of the *prompt*: the right answer to a rude one is a polite refusal.
 
-    `direct` answers the question itself (equal to `answer` where the prompt is polite); `wrong` holds near misses of it.
+    `direct` answers the question itself (it is `answer` where the prompt is polite), `wrong` holds near misses of it,
+    `operands` is what was asked about.
     """
 
     prompt: str

@@ -1,0 +1,138 @@
+"""Scoring against the plain forward pass of transformers, for every supported family."""
+
+import pytest
+import torch
+from conftest import FAMILIES, tiny_model, tiny_reward_model
+
+from chatsmith.data.batch import pad
+from chatsmith.models.critic import critic_from_actor, critic_from_reward_model
+from chatsmith.models.scoring import sequence_scores, token_logprobs, token_values
+
+LARGE = 1 << 30
+torch.manual_seed(0)
+ROWS = [torch.randint(3, 300, (n,)).tolist() for n in (9, 21, 14)]
+
+
+def answer_mask(tokens, lengths, prompt=4):
+    positions = torch.arange(tokens.shape[1])[None]
+    return (positions >= prompt) & (positions < lengths[:, None])
+
+
+def plain_logprobs(model, row, temperature):
+    """log p(token t | tokens before t) from the model's own logits, for one unpadded row."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([row])).logits[0].double() / temperature
+    logprobs = torch.log_softmax(logits, -1)
+    return torch.tensor([0.0] + [logprobs[t - 1, row[t]].item() for t in range(1, len(row))])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_padded_logprobs_equal_the_plain_forward_one_by_one(family, temperature):
+    model = tiny_model(family)
+    tokens, lengths = pad(ROWS, pad_id=0)
+    mask = answer_mask(tokens, lengths)
+    logprobs, _ = token_logprobs(model, tokens, mask, temperature=temperature, max_logits_bytes=LARGE)
+    for index, row in enumerate(ROWS):
+        expected = plain_logprobs(model, row, temperature)
+        scored = mask[index, : len(row)]
+        torch.testing.assert_close(logprobs[index, : len(row)][scored], expected[scored], atol=2e-5, rtol=1e-5)
+    assert (logprobs[~mask] == 0).all()
+
+
+def test_logprobs_shifted_by_one_would_be_noticed():
+    model = tiny_model("llama")
+    tokens, lengths = pad(ROWS, pad_id=0)
+    mask = answer_mask(tokens, lengths)
+    logprobs, _ = token_logprobs(model, tokens, mask, temperature=1.0, max_logits_bytes=LARGE)
+    expected = plain_logprobs(model, ROWS[1], 1.0)
+    assert not torch.allclose(logprobs[1, 4:20], expected[5:21], atol=1e-2)
+
+
+def test_entropy_is_that_of_the_distribution_the_token_was_drawn_from():
+    model = tiny_model("llama")
+    tokens, lengths = pad(ROWS, pad_id=0)
+    mask = answer_mask(tokens, lengths)
+    _, entropies = token_logprobs(model, tokens, mask, temperature=0.7, max_logits_bytes=LARGE)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ROWS[0]])).logits[0] / 0.7
+    expected = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(entropies[0, 4:9], expected[3:8], atol=1e-5, rtol=1e-5)
+
+
+def test_chunked_head_gives_the_same_values_and_gradients():
+    gradients = []
+    for budget in (LARGE, 4 * 384 * 3):  # all at once; three tokens at a time
+        model = tiny_model("llama")
+        tokens, lengths = pad(ROWS, pad_id=0)
+        mask = answer_mask(tokens, lengths)
+        logprobs, _ = token_logprobs(model, tokens, mask, temperature=1.0, max_logits_bytes=budget)
+        logprobs.sum().backward()
+        gradients.append((logprobs.detach(), {name: p.grad for name, p in model.named_parameters()}))
+    torch.testing.assert_close(gradients[0][0], gradients[1][0])
+    for name, gradient in gradients[0][1].items():
+        torch.testing.assert_close(gradient, gradients[1][1][name], atol=1e-5, rtol=1e-5)
+
+
+def test_the_end_of_sequence_token_gets_a_gradient():
+    # one ancestor masked EOS out because its pad token was EOS: the policy was never taught to stop
+    model = tiny_model("llama")
+    row = [1, 30, 40, 50, 2]
+    tokens, lengths = pad([row, row + [60, 61]], pad_id=0)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    mask[0, 4] = True  # the EOS alone
+    logprobs, _ = token_logprobs(model, tokens, mask, temperature=1.0, max_logits_bytes=LARGE)
+    logprobs.sum().backward()
+    assert model.lm_head.weight.grad[2].norm() > 0
+    masked_out = tokens != 2  # what inferring the mask from the token's value would do
+    assert not (masked_out & mask).any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sequence_scores_equal_the_model_s_own_pooled_logits(family):
+    model = tiny_reward_model(family)
+    model.config.pad_token_id = 0
+    tokens, lengths = pad(ROWS, pad_id=0)
+    with torch.no_grad():
+        expected = model(input_ids=tokens, attention_mask=(tokens != 0).long()).logits[:, 0]
+        scores = sequence_scores(model, tokens, lengths)
+        one_early = sequence_scores(model, tokens, lengths - 1)
+    torch.testing.assert_close(scores, expected, atol=2e-5, rtol=1e-5)
+    assert not torch.allclose(one_early, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_critic_made_from_a_reward_model_values_a_complete_answer_at_its_standardised_score(family):
+    model = tiny_reward_model(family)
+    with torch.no_grad():
+        model.score.weight.mul_(10)
+    critic = critic_from_reward_model(model, mean=7.0, std=2.5)
+    tokens, lengths = pad([row + [0] for row in ROWS], pad_id=0)  # room for the state after the last token
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    mask[torch.arange(3), lengths - 1] = True  # values of the state before this token, after the whole answer
+    with torch.no_grad():
+        values = token_values(critic, tokens, mask)[mask]
+        scores = sequence_scores(model, tokens, lengths - 1)
+    torch.testing.assert_close(values, (scores - 7.0) / 2.5, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_critic_made_from_an_actor_starts_at_zero_and_fits_the_head_s_input(family):
+    actor = tiny_model(family)
+    critic = critic_from_actor(actor)
+    tokens, lengths = pad(ROWS, pad_id=0)
+    values = token_values(critic, tokens, answer_mask(tokens, lengths))
+    assert values.abs().max() == 0
+    assert critic.head.in_features == actor.get_output_embeddings().in_features
+    values.sum().backward()
+    assert critic.head.weight.grad.norm() > 0
+
+
+def test_scoring_ignores_what_stands_in_the_padding():
+    model = tiny_model("llama")
+    tokens, lengths = pad(ROWS, pad_id=0)
+    mask = answer_mask(tokens, lengths)
+    noise = torch.where(torch.arange(tokens.shape[1])[None] < lengths[:, None], tokens, torch.tensor(77))
+    one, _ = token_logprobs(model, tokens, mask, temperature=1.0, max_logits_bytes=LARGE)
+    other, _ = token_logprobs(model, noise, mask, temperature=1.0, max_logits_bytes=LARGE)
+    torch.testing.assert_close(one, other, atol=0, rtol=0)

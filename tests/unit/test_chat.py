@@ -1,0 +1,150 @@
+"""Rendering and masking: the same tokens in training and generation, BOS once, EOS a target, pad not EOS."""
+
+import pytest
+from conftest import STORIES, byte_tokenizer, require
+
+from chatsmith.data.chat import (
+    PAD_TOKEN,
+    decode_answer,
+    encode,
+    encode_prompts,
+    encode_texts,
+    prepare_tokenizer,
+    stop_ids,
+)
+from chatsmith.errors import ModelError
+from chatsmith.models.load import load_tokenizer
+from chatsmith.types import Message
+
+TALK = (
+    Message("system", "Be kind."),
+    Message("user", "Hi"),
+    Message("assistant", "Hello!"),
+    Message("user", "2+2?"),
+    Message("assistant", "Four."),
+)
+
+
+def prepared(**options):
+    tokenizer = byte_tokenizer(**options)
+    prepare_tokenizer(tokenizer, "test")
+    return tokenizer
+
+
+def text_of(tokenizer, ids):
+    return tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_default_template_marks_every_assistant_turn_with_its_eos_as_target():
+    tokenizer = prepared()
+    (row,) = encode(tokenizer, [TALK], stops=stop_ids(tokenizer))
+    spoken = [token for token, target in zip(row.tokens, row.targets, strict=True) if target]
+    assert text_of(tokenizer, spoken) == "Hello!</s>Four.</s>"
+    assert row.tokens[-1] == tokenizer.eos_token_id
+    assert row.targets[-1]
+
+
+def test_the_prompt_of_a_training_row_is_exactly_what_generation_starts_from():
+    for tokenizer in (prepared(), load_tokenizer(str(require(STORIES)))):
+        (row,) = encode(tokenizer, [TALK], stops=stop_ids(tokenizer))
+        (prompt,) = encode_prompts(tokenizer, [TALK[:-1]], stops=stop_ids(tokenizer))
+        assert row.tokens[: len(prompt)] == prompt
+        assert row.targets[len(prompt) :] == [True] * (len(row.tokens) - len(prompt))
+        (other,) = encode_prompts(tokenizer, [TALK[:2]], stops=stop_ids(tokenizer))
+        assert row.tokens[: len(other)] == other
+        assert other != prompt[: len(other) + 1]
+
+
+def test_decoding_an_encoded_answer_gives_the_answer_back():
+    for tokenizer in (prepared(), load_tokenizer(str(require(STORIES)))):
+        (row,) = encode(tokenizer, [TALK[:3]], stops=stop_ids(tokenizer))
+        answer = [token for token, target in zip(row.tokens, row.targets, strict=True) if target]
+        assert decode_answer(tokenizer, answer) == "Hello!"
+
+
+def test_an_answer_that_was_cut_off_gets_no_eos():
+    tokenizer = prepared()
+    cut, whole = encode(tokenizer, [TALK, TALK], stops=stop_ids(tokenizer), complete=[False, True])
+    assert whole.tokens == [*cut.tokens, tokenizer.eos_token_id]
+    assert tokenizer.eos_token_id in cut.tokens  # the earlier turn did end
+
+
+def test_bos_stands_exactly_once():
+    stories = load_tokenizer(str(require(STORIES)))
+    (row,) = encode(stories, [TALK], stops=stop_ids(stories))
+    assert row.tokens.count(stories.bos_token_id) == 1
+    assert row.tokens[0] == stories.bos_token_id
+    twice = stories(stories.decode(row.tokens)).input_ids  # what tokenising rendered text with defaults would do
+    assert twice.count(stories.bos_token_id) == 2
+
+
+def test_a_tokenizer_that_adds_no_bos_gets_none():
+    tokenizer = prepared()
+    (row,) = encode(tokenizer, [TALK], stops=stop_ids(tokenizer))
+    assert tokenizer.bos_token_id not in row.tokens
+
+
+@pytest.mark.parametrize("pad", [None, "</s>"])
+def test_pad_is_never_eos(pad):
+    tokenizer = prepared(pad_token=pad)
+    assert tokenizer.pad_token == PAD_TOKEN
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    kept = prepared()
+    assert kept.pad_token == "<pad>"
+
+
+def test_a_tokenizer_without_eos_is_refused():
+    with pytest.raises(ModelError, match="no EOS token"):
+        prepared(eos_token=None)
+
+
+def test_text_behind_the_last_stop_token_is_left_out():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+    )
+    prepare_tokenizer(tokenizer, "test")
+    (row,) = encode(tokenizer, [TALK], stops=stop_ids(tokenizer))
+    assert row.tokens[-1] == tokenizer.eos_token_id
+    assert text_of(tokenizer, row.tokens).endswith("Four.</s>")
+
+
+def test_a_template_that_never_ends_an_answer_is_refused():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+    )
+    with pytest.raises(ModelError, match="does not end an assistant turn"):
+        encode(tokenizer, [TALK], stops=(tokenizer.eos_token_id,))
+
+
+def test_a_template_whose_generation_prompt_differs_is_refused():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<<answer>>{% endif %}"
+    )
+    with pytest.raises(ModelError, match="training and generation would disagree"):
+        encode(tokenizer, [TALK], stops=(tokenizer.eos_token_id,))
+
+
+def test_long_texts_become_several_rows_and_nothing_is_lost():
+    tokenizer = prepared()
+    text = "abcdefghij" * 3
+    rows = encode_texts(tokenizer, [text], max_tokens=8)
+    assert sum((row.tokens for row in rows), []) == [*tokenizer(text).input_ids, tokenizer.eos_token_id]
+    assert all(len(row.tokens) <= 8 and not row.targets[0] and all(row.targets[1:]) for row in rows)
+
+
+def test_stop_ids_join_the_tokenizer_s_eos_and_the_generation_config_s():
+    class Generation:
+        eos_token_id = (7,)
+
+    tokenizer = prepared()
+    assert stop_ids(tokenizer) == (2,)
+    Generation.eos_token_id = [7, 2]
+    assert stop_ids(tokenizer, Generation) == (2, 7)
+    Generation.eos_token_id = 9
+    assert stop_ids(tokenizer, Generation) == (2, 9)

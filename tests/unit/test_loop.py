@@ -1,0 +1,109 @@
+"""Optimizer steps: schedule, fp32 masters, clipping, refusal of non-finite gradients."""
+
+from functools import partial
+
+import pytest
+import torch
+from conftest import tiny_model
+from transformers import AutoModelForCausalLM
+
+from chatsmith.config import OptimizerConfig
+from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.errors import TrainingStopped
+from chatsmith.stages.loop import Guard, Trainable, learning_rate_factor
+
+
+def settings(**options):
+    return OptimizerConfig(**({"warmup": 0.0} | options))
+
+
+def test_schedules_by_hand():
+    cosine = settings(schedule="cosine", warmup=0.2, final_lr=0.1)
+    # 2 of 10 steps warm up: 1/3, 2/3, then 1, and half way down (step 6): 0.1 + 0.9 * 0.5
+    assert [learning_rate_factor(cosine, s, 10) for s in (0, 1, 2, 6)] == pytest.approx([1 / 3, 2 / 3, 1.0, 0.55])
+    linear = settings(schedule="linear", final_lr=0.0)
+    assert [learning_rate_factor(linear, s, 4) for s in range(4)] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    assert learning_rate_factor(settings(schedule="constant"), 9, 10) == 1.0
+
+
+def test_tiny_updates_move_the_fp32_masters_of_a_bf16_model():
+    model = tiny_model("llama").bfloat16()
+    learner = Trainable(model, settings(), lr=1e-6)
+    before = {name: weight.detach().clone() for name, weight in learner.weights.items()}
+    storage = {name: p.data_ptr() for name, p in model.named_parameters()}
+    for _ in range(3):
+        learner.backward(model(torch.tensor([[1, 5, 9, 7]])).logits.float().square().mean())
+        learner.step(1.0, learner.gradient_norm())
+    moved = [not torch.equal(before[n], w) for n, w in learner.weights.items() if w.dim() > 1]
+    assert all(moved)
+    assert {name: p.data_ptr() for name, p in model.named_parameters()} == storage  # refreshed in place
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, learner.weights[name].bfloat16(), atol=0, rtol=0)
+
+
+def test_after_an_update_the_next_rollout_is_that_of_a_freshly_loaded_model(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    load = partial(AutoModelForCausalLM.from_pretrained, tmp_path, dtype=torch.bfloat16)
+    model = load().eval()
+    learner = Trainable(model, settings(), lr=0.05)
+    request = Request((1, 5, 9), 12, (2,), Sampling(temperature=0.0), (0,))
+    engine = Engine(model, pad_id=0, max_batch=1)
+    before = engine.generate([request])[0][0].tokens
+    learner.backward(model(torch.tensor([[1, 5, 9, 7]])).logits.float().square().mean())
+    learner.step(1.0, learner.gradient_norm())
+    model.save_pretrained(tmp_path)
+    expected = Engine(load().eval(), pad_id=0, max_batch=1).generate([request])[0][0]
+    ours = engine.generate([request])[0][0]
+    assert ours.tokens == expected.tokens
+    assert ours.logprobs == expected.logprobs
+    assert ours.tokens != before
+
+
+def test_accumulated_gradients_equal_one_big_batch():
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 3), torch.randn(8, 1)
+    results = []
+    for pieces in (1, 4):
+        torch.manual_seed(1)
+        model = torch.nn.Linear(3, 1)
+        learner = Trainable(model, settings(), lr=0.1)
+        for a, b in zip(x.chunk(pieces), y.chunk(pieces), strict=True):
+            learner.backward(((model(a) - b) ** 2).sum() / 8)
+        norm = learner.gradient_norm()
+        learner.step(1.0, norm)
+        results.append((norm, model.weight.detach().clone()))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_gradients_are_clipped_to_the_norm():
+    model = torch.nn.Linear(2, 1, bias=False)
+    learner = Trainable(model, settings(grad_clip=1.0), lr=0.1)
+    learner.backward((model.weight * torch.tensor([[30.0, 40.0]])).sum())
+    norm = learner.gradient_norm()
+    assert norm.item() == pytest.approx(50.0)
+    torch.nn.utils.clip_grads_with_norm_(learner.weights.values(), learner.grad_clip, norm)
+    torch.testing.assert_close(model.weight.grad, torch.tensor([[0.6, 0.8]]))
+
+
+def test_a_non_finite_gradient_moves_nothing_anywhere_and_the_third_in_a_row_stops():
+    models = [torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)]
+    learners = [Trainable(m, settings(), lr=0.1) for m in models]
+    guard = Guard("rl")
+    before = [m.weight.detach().clone() for m in models]
+
+    def attempt(spoil: bool):
+        for model, learner in zip(models, learners, strict=True):
+            factor = float("nan") if spoil and model is models[0] else 1.0
+            learner.backward(factor * model(torch.ones(1, 2)).sum())
+        return guard.step([(learner, 1.0) for learner in learners])
+
+    assert attempt(True) is None
+    for model, weight in zip(models, before, strict=True):
+        torch.testing.assert_close(model.weight.detach(), weight, atol=0, rtol=0)
+    assert attempt(False) is not None
+    assert not torch.equal(models[1].weight, before[1])
+    assert (guard.skipped, guard.in_a_row) == (1, 0)
+    attempt(True)
+    attempt(True)
+    with pytest.raises(TrainingStopped, match="3 optimizer steps in a row"):
+        attempt(True)

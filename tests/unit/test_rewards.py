@@ -1,0 +1,120 @@
+"""What becomes of rewards: standardised, clipped, weighted, excluded, truncated."""
+
+import math
+
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny_reward_model
+
+from chatsmith.config import RlConfig
+from chatsmith.data.chat import prepare_tokenizer
+from chatsmith.errors import ConfigError, RewardError
+from chatsmith.models.reward import Reward, RewardModel, load_ready_reward, parse_reward
+from chatsmith.stages.rollout import judge
+from chatsmith.types import Message, Record, Sample
+
+CPU = {"dtype": torch.float32, "device": torch.device("cpu"), "max_tokens_per_pass": 4096}
+
+
+def samples(*answers, reasons=None):
+    prompt = (Message("user", "Hi"),)
+    reasons = reasons or ["stop"] * len(answers)
+    return [Sample(prompt, a, r, Record(prompt=prompt)) for a, r in zip(answers, reasons, strict=True)]
+
+
+def by_length(batch):
+    return [float(len(sample.answer)) for sample in batch]
+
+
+def reward_model(mean=0.0, std=1.0):
+    tokenizer = byte_tokenizer()
+    prepare_tokenizer(tokenizer, "test")
+    return RewardModel(tiny_reward_model(), tokenizer, (2,), mean, std, 4096)
+
+
+def test_functions_count_as_they_are_and_several_are_weighted_and_logged_by_themselves():
+    rewards = [Reward("length", by_length, 2.0), Reward("ones", lambda batch: [1.0] * len(batch), -1.0)]
+    values, valid, metrics = judge(samples("a", "abc"), rewards, RlConfig())
+    assert values.tolist() == [1.0, 5.0]
+    assert valid.tolist() == [True, True]
+    assert metrics["reward/length"] == 2.0
+    assert metrics["reward/ones"] == 1.0
+    assert metrics["rl/score_raw_mean"] == 3.0
+
+
+def test_a_reward_model_counts_in_standard_deviations_clipped():
+    model = reward_model()
+    batch = samples("a", "Hello there", "zz")
+    raw = torch.tensor(model.scores(batch))
+    reward = Reward("trained", model, 1.0, mean=raw[0].item(), std=1e-4)
+    values, _, _ = judge(batch, [reward], RlConfig())
+    expected = ((raw - raw[0]) / 1e-4).clamp(-5, 5)
+    torch.testing.assert_close(values, expected)
+    assert values.abs().max() == 5
+
+
+def test_an_answer_that_hit_the_limit_gets_the_truncated_score_in_place_of_the_model_s():
+    model = reward_model()
+    batch = samples("abc", "abc", reasons=["stop", "length"])
+    reward = Reward("trained", model, 1.0, mean=0.0, std=1.0)
+    values, valid, _ = judge(batch, [reward], RlConfig())
+    assert values[1].item() == -1.0 != values[0].item()
+    assert valid.all()
+    values, _, _ = judge(batch, [reward], RlConfig(truncated_score="none"))
+    expected = model.scores(batch)
+    assert values.tolist() == pytest.approx([min(5, max(-5, x)) for x in expected])
+    assert expected[0] != expected[1]  # the cut-off answer is scored without an EOS it never sampled
+    _, valid, _ = judge(batch, [reward], RlConfig(truncated_score="mask"))
+    assert valid.tolist() == [True, False]
+
+
+def test_functions_see_cut_off_answers_themselves():
+    values, _, _ = judge(samples("abc", reasons=["length"]), [Reward("length", by_length, 1.0)], RlConfig())
+    assert values.tolist() == [3.0]
+
+
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf])
+def test_a_sample_without_a_finite_reward_is_excluded_and_counted(bad):
+    function = lambda batch: [bad, *([1.0] * (len(batch) - 1))]  # noqa: E731
+    values, valid, metrics = judge(samples(*["a"] * 40), [Reward("f", function, 1.0)], RlConfig())
+    assert valid.tolist() == [False] + [True] * 39
+    assert values.isfinite().all()
+    assert metrics["rl/excluded"] == pytest.approx(1 / 40)
+    with pytest.raises(RewardError, match="no finite number to 50%"):
+        judge(samples("a", "b"), [Reward("f", function, 1.0)], RlConfig())
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda batch: 1 / 0, "raised ZeroDivisionError"),
+        (lambda batch: [1.0], "1 values for 2 samples"),
+        (lambda batch: 3.0, "returned float"),
+        (lambda batch: ["good", "bad"], "no number"),
+    ],
+)
+def test_a_broken_reward_function_is_named(function, message):
+    with pytest.raises(RewardError, match=message):
+        judge(samples("a", "b"), [Reward("mine", function, 1.0)], RlConfig())
+
+
+def test_reward_specs_hold_a_weight():
+    assert parse_reward("a/b.py:f@0.5") == ("a/b.py:f", 0.5)
+    assert parse_reward("a/b") == ("a/b", 1.0)
+    with pytest.raises(ConfigError, match="must be a number"):
+        parse_reward("a@heavy")
+
+
+def test_a_function_is_loaded_from_a_file_that_the_user_names(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def shout(samples):\n    return [s.answer.count('!') for s in samples]\n")
+    reward = load_ready_reward(f"{file}:shout", 2.0, name=None, **CPU)
+    values, _, _ = judge(samples("a!", "b!!"), [reward], RlConfig())
+    assert (reward.name, values.tolist()) == ("shout", [2.0, 4.0])
+    with pytest.raises(ConfigError, match="has no function 'whisper'"):
+        load_ready_reward(f"{file}:whisper", 1.0, name=None, **CPU)
+    with pytest.raises(ConfigError, match="no such file"):
+        load_ready_reward(f"{tmp_path}/absent.py:f", 1.0, name=None, **CPU)
+    file.write_text("import nothing_of_this_name\n")
+    with pytest.raises(ConfigError, match="cannot be imported: ModuleNotFoundError"):
+        load_ready_reward(f"{file}:shout", 1.0, name=None, **CPU)

@@ -1,0 +1,296 @@
+"""The invariants of stage 3, on a tiny real model."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny_model
+
+from chatsmith.algo.losses import language_model_loss
+from chatsmith.config import Config, RlConfig
+from chatsmith.data.chat import Encoded, encode_texts, prepare_tokenizer
+from chatsmith.engine.engine import Engine, Sampling
+from chatsmith.errors import TrainingStopped
+from chatsmith.models.critic import critic_from_actor
+from chatsmith.models.ema import Ema
+from chatsmith.models.reward import Reward
+from chatsmith.models.scoring import token_logprobs
+from chatsmith.stages.loop import Guard, Trainable
+from chatsmith.stages.rl import Learners, actor_loss, check_logprob_gap, describe, estimate, score, update
+from chatsmith.stages.rollout import encode_questions, roll_out
+from chatsmith.stages.sft import language_model_backward
+from chatsmith.types import Message, Record
+
+STOPS = (2,)
+
+
+def vowels(samples):
+    return [float(sum(c in "aeiou" for c in sample.answer)) for sample in samples]
+
+
+def config(**rl) -> Config:
+    small = {"rollouts": 8, "epochs": 1, "minibatches": 1, "max_new_tokens": 10, "kl_coef": 0.1, "warmup": 0.0}
+    return Config(rl=RlConfig(**(small | rl)))
+
+
+class World:
+    """Actor, reference, critic and one batch of rollouts with its scores."""
+
+    def __init__(self, settings: Config, family: str = "llama", reward=vowels) -> None:
+        self.config = settings
+        self.tokenizer = byte_tokenizer()
+        prepare_tokenizer(self.tokenizer, "test")
+        self.actor, self.reference = tiny_model(family), tiny_model(family)
+        self.critic = critic_from_actor(self.actor)
+        with torch.no_grad():
+            self.critic.head.weight.normal_(generator=torch.Generator().manual_seed(3))
+        records = [Record(prompt=(Message("user", "x" * (i % 5 + 1)),)) for i in range(8)]
+        prompts = encode_questions(self.tokenizer, records, stops=STOPS, max_tokens=64)
+        engine = Engine(self.actor, pad_id=0, max_batch=8)
+        self.rollouts = roll_out(
+            engine,
+            self.tokenizer,
+            prompts,
+            range(8),
+            Sampling(temperature=settings.rl.temperature),
+            limit=settings.rl.max_new_tokens,
+            stops=STOPS,
+            samples=1,
+            seed=(0,),
+        )
+        rewards = [Reward("test", reward, 1.0)]
+        self.scores, self.metrics = score(
+            self.rollouts, self.actor, self.reference, self.critic, rewards, settings, policy_frozen=False
+        )
+        self.experience = estimate(
+            self.rollouts, self.scores, settings.rl, kl_coef=settings.rl.kl_coef, total=lambda x: x
+        )
+        rl = settings.rl
+        self.learners = Learners(
+            Trainable(self.actor, rl, lr=rl.lr),
+            Trainable(self.critic, rl, lr=rl.critic_lr),
+            Ema(self.actor, 0.9),
+            Guard("rl"),
+        )
+
+    def update(self, ptx=(), **options):
+        defaults = {"factor": 1.0, "kl_coef": self.config.rl.kl_coef, "order_seed": 0, "policy_frozen": False}
+        return update(
+            self.actor,
+            self.critic,
+            self.tokenizer,
+            self.learners,
+            self.experience,
+            self.config,
+            ptx_batches=iter([[0, 1]] * 99) if ptx else None,
+            ptx=ptx,
+            **(defaults | options),
+        )
+
+
+@pytest.mark.parametrize("source", ["rollout", "training"])
+def test_on_the_first_update_the_ratio_is_one_and_nothing_is_clipped(source):
+    world = World(config(old_logprobs=source))
+    metrics = world.update()
+    limit = 1e-6 if source == "training" else 2e-5  # rollout: another kernel order, one fp32 rounding per layer
+    assert abs(metrics["rl/ratio_max"] - 1) <= limit
+    assert metrics["rl/clip_fraction"] == 0
+    assert metrics["rl/kl_old"] <= 1e-6
+    after = actor_loss(world.actor, world.experience, world.config, count=world.experience.mask.sum(), kl_coef=0.1)[1]
+    assert abs(after["rl/ratio_max"] - 1) > 1e-5  # the update did move the policy
+
+
+def test_at_step_zero_the_kl_to_the_reference_is_zero():
+    world = World(config())
+    metrics = describe(world.rollouts, world.scores, world.experience)
+    assert abs(metrics["rl/kl"]) <= 1e-6
+    assert abs(metrics["rl/kl_sequence"]) <= 1e-4
+    with torch.no_grad():
+        world.reference.lm_head.weight.mul_(0.5)
+    other = score(
+        world.rollouts,
+        world.actor,
+        world.reference,
+        world.critic,
+        [Reward("test", vowels, 1.0)],
+        world.config,
+        policy_frozen=False,
+    )[0]
+    assert describe(world.rollouts, other, world.experience)["rl/kl"] > 1e-3
+
+
+def test_the_gap_between_rollout_and_training_is_measured_and_tiny():
+    world = World(config(old_logprobs="training"))
+    assert 0 < world.metrics["rollout/logprob_gap_mean"] < 1e-5
+    from_rollout = World(config(old_logprobs="rollout")).update()
+    assert 0 < from_rollout["rollout/logprob_gap_mean"] < 1e-5
+
+
+def test_a_gap_above_the_limit_stops_the_run():
+    check_logprob_gap(9e-5, torch.float32, RlConfig())
+    with pytest.raises(TrainingStopped, match="do not compute the same function"):
+        check_logprob_gap(2e-4, torch.float32, RlConfig())
+    check_logprob_gap(1e-2, torch.bfloat16, RlConfig())
+    with pytest.raises(TrainingStopped):
+        check_logprob_gap(float("nan"), torch.float32, RlConfig())
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def collect(world: World, **changes) -> dict:
+    """Gradient of the actor loss over one mini-batch, cut into micro-batches as the configuration says."""
+    engine = world.config.engine.model_copy(update=changes)
+    settings = world.config.model_copy(update={"engine": engine})
+    frozen = Learners(world.learners.actor, world.learners.critic, world.learners.ema, Refusing("rl"))
+    update(
+        world.actor,
+        world.critic,
+        world.tokenizer,
+        frozen,
+        world.experience,
+        settings,
+        factor=1.0,
+        kl_coef=0.1,
+        order_seed=0,
+        policy_frozen=False,
+        ptx_batches=None,
+        ptx=(),
+    )
+    result = gradients(world.actor) | {f"critic.{n}": g for n, g in gradients(world.critic).items()}
+    world.learners.actor.clear()
+    world.learners.critic.clear()
+    return result
+
+
+class Refusing(Guard):
+    """Collects gradients and never steps."""
+
+    def step(self, trainables):
+        return None
+
+
+def test_micro_batches_of_one_row_give_the_gradient_of_the_whole_mini_batch():
+    world = World(config())
+    whole, rows = collect(world, max_batch_tokens=100_000), collect(world, max_batch_tokens=1)
+    assert whole.keys() == rows.keys()
+    scale = max(g.abs().max() for g in whole.values())
+    for name, gradient in whole.items():
+        torch.testing.assert_close(gradient, rows[name], atol=1e-6 * scale.item() + 1e-7, rtol=1e-4)
+    few = dataclasses.replace(world.experience, mask=world.experience.mask & (torch.arange(8) < 4)[:, None])
+    world.experience = few
+    half = collect(world, max_batch_tokens=100_000)
+    assert any(not torch.allclose(half[name], gradient, rtol=1e-3) for name, gradient in whole.items())
+
+
+def test_an_excluded_sample_changes_nothing_whatever_it_holds():
+    world = World(config())
+    valid = torch.tensor([True] * 6 + [False] * 2)
+    scores = dataclasses.replace(world.scores, valid=valid)
+    spoiled = dataclasses.replace(scores, rewards=torch.where(valid, scores.rewards, torch.tensor(1e9)))
+    one = estimate(world.rollouts, scores, world.config.rl, kl_coef=0.1, total=lambda x: x)
+    two = estimate(world.rollouts, spoiled, world.config.rl, kl_coef=0.1, total=lambda x: x)
+    assert not one.mask[6:].any()
+    for name, value in vars(one).items():
+        torch.testing.assert_close(value, getattr(two, name))
+    kept = estimate(world.rollouts, world.scores, world.config.rl, kl_coef=0.1, total=lambda x: x)
+    assert not torch.allclose(kept.advantages[:6], one.advantages[:6])
+
+
+def test_everything_in_an_experience_is_zero_outside_the_mask():
+    experience = World(config()).experience
+    for name in ("logprobs", "values", "advantages", "returns"):
+        assert (getattr(experience, name)[~experience.mask] == 0).all(), name
+
+
+def test_returns_come_from_unwhitened_advantages():
+    world = World(config(returns_lam=1.0))
+    experience, scores = world.experience, world.scores
+    kl = scores.logprobs - scores.reference_logprobs
+    for row in range(8):
+        steps = experience.mask[row].nonzero()[:, 0]
+        expected = scores.rewards[row] - 0.1 * kl[row, steps].sum()
+        torch.testing.assert_close(experience.returns[row, steps[0]], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_shifted_and_scaled_reward_head_changes_neither_values_nor_returns():
+    """rlhf.md: shift the raw head by 7, scale it by 10: the critic starts equally well."""
+    from conftest import tiny_reward_model
+
+    from chatsmith.models.critic import critic_from_reward_model
+    from chatsmith.models.scoring import token_values
+
+    world = World(config())
+    plain = critic_from_reward_model(tiny_reward_model(), mean=0.3, std=0.8)
+    scaled_model = tiny_reward_model()
+    with torch.no_grad():
+        scaled_model.score.weight.mul_(10)
+    scaled = critic_from_reward_model(scaled_model, mean=10 * 0.3 + 7, std=8.0)
+    with torch.no_grad():
+        one = token_values(plain, world.rollouts.tokens, world.rollouts.mask)
+        two = token_values(scaled, world.rollouts.tokens, world.rollouts.mask) + 7 / 8  # the head itself has no bias
+    torch.testing.assert_close(one, torch.where(world.rollouts.mask, two, 0.0), atol=1e-5, rtol=1e-4)
+
+
+def test_mixed_training_adds_c_times_the_language_model_gradient():
+    texts = encode_texts(World(config()).tokenizer, ["good text", "another good text"], max_tokens=64)
+    world = World(config())
+    ppo = collect(world)
+    language_model_backward(world.learners.actor, world.actor, world.tokenizer, texts, world.config)
+    lm = gradients(world.actor)
+    world.learners.actor.clear()
+
+    mixed = World(config(ptx_coef=0.7))
+    mixed.learners = Learners(mixed.learners.actor, mixed.learners.critic, mixed.learners.ema, Refusing("rl"))
+    mixed.update(ptx=texts)
+    for name, gradient in gradients(mixed.actor).items():
+        expected = ppo[name] + 0.7 * lm[name]
+        torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4)
+    assert any(g.norm() > 1e-3 for g in lm.values())
+
+
+def test_the_language_model_loss_counts_targets_over_all_micro_batches():
+    world = World(config())
+    rows = [Encoded([5] * n, [False] + [True] * (n - 1)) for n in (3, 9, 27)]
+    one_each = world.config.model_copy(
+        update={"engine": world.config.engine.model_copy(update={"max_batch_tokens": 1})}
+    )
+    for settings in (world.config, one_each):
+        loss = language_model_backward(world.learners.actor, world.actor, world.tokenizer, rows, settings)
+        world.learners.actor.clear()
+        tokens = torch.full((1, 27), 5)
+        mask = torch.arange(27)[None] > 0
+        logprobs, _ = token_logprobs(world.actor, tokens, mask, temperature=1.0, max_logits_bytes=1 << 30)
+        sums = [language_model_loss(logprobs[:, :n], mask[:, :n], count=torch.tensor(1.0)) for n in (3, 9, 27)]
+        assert loss == pytest.approx(sum(sums).item() / (2 + 8 + 26), rel=1e-5)
+
+
+def test_a_frozen_policy_stays_and_its_critic_learns():
+    world = World(config(critic_warmup=1))
+    before = [p.detach().clone() for p in world.actor.parameters()]
+    metrics = world.update(policy_frozen=True)
+    for old, new in zip(before, world.actor.parameters(), strict=True):
+        torch.testing.assert_close(old, new.detach(), atol=0, rtol=0)
+    assert "rl/policy_loss" not in metrics
+    assert metrics["rl/grad_norm_critic"] > 0
+
+
+def test_epochs_end_early_when_the_policy_has_moved_too_far():
+    fast = {"lr": 0.01, "epochs": 4, "minibatches": 2}
+    assert World(config(**fast, max_kl_old=1e9)).update()["rl/epochs"] == 4
+    assert World(config(**fast, max_kl_old=1e-6)).update()["rl/epochs"] < 4
+
+
+def test_kl_in_the_loss_pulls_the_policy_back_to_the_reference():
+    settings = config(kl_in="loss", kl_coef=1.0)
+    world = World(settings)
+    with torch.no_grad():
+        world.actor.lm_head.weight.add_(0.05 * torch.randn(world.actor.lm_head.weight.shape))
+    flat = dataclasses.replace(world.experience, advantages=torch.zeros_like(world.experience.advantages))
+    count = flat.mask.sum()
+    loss, _ = actor_loss(world.actor, flat, settings, count=count, kl_coef=1.0)
+    loss.backward()
+    difference = actor_loss(world.actor, flat, settings, count=count, kl_coef=0.0)[0]
+    assert loss > difference
+    assert world.actor.lm_head.weight.grad.norm() > 0
