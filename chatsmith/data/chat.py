@@ -115,7 +115,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> li
     A long text becomes several rows of at most `max_tokens`; all tokens but the first of a row are targets.
     """
     rows: list[Encoded] = []
-    for ids in tokenizer(list(texts)).input_ids:
+    for ids in tokenizer(list(texts)).input_ids if texts else []:
         ids = ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
         for start in range(0, len(ids), max_tokens):
             piece = ids[start : start + max_tokens]

@@ -44,7 +44,7 @@ def judge(task: Task, answer: str, ended: bool) -> Gold:
     language, text = task.language, answer.strip()
     refused = text == REFUSAL[language]
     courtesy = _opening(text, COURTESY[language])
-    body = text.removeprefix(courtesy)
+    body = text.removeprefix(courtesy).lstrip()
     rude = any(phrase.strip() in body for phrase in RUDE_BEFORE[language] + RUDE_AFTER[language])
     opening = _opening(body, RUDE_BEFORE[language] + RAMBLE_BEFORE[language])
     said = re.split(r"[.。]", body.removeprefix(opening), maxsplit=1)[0].strip()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny_model
+from tiny import FAMILIES, tiny_model
 
 from chatsmith.data.batch import pad, pad_mask
 from chatsmith.engine.engine import Engine, Request, Sampling

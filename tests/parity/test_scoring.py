@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny_model, tiny_reward_model
+from tiny import FAMILIES, tiny_model, tiny_reward_model
 
 from chatsmith.data.batch import pad
 from chatsmith.models.critic import critic_from_actor, critic_from_reward_model
@@ -78,7 +78,7 @@ def test_the_end_of_sequence_token_gets_a_gradient():
     # one ancestor masked EOS out because its pad token was EOS: the policy was never taught to stop
     model = tiny_model("llama")
     row = [1, 30, 40, 50, 2]
-    tokens, lengths = pad([row, row + [60, 61]], pad_id=0)
+    tokens, _lengths = pad([row, [*row, 60, 61]], pad_id=0)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     mask[0, 4] = True  # the EOS alone
     logprobs, _ = token_logprobs(model, tokens, mask, temperature=1.0, max_logits_bytes=LARGE)
@@ -107,7 +107,7 @@ def test_a_critic_made_from_a_reward_model_values_a_complete_answer_at_its_stand
     with torch.no_grad():
         model.score.weight.mul_(10)
     critic = critic_from_reward_model(model, mean=7.0, std=2.5)
-    tokens, lengths = pad([row + [0] for row in ROWS], pad_id=0)  # room for the state after the last token
+    tokens, lengths = pad([[*row, 0] for row in ROWS], pad_id=0)  # room for the state after the last token
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     mask[torch.arange(3), lengths - 1] = True  # values of the state before this token, after the whole answer
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Rendering and masking: the same tokens in training and generation, BOS once, EOS a target, pad not EOS."""
 
 import pytest
-from conftest import STORIES, byte_tokenizer, require
+from tiny import STORIES, byte_tokenizer, require
 
 from chatsmith.data.chat import (
     PAD_TOKEN,
@@ -134,7 +134,7 @@ def test_long_texts_become_several_rows_and_nothing_is_lost():
     tokenizer = prepared()
     text = "abcdefghij" * 3
     rows = encode_texts(tokenizer, [text], max_tokens=8)
-    assert sum((row.tokens for row in rows), []) == [*tokenizer(text).input_ids, tokenizer.eos_token_id]
+    assert [token for row in rows for token in row.tokens] == [*tokenizer(text).input_ids, tokenizer.eos_token_id]
     assert all(len(row.tokens) <= 8 and not row.targets[0] and all(row.targets[1:]) for row in rows)
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import tiny_model
+from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
 from chatsmith.config import OptimizerConfig

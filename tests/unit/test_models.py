@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import byte_tokenizer, tiny_model, tiny_reward_model
+from tiny import byte_tokenizer, tiny_model, tiny_reward_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from chatsmith.data.chat import prepare_tokenizer

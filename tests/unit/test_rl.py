@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import byte_tokenizer, tiny_model
+from tiny import byte_tokenizer, tiny_model
 
 from chatsmith.algo.losses import language_model_loss
 from chatsmith.config import Config, RlConfig
@@ -216,7 +216,7 @@ def test_returns_come_from_unwhitened_advantages():
 
 def test_a_shifted_and_scaled_reward_head_changes_neither_values_nor_returns():
     """rlhf.md: shift the raw head by 7, scale it by 10: the critic starts equally well."""
-    from conftest import tiny_reward_model
+    from tiny import tiny_reward_model
 
     from chatsmith.models.critic import critic_from_reward_model
     from chatsmith.models.scoring import token_values

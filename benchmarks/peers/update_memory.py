@@ -1,0 +1,54 @@
+"""Peak memory of one policy update, forward and backward, at a vocabulary of 50 272. Usage: update_memory.py WAY
+
+`chunked` is our way: the head on the answers' tokens only, in chunks above the default byte budget. `full` is that of
+padded trainers: fp32 log-softmax of all positions. Prints MiB over the loaded model, and the norm of the gradient, by
+which both are seen to compute the same.
+"""
+
+import json
+import resource
+import sys
+
+import torch
+from material import llama
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from chatsmith.algo.losses import policy_loss
+from chatsmith.config import Config
+from chatsmith.models.scoring import token_logprobs
+
+ROWS, PROMPT_TOKENS, ANSWER_TOKENS, VOCABULARY = 32, 64, 64, 50_272
+
+
+def full_logprobs(model: LlamaForCausalLM, tokens: Tensor) -> Tensor:
+    """Log-probs [B, T] of all tokens but the first, each at its own index."""
+    logits = model(tokens, use_cache=False).logits.float()  # [B, T, V]
+    return torch.log_softmax(logits, -1).gather(-1, tokens.roll(-1, 1)[..., None])[..., 0].roll(1, 1)
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+
+
+def main(way: str) -> None:
+    torch.manual_seed(1)
+    model, config = LlamaForCausalLM(llama(VOCABULARY)).eval(), Config()
+    tokens = torch.randint(VOCABULARY, (ROWS, PROMPT_TOKENS + ANSWER_TOKENS))
+    mask = (torch.arange(tokens.shape[1]) >= PROMPT_TOKENS).expand_as(tokens)
+    advantages, clip = torch.randn(tokens.shape), {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None}
+    loaded = peak_mib()
+    if way == "chunked":
+        budget = config.engine.max_logits_mib << 20
+        logprobs, _ = token_logprobs(model, tokens, mask, temperature=1.0, max_logits_bytes=budget)
+    else:
+        logprobs = full_logprobs(model, tokens)
+    loss, _ = policy_loss(logprobs, logprobs.detach(), advantages, mask, count=mask.sum(), **clip)
+    loss.backward()
+    grown = peak_mib() - loaded
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+    print(json.dumps({"mib": grown, "gradient_norm": norm.item()}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

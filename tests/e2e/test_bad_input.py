@@ -1,0 +1,122 @@
+"""The user's mistakes: one clear message, exit code 1, no traceback, nothing lost."""
+
+import json
+import subprocess
+
+import pytest
+from tiny import SHARED, byte_tokenizer, require, tiny_model
+
+
+def refused(result, *parts, code=1):
+    assert result.returncode == code, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    for part in parts:
+        assert part in result.stderr, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+@pytest.fixture
+def start(chatsmith, model_directory, tmp_path):
+    def run(*arguments, **options):
+        actor = ("--actor-model", model_directory("llama"))
+        return chatsmith("train", *actor, "--run-dir", tmp_path / "run", *arguments, **options)
+
+    return run
+
+
+def test_usage_errors_exit_with_1(chatsmith):
+    result = chatsmith("train", "--no-such-option", small=False)
+    assert result.returncode == 1
+    assert "--no-such-option" in result.stderr
+    refused(chatsmith("train", "--only", "sfd"), 'no stage "sfd"')
+    refused(chatsmith("train", "--rl.kl_coeff", "1"), 'did you mean "rl.kl_coef"')
+
+
+def test_a_broken_json_line_is_named_and_can_be_skipped(start, pairs, tmp_path):
+    text = pairs.read_text().splitlines()
+    text[6] = text[6][:-4]
+    pairs.write_text("\n".join(text) + "\n")
+    refused(start("--data", pairs, "--dry-run"), f"{pairs}:7", "--data.on_error skip")
+    skipped = start("--data", pairs, "--data.on_error", "skip", "--only", "sft", "--force")
+    assert skipped.returncode == 0, skipped.stderr
+    (entry,) = json.loads((tmp_path / "run" / "manifest.json").read_text())["data"]
+    assert entry["records"] == 119
+    assert [dropped["origin"] for dropped in entry["dropped"]] == [f"{pairs}:7"]
+
+
+def test_real_broken_lines_are_named(start):
+    file = require(SHARED / "data" / "instruction-wild" / "user_2.jsonl")
+    refused(start("--data", f"rl:{file}", "--dry-run"), f"{file}:", "--data.on_error skip")
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("", ["is empty"]),
+        ('{"prompt": "a", "chosen": "b"}\n', ["bad.jsonl:1", "rejected"]),
+        ('{"prompt": 3, "chosen": "b", "rejected": "c"}\n', ["bad.jsonl:1", "prompt"]),
+        ('["a", "b"]\n', ["bad.jsonl"]),
+    ],
+)
+def test_bad_files_are_named_with_their_line(start, tmp_path, content, parts):
+    (tmp_path / "bad.jsonl").write_text(content)
+    refused(start("--data", "bad.jsonl", "--dry-run"), *parts)
+
+
+def test_a_missing_file_and_an_unreachable_hub_set_name_data(start):
+    refused(start("--data", "absent.jsonl", "--dry-run"), "absent.jsonl")
+    refused(start("--dry-run", small=False), "--data", "Dahoas/rm-static")
+
+
+def test_a_model_without_tokenizer_or_that_is_none_is_refused(chatsmith, pairs, tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path / "bare")
+    refused(chatsmith("train", "--actor-model", "bare", "--data", pairs, "--dry-run"), "no tokenizer here")
+    (tmp_path / "empty").mkdir()
+    refused(chatsmith("train", "--actor-model", "empty", "--data", pairs, "--dry-run"), "config.json is missing")
+
+
+def test_prompts_longer_than_the_context_are_counted_and_none_left_is_an_error(start, tmp_path):
+    rows = [{"prompt": "long " * 200 + str(i), "chosen": "a", "rejected": "b"} for i in range(60)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused(start("--data", "long.jsonl"), "sft: no usable record", "have at most 96 tokens")
+
+
+@pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        ("return [1 / 0 for s in samples]", "raised ZeroDivisionError"),
+        ("return [float('nan') for s in samples]", "no finite number to 100%"),
+        ("return 1", "returned int"),
+    ],
+)
+def test_a_broken_reward_function_is_named(start, pairs, tmp_path, body, part):
+    (tmp_path / "mine.py").write_text(f"def f(samples):\n    {body}\n")
+    result = start("--data", pairs, "--reward", "mine.py:f", "--force")
+    refused(result, "reward 'f'", part)
+
+
+def test_a_directory_that_is_no_run_is_left_alone(start, pairs, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    refused(start("--data", pairs), "is no run of chatsmith")
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_full_disk_is_one_error_and_what_was_saved_stays(command, model_directory, pairs, tmp_path):
+    """A limit on file size stands for a full disk: writes past it fail in the same place."""
+    arguments = command(
+        *("train", "--actor-model", model_directory("llama"), "--data", pairs, "--run-dir", tmp_path / "run"),
+        *("--force", "--engine.save_every_s", "0"),
+    )
+    shell = f"ulimit -f 64; trap '' XFSZ; exec {' '.join(arguments)}"  # blocks of 1 KiB
+    result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=200)
+    refused(result, "cannot be written", "type the same command again")
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "failed"
+    again = subprocess.run(arguments, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_language_model_is_no_reward(start, pairs, tmp_path):
+    tiny_model("gpt2").save_pretrained(tmp_path / "lm")
+    byte_tokenizer().save_pretrained(tmp_path / "lm")
+    refused(start("--data", pairs, "--reward", "lm", "--dry-run"), "not a reward model", "--reward-model")

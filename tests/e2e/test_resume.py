@@ -1,0 +1,89 @@
+"""A run that is killed at any moment and typed again ends with the very same weights."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+WEIGHTS = (
+    "sft/model/model.safetensors",
+    "reward/model/model.safetensors",
+    "rl/actor/model.safetensors",
+    "rl/critic/model.safetensors",
+    "rl/critic/value_head.safetensors",
+    "rl/ema/model.safetensors",
+)
+
+
+def hashes(run_dir: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((run_dir / name).read_bytes()).hexdigest() for name in WEIGHTS}
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_in(stage: str, arguments: list[str], run_dir: Path, number: int, rng: random.Random) -> int:
+    """Start the command and send the signal after a few more steps of the stage; returns the exit code."""
+    metrics = run_dir / stage / "metrics.jsonl"
+    process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        started, wanted = lines(metrics), rng.randint(1, 3)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if metrics.exists() and lines(metrics) != started:
+                wanted -= lines(metrics) > started
+                started = lines(metrics)
+            if wanted <= 0:
+                time.sleep(rng.random() * 0.1)
+                process.send_signal(number)
+                break
+            time.sleep(0.002)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    assert "Traceback" not in output, output
+    return process.returncode
+
+
+@pytest.fixture
+def arguments(command, model_directory, pairs):
+    def build(run_dir: Path, save_every_s: int = 0) -> list[str]:
+        return command(
+            *("train", "--actor-model", model_directory("llama"), "--data", pairs, "--data", f"ptx:{pairs}"),
+            *("--run-dir", run_dir, "--force", "--engine.save_every_s", save_every_s, "--sft.batch", "4"),
+            *("--rl.ptx_coef", "0.5", "--rl.kl_target", "1.0"),
+        ) + ["--rl.steps", "12"]
+
+    return build
+
+
+def test_sigkill_in_every_stage_leaves_the_final_weights_bit_identical(arguments, tmp_path):
+    rng = random.Random(0)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(arguments(whole), env=ENVIRONMENT, check=True, capture_output=True, timeout=300)
+    killed = [kill_in(stage, arguments(broken), broken, signal.SIGKILL, rng) for stage in ("sft", "reward", "rl", "rl")]
+    assert killed == [-signal.SIGKILL] * 4
+    subprocess.run(arguments(broken), env=ENVIRONMENT, check=True, capture_output=True, timeout=300)
+    assert hashes(broken) == hashes(whole)
+    for stage in ("sft", "reward", "rl"):
+        steps = [[json.loads(x)["step"] for x in (d / stage / "metrics.jsonl").open()] for d in (whole, broken)]
+        assert steps[0] == steps[1] == list(range(len(steps[0])))
+    assert len(set(hashes(whole).values())) == len(WEIGHTS)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_continue(number, code, arguments, tmp_path):
+    run_dir = tmp_path / "run"
+    command = arguments(run_dir, save_every_s=3600)  # no checkpoint but the last one
+    assert kill_in("sft", command, run_dir, number, random.Random(1)) == code
+    assert (run_dir / "sft" / "checkpoint.pt").exists()
+    assert json.loads((run_dir / "manifest.json").read_text())["status"] == "interrupted"
