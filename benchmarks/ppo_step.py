@@ -16,6 +16,7 @@ Unequal:
 
 Each system is a long-lived process in its own environment; they take turns, one step per round, after one of warm-up.
 With one thread ratios are of process CPU seconds, which a busy machine disturbs least; with more, of wall seconds.
+Even CPU seconds double where other machines share the cores: compare inside a round, never between runs.
 
 The memory part is one policy update at a vocabulary of 50 272 (peers/update_memory.py): our log-probs, on the answers'
 tokens and in chunks, against fp32 log-softmax of all positions.
@@ -88,9 +89,12 @@ class Worker:
         self._process.communicate()
 
 
-def measure_steps(pythons: Mapping[str, str], rounds: int, variables: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Medians of `cpu_s` and `wall_s` per system."""
-    steps: dict[str, list[dict[str, float]]] = {system: [] for system in pythons}
+Steps = dict[str, list[dict[str, float]]]  # `cpu_s` and `wall_s` of every step, by system
+
+
+def measure_steps(pythons: Mapping[str, str], rounds: int, variables: Mapping[str, str]) -> Steps:
+    """Let the systems take turns, one step each per round, after a step of warm-up."""
+    steps: Steps = {system: [] for system in pythons}
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, str(HERE / "peers" / "material.py"), folder], env=variables, check=True)
         workers = {system: Worker(system, python, Path(folder), variables) for system, python in pythons.items()}
@@ -103,8 +107,7 @@ def measure_steps(pythons: Mapping[str, str], rounds: int, variables: Mapping[st
             print(f"round {number} of {rounds}, cpu s:", *latest, flush=True)
         for worker in workers.values():
             worker.close()
-    units = ("cpu_s", "wall_s")
-    return {name: {unit: statistics.median(s[unit] for s in taken) for unit in units} for name, taken in steps.items()}
+    return steps
 
 
 def measure_memory(way: str, variables: Mapping[str, str]) -> float:
@@ -131,7 +134,11 @@ def main() -> None:
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""}
     variables = {**os.environ, **threads, **quiet}
     load = os.getloadavg()[0]
-    medians = measure_steps(pythons, options.rounds, variables)
+    steps = measure_steps(pythons, options.rounds, variables)
+    medians = {
+        system: {unit: statistics.median(step[unit] for step in taken) for unit in ("cpu_s", "wall_s")}
+        for system, taken in steps.items()
+    }
     memory = {way: measure_memory(way, variables) for way in ("chunked", "full")}
 
     unit = "cpu_s" if options.threads == 1 else "wall_s"
@@ -147,6 +154,7 @@ def main() -> None:
         "update_peak_memory_ratio_50k": memory["chunked"] / memory["full"],
         "ratios_are_of": unit,
         "medians": medians,
+        "steps": steps,
         "update_peak_mib_50k": memory,
         "rounds": options.rounds,
         "threads": options.threads,

@@ -31,7 +31,11 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 def save_json(path: Path, value: Any) -> None:
     """Write JSON; replaces `path` atomically."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    save_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write text; replaces `path` atomically."""
     _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

@@ -226,13 +226,15 @@ def main() -> None:
     except SystemExit as stop:  # the command-line library reports usage errors with 2, which here means a failed gate
         code = 1 if stop.code == 2 else stop.code
     except ChatsmithError as error:
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        from chatsmith.console import printable
+
+        typer.echo(f"{type(error).__name__}: {printable(str(error))}", err=True)
         code = error.exit_code
     except Exception as error:
         from chatsmith.runtime import Interrupted
 
         if isinstance(error, Interrupted):
-            typer.echo(f"\n{error}. The same command continues from there.", err=True)
+            typer.echo(f"\n{error}. The same command (without --from) continues from there.", err=True)
             code = error.exit_code
         else:
             traceback.print_exc()

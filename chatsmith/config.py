@@ -115,7 +115,7 @@ class RlConfig(OptimizerConfig):
     ptx_coef: Annotated[float, Field(ge=0)] = 0.0
     ptx_batch: Positive = 16  # records per optimizer step
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # None: 0.992, less in short runs
-    eval_prompts: Annotated[int, Field(ge=2)] = 64  # held-out prompts scored before and after
+    eval_prompts: Annotated[int, Field(ge=64)] = 64  # held-out prompts scored before and after, if there are as many
 
     @model_validator(mode="after")
     def _check(self) -> "RlConfig":

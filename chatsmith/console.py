@@ -92,13 +92,14 @@ class Screen:
         mark, style = ("PASSED", "green") if verdict.passed else ("FAILED", "red")
         text = Text(f"  {stage} {mark}", style=f"bold {style}")
         text.append(
-            ": " + printable(verdict.text) + (" (going on: --force)" if forced else ""), style="default not bold"
+            ": " + printable(verdict.text) + (" (going on: --force)" if forced and not verdict.passed else ""),
+            style="default not bold",
         )
         self.console.print(text)
         for warning in verdict.warnings:
             self.line(f"  warning: {warning}", "yellow")
 
-    def side_by_side(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of prompts and answers, or of scores."""
         table = Table(title=title, title_justify="left", title_style="bold", show_lines=False, pad_edge=False)
         for column in columns:

@@ -19,8 +19,11 @@ class Interval:
         return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-def proportion(successes: int, trials: int) -> Interval:
-    """Wilson score interval of a proportion. Source: Wilson 1927, doi:10.1080/01621459.1927.10502953."""
+def proportion(successes: float, trials: int) -> Interval:
+    """Wilson score interval of a proportion, or (wider than needed) of a mean of numbers in [0, 1].
+
+    Source: Wilson 1927, doi:10.1080/01621459.1927.10502953.
+    """
     if trials == 0:
         return Interval(math.nan, 0.0, 1.0)
     z, p = 1.959964, successes / trials
@@ -32,14 +35,24 @@ def proportion(successes: int, trials: int) -> Interval:
 def paired_difference(before: Sequence[float], after: Sequence[float], *, resamples: int = 2000) -> Interval:
     """Mean of after - before over prompts, with a bootstrap interval over prompts (percentile method).
 
-    It covers the choice of prompts, not the run-to-run variance of training.
+    It covers the choice of prompts, not the run-to-run variance of training. Prompts where either side is NaN are
+    left out.
     """
     differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    differences = differences[np.isfinite(differences)]
+    if not len(differences):
+        return Interval(math.nan, -math.inf, math.inf)
     generator = np.random.default_rng(0)
     draws = generator.integers(0, len(differences), size=(resamples, len(differences)))
     means = differences[draws].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(differences.mean()), float(low), float(high))
+
+
+def histogram(values: Sequence[float], *, bins: int = 20) -> dict[str, list[float]]:
+    """Counts between edges, as plain lists."""
+    counts, edges = np.histogram(np.asarray(values, dtype=np.float64), bins=bins)
+    return {"counts": counts.tolist(), "edges": edges.tolist()}
 
 
 def expected_calibration_error(margins: Sequence[float], *, bins: int = 10) -> float:

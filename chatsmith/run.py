@@ -7,12 +7,14 @@ DIR/<stage>/checkpoint.pt    while the stage runs
 DIR/sft/model  reward/model  rl/actor  rl/critic  rl/ema
 """
 
+import fcntl
 import json
 import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -64,18 +66,32 @@ class Run:
         show = partial(self.screen.stage, stage, TITLES[stage])
         return StageRun(self.directory / stage, save_every_s=self.config.engine.save_every_s, stop=self.stop, show=show)
 
-    def record(self, stage: StageName, verdict: Verdict, stage_run: StageRun, model_dir: str, **facts: Any) -> None:
-        """Note a finished stage in the manifest, then forget its checkpoint."""
+    def record(
+        self,
+        stage: StageName,
+        verdict: Verdict,
+        stage_run: StageRun,
+        model_dir: str,
+        summary: dict[str, Any],
+        **facts: Any,
+    ) -> None:
+        """Note a finished stage in the manifest, then forget its checkpoint.
+
+        Args:
+            summary: the stage's figures for the manifest's `summary`.
+        """
         self.manifest["stages"][stage] = {
             "status": "passed" if verdict.passed else "forced" if self.force else "failed",
             "verdict": verdict.text,
             "warnings": list(verdict.warnings),
             "seconds": round(stage_run.seconds, 1),
             "model_dir": model_dir,
+            "summary": summary,
             **facts,
         }
         self.save()
         stage_run.discard_checkpoint()
+        self.screen.verdict(stage, verdict, forced=self.force)
 
     def skip(self, stage: StageName, reason: str) -> None:
         """Note that a stage is not needed."""
@@ -85,12 +101,16 @@ class Run:
             "warnings": [],
             "seconds": 0.0,
             "model_dir": None,
+            "summary": {},
         }
         self.save()
 
     def save(self) -> None:
+        """Write the manifest; its summary is what the finished stages say."""
         seconds = self.manifest["seconds_before"] + time.monotonic() - self._started
-        self.manifest["summary"]["seconds"] = round(seconds, 1)
+        self.manifest["summary"] = {"seconds": round(seconds, 1)}
+        for entry in self.manifest["stages"].values():
+            self.manifest["summary"] |= entry["summary"]
         save_json(self.directory / "manifest.json", self.manifest)
 
 
@@ -115,14 +135,13 @@ def open_run(
     if path.exists():
         manifest = _read_manifest(path)
         _check_same(manifest["config"], config, directory, restart_from)
-        if restart_from is not None:
-            for stage in STAGES[STAGES.index(restart_from) :]:
-                manifest["stages"].pop(stage, None)
-                shutil.rmtree(directory / stage, ignore_errors=True)
+        restarted = STAGES[STAGES.index(restart_from) :] if restart_from is not None else ()
+        for stage in restarted:
+            manifest["stages"].pop(stage, None)
     else:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise RunError(f"{directory}: exists and is no run of chatsmith. Choose another --run-dir.")
-        manifest = {"version": MANIFEST_VERSION, "stages": {}, "summary": {"seconds": 0.0}}
+        manifest, restarted = {"version": MANIFEST_VERSION, "stages": {}, "summary": {"seconds": 0.0}}, ()
     manifest |= {
         "status": "running",
         "recipe": recipe,
@@ -135,7 +154,29 @@ def open_run(
     }
     run = Run(config, directory, screen, stop, force, manifest)
     run.save()
+    for stage in restarted:  # only now: a stage that the manifest calls finished must have its model
+        shutil.rmtree(directory / stage, ignore_errors=True)
     return run
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Hold the run directory; the system lets go of it however the process ends.
+
+    Raises:
+        RunError: if another process holds it.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    path = directory.parent / f".{directory.name}.lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(
+                f"{directory}: another chatsmith is working on this run. Wait for it, or stop it."
+            ) from error
+        yield
+    path.unlink(missing_ok=True)
 
 
 def commit() -> str | None:

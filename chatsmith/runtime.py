@@ -4,7 +4,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from chatsmith.checkpoint import load_checkpoint, save_checkpoint
+from chatsmith.checkpoint import load_checkpoint, save_checkpoint, save_text
 from chatsmith.config import EngineConfig
 from chatsmith.errors import ConfigError
 
@@ -55,7 +55,7 @@ Show = Callable[[int], AbstractContextManager[Shown]]
 
 
 class StageRun:
-    """One stage's folder: `checkpoint.pt` while it runs, `metrics.jsonl` with one object per step.
+    """One stage's folder: `checkpoint.pt` while it runs, `metrics.jsonl` with one object per step, `answers.jsonl`.
 
     A loop calls `resume` once, iterates over `steps`, and per step calls `log` and `checkpoint`.
     """
@@ -68,6 +68,7 @@ class StageRun:
         self._stop = stop
         self._saved_at = time.monotonic()
         self._metrics = directory / "metrics.jsonl"
+        self._answers = directory / "answers.jsonl"
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._shown: Shown | None = None
@@ -81,13 +82,11 @@ class StageRun:
         """The last checkpoint, or None at a fresh start. Metrics of steps after it are forgotten."""
         state = load_checkpoint(self._checkpoint_path)
         step = -1 if state is None else state["step"]
-        kept = []
-        if self._metrics.exists():
-            for line in self._metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-                # the last line of a killed process may be half a line
-                if line.endswith("\n") and json.loads(line)["step"] <= step:
-                    kept.append(line)
-        self._metrics.write_text("".join(kept), encoding="utf-8")
+        for path in (self._metrics, self._answers):
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+            # the last line of a killed process may be half a line
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            save_text(path, "".join(kept))
         if state is not None:
             self._seconds_before = state["seconds"]
         return state
@@ -104,6 +103,11 @@ class StageRun:
             file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
         if self._shown is not None:
             self._shown.update(step, metrics)
+
+    def log_answers(self, step: int, rows: Iterable[dict[str, Any]]) -> None:
+        """Append prompts and answers of this step to `answers.jsonl`."""
+        with self._answers.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Save the state after `step` if it is time to, or if the user asked to stop.

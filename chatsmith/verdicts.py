@@ -44,14 +44,17 @@ def judge_sft(report: SftReport) -> Verdict:
             "Try a lower sft.lr, more sft.epochs, or look at the data.",
             tuple(warnings),
         )
-    return Verdict(True, f"held-out loss fell from {first:.3f} to {last:.3f} nats per token", tuple(warnings))
+    return Verdict(
+        True,
+        f"held-out loss fell from {first:.3f} to {last:.3f} nats per token (perplexity {report.perplexity:.2f})",
+        tuple(warnings),
+    )
 
 
 def judge_reward(report: RewardReport, *, score_std: float) -> Verdict:
-    accuracy, rule = report.accuracy, report.longer_wins
+    accuracy, rule = report.accuracy, report.length_rule_accuracy
     measured = (
-        f"held-out accuracy {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] "
-        f"over {len(report.margins)} pairs"
+        f"held-out accuracy {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] over {report.pairs} pairs"
     )
     warnings = []
     if accuracy.value <= rule.value:
@@ -82,13 +85,15 @@ def judge_rl(report: RlReport, gates: GatesConfig) -> tuple[Verdict, Interval]:
     before, after, ema = report.before, report.after, report.ema
     gain = paired_difference(before.rewards, after.rewards)
     ratio = after.length / before.length
+    warnings = []
     best = "EMA" if ema.reward_mean > after.reward_mean else "actor"
+    if len(after.rewards) < 64:
+        warnings.append(f"only {len(after.rewards)} held-out prompts: give more data, or raise data.held_out")
     measured = (
         f"reward on {len(after.rewards)} held-out prompts {before.reward_mean:+.3f} -> {after.reward_mean:+.3f}, "
         f"gain {gain}, KL {after.kl:.3f} nats per token; the better of actor and EMA is the {best} "
         f"({after.reward_mean:+.3f}, {ema.reward_mean:+.3f})"
     )
-    warnings = []
     if report.explained_variance < 0:
         warnings.append(
             f"the critic explains nothing (explained variance {report.explained_variance:.2f}): "
@@ -99,7 +104,7 @@ def judge_rl(report: RlReport, gates: GatesConfig) -> tuple[Verdict, Interval]:
     if report.skipped_steps:
         warnings.append(f"{report.skipped_steps} optimizer steps were skipped: gradient not finite")
     problem = ""
-    if gain.low <= 0:
+    if not gain.low > 0:
         problem = "the reward did not rise: more rl.steps, a higher rl.lr, or a lower rl.kl_coef"
     elif after.kl > gates.max_kl:
         problem = (

@@ -43,7 +43,7 @@ def whiten(advantages: Tensor, mask: Tensor, *, total: Total) -> Tensor:
     Returns:
         [B, T], 0 outside the mask.
     """
-    count = total(mask.sum())
+    count = total(mask.sum()).clamp(min=1)
     mean = total(masked_sum(advantages, mask)) / count
     variance = total(masked_sum((advantages - mean) ** 2, mask)) / count
     white = (advantages - mean) / (variance.sqrt() + 1e-8)

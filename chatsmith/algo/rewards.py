@@ -27,7 +27,7 @@ def token_rewards(
     penalty = -kl_coef * kl_estimate(logprobs, reference_logprobs, "k1")
     per_token = torch.where(mask, penalty, torch.zeros_like(penalty))
     is_last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)  # True at the last True of each row
-    return per_token + is_last * rewards[:, None]
+    return per_token + torch.where(is_last, rewards[:, None], torch.zeros_like(per_token))
 
 
 def adapt_kl_coef(kl_coef: float, kl_sequence: float, *, target: float, horizon: int, answers: int) -> float:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from chatsmith.seeds import permutation
+
 
 def pad(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, Tensor]:
     """Right-padded tokens [B, T] and lengths [B]."""
@@ -23,13 +25,6 @@ def pad_mask(rows: Sequence[Sequence[bool]]) -> Tensor:
     return pad(rows, pad_id=0)[0].bool()
 
 
-def shuffled(count: int, *, seed: int, epoch: int) -> list[int]:
-    """A permutation of range(count) that depends on seed and epoch only."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order: list[int] = torch.randperm(count, generator=generator).tolist()
-    return order
-
-
 def batches(count: int, *, size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
     """Endless batches of indices, epoch after epoch, from batch number `start` on.
 
@@ -37,11 +32,11 @@ def batches(count: int, *, size: int, seed: int, start: int = 0) -> Iterator[lis
     so that every batch has `size` rows and every row is seen once per epoch.
     """
     epoch, offset = divmod(start * size, count)
-    order = shuffled(count, seed=seed, epoch=epoch)[offset:]
+    order = permutation(count, seed, epoch)[offset:]
     while True:
         while len(order) < size:
             epoch += 1
-            order += shuffled(count, seed=seed, epoch=epoch)
+            order += permutation(count, seed, epoch)
         yield order[:size]
         order = order[size:]
 

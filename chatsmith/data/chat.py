@@ -6,6 +6,7 @@ from, and the answer exactly the tokens that a policy could have sampled. Masks 
 data: nobody later guesses what a token is from its value.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,7 +145,7 @@ def _pieces(
         if message.role != "assistant":
             continue
         before = _render(tokenizer, messages[:turn], generation_prompt=True)
-        content = message.content.strip()
+        content = _hide(tokenizer, message.content.strip())
         begin = whole.find(content, len(before))
         if not whole.startswith(before) or begin < 0:
             raise ModelError(
@@ -172,22 +173,40 @@ def _end_of_stop(text: str, start: int, stop_tokens: Sequence[str], origin: str)
 
 
 def _render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str:
-    turns = [{"role": message.role, "content": message.content} for message in messages]
+    turns = [{"role": message.role, "content": _hide(tokenizer, message.content)} for message in messages]
     text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
     return text
 
 
+# Text that spells a special token ("</s>") must stay text: else a prompt could end turns or forge them. Such spellings
+# travel through the template between two private-use characters and are then tokenised as ordinary text.
+_HIDDEN = re.compile("\ue000(.*?)\ue001", re.DOTALL)
+
+
+def _hide(tokenizer: Any, content: str) -> str:
+    special = "|".join(re.escape(token) for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True))
+    return re.sub(special, "\ue000\\g<0>\ue001", content)
+
+
 def _tokenise_pieces(tokenizer: Any, conversations: Sequence[Sequence[tuple[str, bool]]]) -> list[Encoded]:
     """Tokenise every piece by itself and join those of a conversation."""
-    texts = [text for pieces in conversations for text, _ in pieces]
+    # Every second part of a piece that is split at hidden spellings is one of them.
+    parts = [_HIDDEN.split(text) for pieces in conversations for text, _ in pieces]
     # The template writes BOS itself: the tokenizer must not add a second one.
-    ids = iter(tokenizer(texts, add_special_tokens=False).input_ids if texts else [])
+    plain = iter(_ids(tokenizer, [part for split in parts for part in split[::2]]))
+    spelled = iter(_ids(tokenizer, [part for split in parts for part in split[1::2]], split_special_tokens=True))
+    splits = iter(parts)
     rows = []
     for pieces in conversations:
         row = Encoded([], [])
         for _, is_target in pieces:
-            piece = next(ids)
+            piece = [i for index in range(len(next(splits))) for i in next(spelled if index % 2 else plain)]
             row.tokens.extend(piece)
             row.targets.extend([is_target] * len(piece))
         rows.append(row)
     return rows
+
+
+def _ids(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, **options).input_ids if texts else []
+    return ids

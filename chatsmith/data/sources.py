@@ -11,6 +11,7 @@ import codecs
 import csv
 import difflib
 import gzip
+import hashlib
 import json
 import re
 import tempfile
@@ -48,6 +49,11 @@ class Source:
     records: tuple[Record, ...]
     dropped: tuple[Dropped, ...]
     licence: str | None
+
+    def digest(self) -> str:
+        """SHA-256 of everything the records say."""
+        said = [(r.prompt, [(a.content, a.score) for a in r.answers], r.text) for r in self.records]
+        return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

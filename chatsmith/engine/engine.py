@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from chatsmith.engine.sampling import sample, uniforms
+from chatsmith.engine.sampling import sample
+from chatsmith.seeds import uniforms
 from chatsmith.types import FinishReason
 
 
@@ -86,6 +87,8 @@ class Engine:
         self.model = model
         self.pad_id = pad_id
         self.max_batch = max_batch
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._last_position = positions - 1 if positions else None
         self._waiting: deque[_Sequence] = deque()
         self._running: list[_Sequence] = []
         self._next_id = 0
@@ -155,6 +158,7 @@ class Engine:
         finally:
             self.model.train(was_training)
             self._running, self._cache = [], None
+            self._waiting.clear()
 
     def _prefill(self) -> Tensor:
         self._running = [self._waiting.popleft() for _ in range(min(self.max_batch, len(self._waiting)))]
@@ -174,7 +178,8 @@ class Engine:
         return self._forward(self._last)
 
     def _forward(self, tokens: Tensor) -> Tensor:
-        positions = (self._attention.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        # Rows that have ended are computed until they are let go: they must not run past the last position.
+        positions = (self._attention.cumsum(1) - 1).clamp(min=0, max=self._last_position)[:, -tokens.shape[1] :]
         inputs = {"input_ids": tokens, "attention_mask": self._attention, "position_ids": positions}
         if self.model.config.model_type == "bloom":  # ALiBi from the mask; takes no positions
             del inputs["position_ids"]

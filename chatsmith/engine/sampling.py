@@ -3,21 +3,8 @@
 The uniform decides everything, so a sequence depends on its own seed and never on what else is in the batch.
 """
 
-import hashlib
-
 import torch
 from torch import Tensor
-
-
-def sequence_seed(*parts: int | str) -> int:
-    """A 63-bit seed from (run seed, step, prompt id, sample index): the same whatever rank, order or batch."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-def uniforms(seed: int, count: int) -> Tensor:
-    """`count` numbers in [0, 1) that belong to one sequence."""
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
 
 
 def sample(

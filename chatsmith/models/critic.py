@@ -15,11 +15,11 @@ class Critic(nn.Module):
     def __init__(self, backbone: Any, width: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(width, 1, device=backbone.device, dtype=backbone.dtype)
+        self.head = nn.Linear(width, 1, device=backbone.device, dtype=torch.float32)
 
     def value(self, hidden: Tensor) -> Tensor:
         """Values [...] in fp32 from hidden states [..., d]."""
-        values: Tensor = self.head(hidden)[..., 0].float()
+        values: Tensor = self.head(hidden.float())[..., 0]
         return values
 
     def save(self, directory: Path) -> None:

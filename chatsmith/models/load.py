@@ -20,7 +20,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from chatsmith.data.chat import prepare_tokenizer
+from chatsmith.data.chat import prepare_tokenizer, stop_ids
 from chatsmith.errors import ModelError
 
 transformers.logging.set_verbosity_error()
@@ -40,6 +40,15 @@ def load_tokenizer(location: str) -> Any:
     tokenizer = _from_hub_or_disk(AutoTokenizer, location)
     prepare_tokenizer(tokenizer, location)
     return tokenizer
+
+
+def load_stop_ids(location: str, tokenizer: Any) -> tuple[int, ...]:
+    """Token ids that end an answer: the tokenizer's EOS, and those the model's generation config names."""
+    try:
+        generation = GenerationConfig.from_pretrained(location)
+    except OSError:  # many models come without one
+        generation = None
+    return stop_ids(tokenizer, generation)
 
 
 def load_actor(location: str, tokenizer: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
@@ -78,13 +87,12 @@ def save_model(model: Any, tokenizer: Any, directory: Path, *, stops: Sequence[i
     """Weights (safetensors), tokenizer, chat template, generation config and README into `directory`."""
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    if model.can_generate():
-        GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=list(stops),
-            pad_token_id=tokenizer.pad_token_id,
-            do_sample=True,
-        ).save_pretrained(directory)
+    GenerationConfig(  # reward models too: they must know where an answer ends
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=list(stops),
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=True,
+    ).save_pretrained(directory)
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -106,7 +114,9 @@ def context_length(model: Any) -> int | None:
 def _fit(model: Any, tokenizer: Any, device: torch.device) -> Any:
     """Room for every token of the tokenizer, the tokenizer's special ids in the config, dropout off."""
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer))
+        with torch.random.fork_rng(devices=[]):  # new rows are drawn: the same ones whenever the model is loaded
+            torch.manual_seed(0)
+            model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval()
 

@@ -8,6 +8,7 @@ None (or NaN, or inf) excludes a sample from training and is counted.
 import importlib
 import importlib.util
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any
 import torch
 
 from chatsmith.data.batch import micro_batches, pad
-from chatsmith.data.chat import encode, stop_ids
+from chatsmith.data.chat import encode
 from chatsmith.errors import ConfigError, ModelError, RewardError
-from chatsmith.models.load import load_reward_model, load_tokenizer
+from chatsmith.models.load import context_length, load_reward_model, load_stop_ids, load_tokenizer
 from chatsmith.models.scoring import sequence_scores
 from chatsmith.types import Message, Sample
 
@@ -40,17 +41,27 @@ class RewardModel:
     max_tokens_per_pass: int
 
     def __call__(self, samples: list[Sample]) -> list[float | None]:
-        """Raw scores, one per sample, read at the last token of the answer."""
-        return list(self.scores(samples))
+        """Raw scores, read at the last token of the answer; None where the conversation exceeds the model's context."""
+        rows = self.encode(samples)
+        limit = context_length(self.model) or max(map(len, rows))
+        scores = iter(self._score([row for row in rows if len(row) <= limit]))
+        return [next(scores) if len(row) <= limit else None for row in rows]
 
     def scores(self, samples: Sequence[Sample]) -> list[float]:
+        """Raw scores of samples that are known to fit."""
+        return self._score(self.encode(samples))
+
+    def encode(self, samples: Sequence[Sample]) -> list[list[int]]:
         encoded = encode(
             self.tokenizer,
             [(*sample.messages, Message("assistant", sample.answer)) for sample in samples],
             stops=self.stops,
             complete=[sample.finish_reason == "stop" for sample in samples],
         )
-        return score_rows(self.model, self.tokenizer, [row.tokens for row in encoded], self.max_tokens_per_pass)
+        return [row.tokens for row in encoded]
+
+    def _score(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        return score_rows(self.model, self.tokenizer, rows, self.max_tokens_per_pass)
 
 
 @torch.no_grad()
@@ -82,9 +93,12 @@ def parse_reward(spec: str) -> tuple[str, float]:
     if not at:
         return spec, 1.0
     try:
-        return target, float(weight)
+        number = float(weight)
     except ValueError:
-        raise ConfigError(f"reward {spec!r}: the weight after @ must be a number, such as {target}@0.5.") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"reward {spec!r}: the weight after @ must be a number, such as {target}@0.5.")
+    return target, number
 
 
 def load_ready_reward(
@@ -102,12 +116,12 @@ def load_ready_reward(
     tokenizer = load_tokenizer(target)
     model = load_reward_model(target, tokenizer, dtype=dtype, device=device)
     mean, std = getattr(model.config, "score_mean", None), getattr(model.config, "score_std", None)
-    if mean is None or std is None:
+    if mean is None or not std:
         raise ModelError(
             f'{target}: its config.json has no "score_mean" and "score_std", so its scores have no unit. Add the mean '
             "and standard deviation of its scores over answers of your SFT model."
         )
-    reward_model = RewardModel(model, tokenizer, stop_ids(tokenizer), mean, std, max_tokens_per_pass)
+    reward_model = RewardModel(model, tokenizer, load_stop_ids(target, tokenizer), mean, std, max_tokens_per_pass)
     return Reward(name or Path(target).name, reward_model, weight, mean, std)
 
 
@@ -145,6 +159,7 @@ def _load_function(source: str, name: str) -> RewardFunction:
             assert spec is not None
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses look their module up
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(source)

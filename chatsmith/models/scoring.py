@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
 
@@ -91,8 +91,7 @@ def sequence_scores(reward_model: Any, tokens: Tensor, lengths: Tensor) -> Tenso
     """
     hidden = hidden_states(reward_model.base_model, tokens)
     last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]  # [B, d]
-    scores: Tensor = reward_model.score(last)[:, 0].float()
-    return scores
+    return linear(last.float(), reward_model.score.weight.float())[:, 0]
 
 
 def _place(values: Tensor, mask: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from chatsmith.config import Config
 from chatsmith.data.batch import batches, micro_batches, pad
 from chatsmith.data.chat import encode
 from chatsmith.errors import DataError
-from chatsmith.evaluate import Interval, correlation, expected_calibration_error, proportion
+from chatsmith.evaluate import Interval, correlation, expected_calibration_error, histogram, proportion
 from chatsmith.models.reward import score_rows
 from chatsmith.models.scoring import sequence_scores
 from chatsmith.runtime import StageRun
@@ -26,6 +26,7 @@ class Ranked:
     """A tokenised record of stage 2: its answers as whole conversations, with the scores that rank them."""
 
     rows: list[list[int]]
+    lengths: list[int]  # of the answers alone
     scores: list[float]
     source: str
 
@@ -36,9 +37,10 @@ class RewardReport:
 
     accuracy: Interval
     accuracy_by_source: dict[str, Interval]
-    longer_wins: Interval  # the rule "the longer answer wins", or "the shorter", whichever fits the training part
-    length_rule: str
-    margins: list[float]
+    length_rule: str  # "longer wins" or "shorter wins", whichever fits the training part
+    length_rule_accuracy: Interval
+    pairs: int
+    margins: dict[str, list[float]]  # histogram of score(better) - score(worse)
     calibration_error: float
     length_correlation: float
     dropped_too_long: int
@@ -111,10 +113,17 @@ def encode_ranked(
     )
     kept = []
     for record in records:
-        pairs = [(next(encoded).tokens, answer.score or 0.0) for answer in record.answers]
-        pairs = [(tokens, score) for tokens, score in pairs if len(tokens) <= max_tokens]
-        if len(pairs) >= 2:
-            kept.append(Ranked([tokens for tokens, _ in pairs], [score for _, score in pairs], source_of(record)))
+        answered = [(next(encoded), answer.score or 0.0) for answer in record.answers]
+        answered = [(row, score) for row, score in answered if len(row.tokens) <= max_tokens]
+        if len(answered) >= 2:
+            kept.append(
+                Ranked(
+                    rows=[row.tokens for row, _ in answered],
+                    lengths=[sum(row.targets) for row, _ in answered],
+                    scores=[score for _, score in answered],
+                    source=source_of(record),
+                )
+            )
     return kept, len(records) - len(kept)
 
 
@@ -156,38 +165,43 @@ def _report(
 ) -> RewardReport:
     flat = [row for record in held_out for row in record.rows]
     scores = score_rows(model, tokenizer, flat, config.engine.max_batch_tokens)
-    lengths = [len(row) for row in flat]
-    pairs = _clear_pairs(held_out)
-    margins = [scores[better] - scores[worse] for better, worse, _ in pairs]
-    by_source: dict[str, list[bool]] = defaultdict(list)
-    for (_, _, source), margin in zip(pairs, margins, strict=True):
-        by_source[source].append(margin > 0)
-    train_lengths = [len(row) for record in train for row in record.rows]
-    longer = sum(train_lengths[b] > train_lengths[w] for b, w, _ in _clear_pairs(train))
-    shorter = sum(train_lengths[b] < train_lengths[w] for b, w, _ in _clear_pairs(train))
-    sign = 1 if longer >= shorter else -1
-    ruled = sum(sign * (lengths[better] - lengths[worse]) > 0 for better, worse, _ in pairs)
+    lengths = [length for record in held_out for length in record.lengths]
+    margins = _margins(held_out, scores)
+    by_source: dict[str, list[list[float]]] = defaultdict(list)
+    for record, values in zip(held_out, margins, strict=True):
+        by_source[record.source].append(values)
+    longer = _accuracy(_margins(train, [float(length) for record in train for length in record.lengths]))
+    sign = 1.0 if longer.value >= 0.5 else -1.0
     return RewardReport(
-        accuracy=proportion(sum(margin > 0 for margin in margins), len(margins)),
-        accuracy_by_source={source: proportion(sum(wins), len(wins)) for source, wins in by_source.items()},
-        longer_wins=proportion(ruled, len(margins)),
+        accuracy=_accuracy(margins),
+        accuracy_by_source={source: _accuracy(values) for source, values in by_source.items()},
+        length_rule_accuracy=_accuracy(_margins(held_out, [sign * length for length in lengths])),
         length_rule="longer wins" if sign > 0 else "shorter wins",
-        margins=margins,
-        calibration_error=expected_calibration_error(margins),
+        pairs=sum(map(len, margins)),
+        margins=histogram([margin for values in margins for margin in values]),
+        calibration_error=expected_calibration_error([margin for values in margins for margin in values]),
         length_correlation=correlation(scores, lengths),
         dropped_too_long=dropped,
         skipped_steps=skipped,
     )
 
 
-def _clear_pairs(records: Sequence[Ranked]) -> list[tuple[int, int, str]]:
-    """(index of the better answer, of the worse, source) over the answers of all records, ties left out."""
-    pairs = pairs_of([record.scores for record in records])
-    owners = [record.source for record in records for _ in record.rows]
-    return [
-        (better, worse, owners[better])
-        for better, worse, target in zip(
-            pairs.better.tolist(), pairs.worse.tolist(), pairs.target.tolist(), strict=True
-        )
-        if target == 1
-    ]
+def _margins(records: Sequence[Ranked], values: Sequence[float]) -> list[list[float]]:
+    """Per record, value of the better answer minus value of the worse over its clear pairs; ties are left out.
+
+    Args:
+        values: one per answer, through all records in order.
+    """
+    margins, first = [], 0
+    for record in records:
+        pairs = pairs_of([record.scores])
+        rows = zip(pairs.better.tolist(), pairs.worse.tolist(), pairs.target.tolist(), strict=True)
+        margins.append([values[first + b] - values[first + w] for b, w, target in rows if target == 1])
+        first += len(record.rows)
+    return margins
+
+
+def _accuracy(margins: Sequence[Sequence[float]]) -> Interval:
+    """Share of clear pairs won, each prompt counting once: pairs of one prompt are not independent of each other."""
+    wins = [sum(margin > 0 for margin in values) / len(values) for values in margins if values]
+    return proportion(sum(wins), len(wins))

@@ -19,7 +19,7 @@ from chatsmith.algo.advantages import gae, whiten
 from chatsmith.algo.losses import Total, kl_estimate, masked_sum, policy_loss, value_loss
 from chatsmith.algo.rewards import adapt_kl_coef, token_rewards
 from chatsmith.config import Config, RlConfig
-from chatsmith.data.batch import batches, micro_batches, shuffled
+from chatsmith.data.batch import batches, micro_batches
 from chatsmith.data.chat import Encoded
 from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.errors import DataError, TrainingStopped
@@ -28,10 +28,13 @@ from chatsmith.models.ema import Ema, default_decay
 from chatsmith.models.reward import Reward
 from chatsmith.models.scoring import token_logprobs, token_values
 from chatsmith.runtime import StageRun, measure_peak_flops
+from chatsmith.seeds import derive_seed, permutation
 from chatsmith.stages.loop import Guard, Trainable, learning_rate_factor
 from chatsmith.stages.rollout import PolicyScores, Prompts, evaluate_policy, judge, roll_out, rollout_logprobs
 from chatsmith.stages.sft import language_model_backward
 from chatsmith.types import Experience, Rollouts, Scores
+
+LOGGED_TABLES, LOGGED_ANSWERS = 10, 8  # tables of answers per run, answers per table
 
 
 @dataclass(frozen=True)
@@ -157,9 +160,11 @@ def train_rl(
                     config,
                     factor=factor,
                     kl_coef=kl_coef,
-                    order_seed=config.seed * 1_000_003 + step,
+                    order_seed=derive_seed(config.seed, step),
                     policy_frozen=policy_frozen,
-                    ptx_batches=batches(len(ptx), size=settings.ptx_batch, seed=config.seed + step) if mixes else None,
+                    ptx_batches=batches(len(ptx), size=settings.ptx_batch, seed=derive_seed(config.seed, "ptx", step))
+                    if mixes
+                    else None,
                     ptx=ptx,
                 )
                 | metrics
@@ -177,6 +182,8 @@ def train_rl(
                 answers=settings.rollouts,
             )
         run.log(step, metrics)
+        if step % max(1, total // LOGGED_TABLES) == 0:
+            run.log_answers(step, _answer_table(rollouts, scores))
         run.checkpoint(step, {"kl_coef": kl_coef, "variances": variances, "learners": learners.state_dict()})
 
     after = evaluate_policy(actor, reference, tokenizer, held_out, rewards, config, stops=stops)
@@ -244,7 +251,7 @@ def estimate(rollouts: Rollouts, scores: Scores, settings: RlConfig, *, kl_coef:
 
 def describe(rollouts: Rollouts, scores: Scores, experience: Experience) -> dict[str, float]:
     """Metrics of rollouts and advantages, before any update."""
-    mask, count = experience.mask, experience.mask.sum()
+    mask, count = experience.mask, experience.mask.sum().clamp(min=1)
     rewards = scores.rewards[scores.valid]
     difference = scores.logprobs - scores.reference_logprobs
     returns, errors = experience.returns[mask], (experience.returns - experience.values)[mask]
@@ -253,9 +260,9 @@ def describe(rollouts: Rollouts, scores: Scores, experience: Experience) -> dict
         "rl/reward_mean": rewards.mean().item(),
         "rl/reward_std": rewards.std(correction=0).item(),
         "rl/kl": (masked_sum(kl_estimate(scores.logprobs, scores.reference_logprobs, "k3"), mask) / count).item(),
-        "rl/kl_sequence": (masked_sum(difference, mask) / scores.valid.sum()).item(),
+        "rl/kl_sequence": (masked_sum(difference, mask) / scores.valid.sum().clamp(min=1)).item(),
         "rl/explained_variance": (1 - errors.var() / returns.var()).item() if returns.var() > 0 else 0.0,
-        "rl/advantage_std": experience.advantages[mask].std(correction=0).item(),
+        "rl/advantage_std": errors.std(correction=0).item(),  # before whitening, with the critic's lambda
         "rl/answer_length": rollouts.mask.sum().item() / len(finished),
         "rl/eos_rate": sum(finished) / len(finished),
         "rl/truncation_rate": 1 - sum(finished) / len(finished),
@@ -287,10 +294,12 @@ def update(
     size = rows // settings.minibatches
     per_minibatch: list[dict[str, float]] = []
     for epoch in range(settings.epochs):
-        shuffle = shuffled(rows, seed=order_seed, epoch=epoch)
+        shuffle = permutation(rows, order_seed, epoch)
         for first in range(0, rows, size):
             batch = experience.rows(torch.tensor(shuffle[first : first + size], device=experience.tokens.device))
-            count = batch.mask.sum().clamp(min=1)
+            count = batch.mask.sum()
+            if count == 0:  # every sample was excluded
+                continue
             parts = []
             for group in micro_batches(batch.lengths.tolist(), max_tokens=config.engine.max_batch_tokens):
                 part = batch.rows(torch.tensor(group, device=batch.tokens.device))
@@ -316,8 +325,8 @@ def update(
                 if not policy_frozen:
                     learners.ema.update(learners.actor.weights)
             per_minibatch.append(whole)
-        this_epoch = per_minibatch[-settings.minibatches :]
-        if not policy_frozen and _mean([whole["rl/kl_old"] for whole in this_epoch]) > settings.max_kl_old:
+        moved = [whole["rl/kl_old"] for whole in per_minibatch[epoch * settings.minibatches :] if "rl/kl_old" in whole]
+        if moved and _mean(moved) > settings.max_kl_old:
             break
     result = _combine(per_minibatch, _mean)
     # Before the first optimizer step old and new policy are the same: what differs is rollout against training.
@@ -411,6 +420,14 @@ class PhaseClock:
             "step/mfu": flops / total / peak_flops,
             "memory/peak_gib": peak / 2**30,
         }
+
+
+def _answer_table(rollouts: Rollouts, scores: Scores) -> list[dict[str, Any]]:
+    """The first few prompts and answers of a step with their rewards."""
+    return [
+        {"prompt": sample.messages[-1].content, "answer": sample.answer, "end": sample.finish_reason, "reward": reward}
+        for sample, reward in zip(rollouts.samples[:LOGGED_ANSWERS], scores.rewards.tolist(), strict=False)
+    ]
 
 
 def _combine(parts: Sequence[dict[str, float]], how: Callable[[list[float]], float]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Letting a policy answer prompts, and what rewards make of the answers."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,10 @@ from chatsmith.config import Config, RlConfig
 from chatsmith.data.batch import micro_batches, pad, pad_mask
 from chatsmith.data.chat import decode_answer, encode_prompts
 from chatsmith.engine.engine import Engine, Request, Sampling
-from chatsmith.engine.sampling import sequence_seed
 from chatsmith.errors import RewardError
 from chatsmith.models.reward import Reward, RewardModel, call
 from chatsmith.models.scoring import token_logprobs
+from chatsmith.seeds import derive_seed
 from chatsmith.types import Record, Rollouts, Sample
 
 
@@ -54,18 +55,15 @@ def roll_out(
 ) -> Rollouts:
     """Answer the prompts at `index`, `samples` times each; row p * samples + g is sample g of the p-th of them.
 
-    A sequence's seed is a hash of (`seed`, prompt number, sample): independent of order and batch.
+    A sequence's seed is a hash of (`seed`, prompt number, sample): independent of order and batch. A prompt that
+    stands in `index` again gets further samples, not the same ones.
     """
-    requests = [
-        Request(
-            tokens=prompts.tokens[i],
-            max_new_tokens=limit,
-            stops=tuple(stops),
-            sampling=sampling,
-            seeds=tuple(sequence_seed(*seed, i, g) for g in range(samples)),
-        )
-        for i in index
-    ]
+    requests = []
+    asked: dict[int, int] = defaultdict(int)
+    for i in index:
+        seeds = tuple(derive_seed(*seed, i, asked[i] + g) for g in range(samples))
+        requests.append(Request(prompts.tokens[i], limit, tuple(stops), sampling, seeds))
+        asked[i] += samples
     answers = [(i, a) for i, group in zip(index, engine.generate(requests), strict=True) for a in group]
     tokens, lengths = pad([(*prompts.tokens[i], *a.tokens) for i, a in answers], pad_id=tokenizer.pad_token_id)
     mask = pad_mask([[False] * len(prompts.tokens[i]) + [True] * len(a.tokens) for i, a in answers])
@@ -144,7 +142,7 @@ def judge(
 class PolicyScores:
     """One policy on a fixed set of prompts, sampled with fixed seeds."""
 
-    rewards: list[float]  # per prompt
+    rewards: list[float]  # per prompt; NaN where the sample was excluded
     kl: float  # k3 to the reference, nats per sampled token
     entropy: float  # nats per sampled token
     length: float  # tokens per answer
@@ -153,7 +151,8 @@ class PolicyScores:
 
     @property
     def reward_mean(self) -> float:
-        return sum(self.rewards) / len(self.rewards)
+        finite = [reward for reward in self.rewards if math.isfinite(reward)]
+        return sum(finite) / len(finite) if finite else math.nan
 
 
 def evaluate_policy(
@@ -166,7 +165,7 @@ def evaluate_policy(
     *,
     stops: Sequence[int],
 ) -> PolicyScores:
-    """Answer every prompt once at the training temperature and score the answers. Excluded samples count as 0."""
+    """Answer every prompt once at the training temperature and score the answers."""
     engine = Engine(model, pad_id=tokenizer.pad_token_id, max_batch=config.engine.max_batch)
     rollouts = roll_out(
         engine,
@@ -185,7 +184,7 @@ def evaluate_policy(
     count = rollouts.mask.sum()
     kl = masked_sum(kl_estimate(logprobs, reference_logprobs, "k3"), rollouts.mask) / count
     return PolicyScores(
-        rewards=torch.where(valid, values, torch.zeros(())).tolist(),
+        rewards=torch.where(valid, values, torch.tensor(math.nan)).tolist(),
         kl=kl.item(),
         entropy=(masked_sum(entropies, rollouts.mask) / count).item(),
         length=count.item() / len(rollouts.samples),

@@ -35,6 +35,11 @@ class SftReport:
     dropped_too_long: int
     skipped_steps: int
 
+    @property
+    def perplexity(self) -> float:
+        """exp of the held-out loss, over target tokens only."""
+        return math.exp(self.held_out_loss_last)
+
 
 def train_sft(
     actor: Any,

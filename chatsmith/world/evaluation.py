@@ -106,7 +106,9 @@ def show(screen: Screen, before: GoldScores, after: GoldScores, figures: dict[st
         (before.tasks[i].prompt, before.tasks[i].answer, before.answers[i], after.answers[i])
         for i in sorted(first_of_kind.values())[:SHOWN]
     ]
-    screen.side_by_side("", ("question", "right answer", "SFT", "PPO"), rows)
+    screen.table(
+        "Held-out questions, answered by the SFT and the PPO model", ("question", "right answer", "SFT", "PPO"), rows
+    )
     scores = [
         (name.replace("_", " "), f"{one:.3f}", f"{two:.3f}", f"{two - one:+.3f}")
         for name, (one, two) in figures["gold_components"].items()
@@ -122,7 +124,17 @@ def show(screen: Screen, before: GoldScores, after: GoldScores, figures: dict[st
             f"{figures['gold_gain']:+.3f} [{low:+.3f}, {high:+.3f}]",
         ),
     ]
-    screen.side_by_side("", ("gold score (0 to 1)", "SFT", "PPO", "gain [95 %]"), scores)
+    title = f"What the gold judge says about {len(before.tasks)} held-out questions"
+    screen.table(title, ("score (0 to 1)", "SFT", "PPO", "gain [95 %]"), scores)
+
+
+def show_aspects(screen: Screen, accuracies: dict[str, float]) -> None:
+    """The reward model's accuracy by aspect: one total would hide what it does not see."""
+    screen.table(
+        "Does it see what matters? Accuracy on held-out pairs that differ in one aspect alone",
+        ("aspect", "accuracy"),
+        [(aspect, f"{accuracy:.0%}") for aspect, accuracy in accuracies.items()],
+    )
 
 
 def _share_won(reward_model: RewardModel, better: Sequence[Sample], worse: Sequence[Sample]) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from chatsmith.checkpoint import save_directory, save_text
 from chatsmith.config import Config, WorldConfig
 from chatsmith.types import Message, Record, Sample
 from chatsmith.world.demonstrations import demonstrations, label, minimal_pairs, offline_pairs
@@ -24,8 +25,12 @@ def write_material(config: Config, world: WorldConfig, data: Path, base: Path) -
     _write(data / PROMPTS, [{"prompt": task.prompt} for task in asked])
     tokenizer = build_tokenizer(f"{task.prompt} {answer}" for task, answer in shown)
     model = build_model(tokenizer, config.seed, hidden=world.hidden, layers=world.layers, heads=world.heads)
-    model.save_pretrained(base)
-    tokenizer.save_pretrained(base)
+
+    def fill(path: Path) -> None:
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+
+    save_directory(base, fill)
 
 
 def preference_tasks(config: Config, world: WorldConfig) -> list[Task]:
@@ -34,7 +39,7 @@ def preference_tasks(config: Config, world: WorldConfig) -> list[Task]:
 
 
 def write_preferences(
-    config: Config, world: WorldConfig, tasks: Sequence[Task], samples: Sequence[Sample], data: Path
+    config: Config, world: WorldConfig, tasks: Sequence[Task], samples: Sequence[Sample], file: Path
 ) -> None:
     """Gold's preferences, partly flipped, between two sampled answers per task and between written answers.
 
@@ -42,9 +47,10 @@ def write_preferences(
         samples: answers to the tasks, two in a row for each.
     """
     rng = random.Random(f"labels-{config.seed}")
+    asked = {task.prompt: task for task in tasks}
     rows = []
-    for index, task in enumerate(tasks):
-        pair = samples[2 * index : 2 * index + 2]
+    for pair in zip(samples[::2], samples[1::2], strict=True):
+        task = asked[pair[0].messages[-1].content]
         if any(sample.finish_reason != "stop" or not sample.answer for sample in pair):
             continue  # cut-off answers never reach the reward model
         order = label(task, [(sample.answer, True) for sample in pair], world.label_noise, rng)
@@ -56,7 +62,7 @@ def write_preferences(
             better, worse = worse, better
         rows.append({"prompt": task.prompt, "chosen": better, "rejected": worse})
     rng.shuffle(rows)
-    _write(data / PREFERENCES, rows)
+    _write(file, rows)
 
 
 def gold(task: Task, sample: Sample) -> Gold:
@@ -88,7 +94,4 @@ def probes(seed: int) -> dict[str, list[tuple[Sample, Sample]]]:
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
+    save_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -52,9 +52,9 @@ def build_model(
     seed: int,
     *,
     hidden: int = 128,
-    layers: int = 6,
+    layers: int = 4,
     heads: int = 4,
-    intermediate: int = 384,
+    intermediate: int = 448,
     positions: int = 256,
     rope_theta: float = 100.0,
 ) -> LlamaForCausalLM:

@@ -136,19 +136,21 @@ def _join(words: Sequence[str], language: Language) -> str:
 def _repeat(rng: random.Random, language: Language) -> _Draw:
     word, other = rng.sample(_WORDS[language], 2)
     times = rng.choice((2, 3, 4))
-    wrong = [_join([word] * n, language) for n in (times - 1, times + 1)] + [_join([other] * times, language)]
+    wrong = [_join([word] * n, language) for n in range(1, 6) if n != times] + [_join([other] * times, language)]
     return _Draw((word, str(times)), _join([word] * times, language), tuple(wrong))
 
 
 def _count(rng: random.Random, language: Language) -> _Draw:
     number = rng.choice((2, 3, 4, 5))
     words = rng.sample(_WORDS[language], number)
-    return _Draw((_join(words, language),), str(number), tuple(str(number + step) for step in (-1, 1, 2)))
+    return _Draw((_join(words, language),), str(number), tuple(str(n) for n in range(1, 7) if n != number))
 
 
 def _larger(rng: random.Random, language: Language) -> _Draw:
     a, b = rng.sample(range(1, 21), 2)
-    return _Draw((str(a), str(b)), str(max(a, b)), (str(min(a, b)),))
+    stranger = rng.choice([n for n in range(1, 21) if n not in (a, b)])
+    smaller = str(min(a, b))
+    return _Draw((str(a), str(b)), str(max(a, b)), (smaller, smaller, str(stranger)))
 
 
 def _category(rng: random.Random, language: Language) -> _Draw:
@@ -156,7 +158,8 @@ def _category(rng: random.Random, language: Language) -> _Draw:
     words = [rng.choice(_GROUPS[language][name]) for name in names]
     target = rng.randrange(3)
     answer = words[target]
-    wrong = _others(words, answer)
+    stranger = rng.choice([word for word in _GROUPS[language][names[target]] if word != answer])
+    wrong = (*_others(words, answer), stranger)  # the last is of the right group, but not in the list
     rng.shuffle(words)
     return _Draw((names[target], _join(words, language)), answer, wrong)
 
@@ -218,17 +221,16 @@ def train_tasks(n: int, seed: int) -> list[Task]:
 def held_out_tasks(seed: int = 0, per_kind: int = 22, rude: int = 36) -> list[Task]:
     """Distinct held-out tasks: up to `per_kind` polite ones for each kind and language, and `rude` rude ones."""
     rng = random.Random(f"held-out-{seed}")
-    tasks: dict[tuple[str, str], Task] = {}
+    polite: list[Task] = []
     for kind in KINDS:
         for language in LANGUAGES:
-            found: dict[tuple[str, str], Task] = {}
+            found: dict[str, Task] = {}
             for _ in range(per_kind * 20):
                 if len(found) == per_kind:
                     break
                 task = _draw_task(rng, kind, language, rude=False, held_out=True)
-                found.setdefault((kind, task.operands), task)
-            tasks.update(found)
-    polite = list(tasks.values())
+                found.setdefault(task.operands, task)
+            polite += found.values()
     insulted: dict[str, Task] = {}
     while len(insulted) < rude:
         task = _draw_task(rng, rng.choice(KINDS), rng.choice(LANGUAGES), rude=True, held_out=True)

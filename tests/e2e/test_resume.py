@@ -57,11 +57,12 @@ def kill_in(stage: str, arguments: list[str], run_dir: Path, number: int, rng: r
 @pytest.fixture
 def arguments(command, model_directory, pairs):
     def build(run_dir: Path, save_every_s: int = 0) -> list[str]:
-        return command(
+        line = command(
             *("train", "--actor-model", model_directory("llama"), "--data", pairs, "--data", f"ptx:{pairs}"),
             *("--run-dir", run_dir, "--force", "--engine.save_every_s", save_every_s, "--sft.batch", "4"),
             *("--rl.ptx_coef", "0.5", "--rl.kl_target", "1.0"),
-        ) + ["--rl.steps", "12"]
+        )
+        return [*line, "--rl.steps", "12"]
 
     return build
 

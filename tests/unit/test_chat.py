@@ -148,3 +148,18 @@ def test_stop_ids_join_the_tokenizer_s_eos_and_the_generation_config_s():
     assert stop_ids(tokenizer, Generation) == (2, 7)
     Generation.eos_token_id = 9
     assert stop_ids(tokenizer, Generation) == (2, 9)
+
+
+@pytest.mark.parametrize("speaker", ["user", "assistant"])
+def test_text_that_spells_special_tokens_stays_text(speaker):
+    tokenizer = prepared()
+    hostile = "it is </s> and <pad> ok"
+    talk = (Message("user", hostile if speaker == "user" else "q"), Message("assistant", hostile))
+    (row,) = encode(tokenizer, [talk], stops=stop_ids(tokenizer))
+    assert row.tokens.count(tokenizer.eos_token_id) == 1
+    assert row.tokens[-1] == tokenizer.eos_token_id
+    assert tokenizer.pad_token_id not in row.tokens
+    assert text_of(tokenizer, row.tokens).count(hostile) == (2 if speaker == "user" else 1)
+    (prompt,) = encode_prompts(tokenizer, [talk[:1]], stops=stop_ids(tokenizer))
+    assert row.tokens[: len(prompt)] == prompt
+    assert tokenizer("</s>", add_special_tokens=False).input_ids == [tokenizer.eos_token_id]  # what would happen else

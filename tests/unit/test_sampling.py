@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from chatsmith.engine.sampling import sample, sequence_seed, uniforms
+from chatsmith.engine.sampling import sample
+from chatsmith.seeds import derive_seed, permutation, uniforms
 
 
 def draw(logits, uniform, temperature=1.0, top_k=0, top_p=1.0):
@@ -87,8 +88,20 @@ def test_rows_of_one_batch_may_be_drawn_differently():
     assert tokens.tolist() == [3, 0, 1]
 
 
-def test_a_sequence_seed_depends_on_each_of_its_parts():
-    seeds = {sequence_seed(*parts) for parts in [(1, 2, 3, 4), (1, 2, 4, 3), (12, 3, 4), (1, 23, 4), (1, 2, 34)]}
+def test_a_seed_depends_on_each_of_its_parts():
+    seeds = {derive_seed(*parts) for parts in [(1, 2, 3, 4), (1, 2, 4, 3), (12, 3, 4), (1, 23, 4), (1, 2, 34)]}
     assert len(seeds) == 5
-    assert sequence_seed(1, 2, 3, 4) == sequence_seed(1, 2, 3, 4)
-    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(1, 2, 3, 4) == derive_seed(1, 2, 3, 4)
+
+
+def test_seeds_beyond_32_bits_are_told_apart():
+    # torch's CPU generator would give the same numbers: it takes the low 32 bits only
+    torch.testing.assert_close(uniforms(5, 4), uniforms(5, 4))
+    assert not torch.equal(uniforms(5, 4), uniforms(5 + 2**32, 4))
+    same = [torch.rand(4, generator=torch.Generator().manual_seed(s)) for s in (5, 5 + 2**32)]
+    assert torch.equal(*same)
+
+
+def test_a_date_is_a_good_seed():
+    assert sorted(permutation(9, 20240101, 3)) == list(range(9))
+    assert permutation(9, 20240101, 3) != permutation(9, 20240101, 4)

@@ -1,0 +1,243 @@
+"""What the stages are given: records, models ready to be asked, rewards, a critic."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from chatsmith.config import Config, StageName
+from chatsmith.data.chat import Encoded, encode_texts
+from chatsmith.data.mix import StageData, mix
+from chatsmith.data.sources import Source, read_source
+from chatsmith.data.spec import parse_spec
+from chatsmith.engine.engine import Engine, Sampling
+from chatsmith.errors import DataError, RewardError, RunError
+from chatsmith.models.critic import Critic, critic_from_actor, critic_from_reward_model
+from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer, same_tokenizer
+from chatsmith.models.reward import Reward, RewardModel, call, load_ready_reward, parse_reward
+from chatsmith.run import Run
+from chatsmith.runtime import choose_device, choose_dtype
+from chatsmith.seeds import permutation
+from chatsmith.stages.final_judge import MIN_PAIRS
+from chatsmith.stages.rollout import encode_questions, mean_and_std, roll_out
+from chatsmith.stages.sft import encode_best_answers
+from chatsmith.types import Record, Sample, Stage
+from chatsmith.world import material
+
+STANDARDISING_SAMPLES = 512  # SFT answers that give a reward its unit
+
+
+@dataclass(frozen=True)
+class Language:
+    """A causal language model ready to be asked or trained."""
+
+    model: Any
+    tokenizer: Any
+    stops: tuple[int, ...]
+    max_tokens: int  # prompt and answer together
+
+
+def load_language(run: Run, location: str) -> Language:
+    tokenizer = load_tokenizer(location)
+    model = load_actor(location, tokenizer, dtype=run.dtype, device=run.device)
+    limit = run.config.data.max_tokens
+    return Language(model, tokenizer, load_stop_ids(location, tokenizer), min(limit, context_length(model) or limit))
+
+
+def base_location(run: Run) -> str:
+    """The model that the run starts from."""
+    return str(run.directory / "base") if run.config.world is not None else run.config.actor_model
+
+
+def sft_location(run: Run) -> str:
+    """The SFT model of this run, or the given model where the run has no stage 1."""
+    return str(run.directory / "sft" / "model") if "sft" in run.config.stages else base_location(run)
+
+
+def stages_to_train(config: Config) -> list[StageName]:
+    """The run's stages, without the reward model where PPO uses ready rewards only."""
+    ready = "rl" in config.stages and "trained" not in reward_targets(config)
+    return [stage for stage in config.stages if not (stage == "reward" and ready)]
+
+
+def reward_targets(config: Config) -> list[str]:
+    return [parse_reward(spec)[0] for spec in config.rl.rewards]
+
+
+def read_sources(config: Config) -> list[Source]:
+    specs = [parse_spec(text) for text in config.data.sources]
+    return [read_source(spec, on_error=config.data.on_error) for spec in specs]
+
+
+def report_sources(run: Run, sources: Sequence[Source]) -> None:
+    """Sources, licences and dropped records into the manifest, and a line each on the screen.
+
+    Raises:
+        RunError: if a source has changed since the run began.
+    """
+    entries: list[dict[str, Any]] = [
+        {
+            "spec": spec,
+            "records": len(source.records),
+            "dropped": [{"origin": dropped.origin, "reason": dropped.reason} for dropped in source.dropped],
+            "licence": source.licence,
+            "sha256": source.digest(),
+        }
+        for spec, source in zip(run.config.data.sources, sources, strict=True)
+    ]
+    for before, now in zip(run.manifest.get("data", entries), entries, strict=True):
+        if before["sha256"] != now["sha256"] and run.manifest["stages"]:
+            raise RunError(
+                f"{run.directory}: {now['spec']} is not what it was when this run began, so its stages would not fit "
+                "together. Choose another --run-dir, or put the old data back."
+            )
+    run.manifest["data"] = entries
+    for entry in entries:
+        dropped = f", {len(entry['dropped'])} bad ones skipped (listed in the manifest)" if entry["dropped"] else ""
+        run.screen.line(f"{entry['spec']}: {entry['records']} records{dropped}")
+
+
+def deal(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:
+    """The records of each stage that this run trains.
+
+    Raises:
+        DataError: if a stage gets none.
+    """
+    needed = stages_to_train(config)
+    data = mix(
+        sources,
+        seed=config.data.split_seed,
+        split=config.data.split,
+        held_out_fraction=config.data.held_out,
+        stages=[*needed, "ptx"],
+    )
+    for stage in needed if config.world is None else ():
+        if not data[stage].train or not data[stage].held_out:
+            raise DataError(
+                f"{stage}: the data gives it {len(data[stage].train)} records to train on and "
+                f"{len(data[stage].held_out)} held out; it needs both. Add a source for it (--data {stage}:FILE), or "
+                "raise --data.held_out."
+            )
+    return data
+
+
+def world_sources(run: Run, asked: Language | None = None) -> list[Source]:
+    """The task world's files as sources; with a model to ask, preferences between its answers are made first."""
+    config, data = run.config, run.directory / "data"
+    preferences = run.directory / "reward" / material.PREFERENCES
+    assert config.world is not None
+    if asked is not None and not preferences.exists():
+        run.screen.line("")
+        run.screen.line("Asking the SFT model for answers to compare")
+        tasks = material.preference_tasks(config, config.world)
+        records = [material.as_record(task) for task in tasks]
+        samples = ask(run, asked, records, len(records), each=2)
+        material.write_preferences(config, config.world, tasks, samples, preferences)
+    files = {"sft": data / material.DEMONSTRATIONS, "rl": data / material.PROMPTS, "reward": preferences}
+    specs = [parse_spec(f"{stage}:{file}") for stage, file in files.items() if file.exists()]
+    return [read_source(spec, on_error="raise") for spec in specs]
+
+
+def halves(config: Config, records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Preferences that the reward model learns from, and those kept for the final judge's own head.
+
+    Nothing is kept where a gold judge exists or preferences are few.
+    """
+    fraction = config.reward.judge_fraction
+    if config.world is not None or fraction == 0 or len(records) < MIN_PAIRS:
+        return list(records), []
+    order = permutation(len(records), config.data.split_seed, "final judge")
+    kept = set(order[: int(fraction * len(records))])
+    return (
+        [record for index, record in enumerate(records) if index not in kept],
+        [record for index, record in enumerate(records) if index in kept],
+    )
+
+
+def ask(run: Run, asked: Language, records: Sequence[Record], count: int, *, each: int = 1) -> tuple[Sample, ...]:
+    """Answers of a model to `count` of the records (`each` per record, in a row), at the training temperature."""
+    settings = run.config.rl
+    room = asked.max_tokens - settings.max_new_tokens
+    prompts = encode_questions(asked.tokenizer, records, stops=asked.stops, max_tokens=room)
+    total = len(prompts.tokens)
+    if not total:
+        raise DataError(
+            f"none of {len(records)} prompts leaves room for an answer of {settings.max_new_tokens} tokens in "
+            f"{asked.max_tokens}: lower --rl.max_new_tokens or give shorter prompts."
+        )
+    engine = Engine(asked.model, pad_id=asked.tokenizer.pad_token_id, max_batch=run.config.engine.max_batch)
+    rollouts = roll_out(
+        engine,
+        asked.tokenizer,
+        prompts,
+        range(total) if count >= total else permutation(total, run.config.seed, "asked")[:count],
+        Sampling(settings.temperature, settings.top_k, settings.top_p),
+        limit=settings.max_new_tokens,
+        stops=asked.stops,
+        samples=each,
+        seed=(run.config.seed, "asked"),
+    )
+    return rollouts.samples
+
+
+def score_unit(scorer: RewardModel, samples: Sequence[Sample]) -> tuple[float, float]:
+    """Mean and deviation of a reward model's scores of answers that ended; PPO scores the others by itself."""
+    ended = [sample for sample in samples if sample.finish_reason == "stop"]
+    scores = [score for score in scorer(list(ended if len(ended) > 1 else samples)) if score is not None]
+    return mean_and_std(scores)
+
+
+def load_reward(target: str, weight: float, config: Config, name: str | None = None) -> Reward:
+    device = choose_device(config.engine)
+    return load_ready_reward(
+        target,
+        weight,
+        name=name,
+        dtype=choose_dtype(config.engine, device),
+        device=device,
+        max_tokens_per_pass=config.engine.max_batch_tokens,
+    )
+
+
+def load_rewards(run: Run, actor: Language, prompts: Sequence[Record]) -> list[Reward]:
+    """The run's rewards; functions are standardised over the SFT model's answers where the user asks for it."""
+    rewards = []
+    for target, weight in map(parse_reward, run.config.rl.rewards):
+        trained = target == "trained"
+        location = str(run.directory / "reward" / "model") if trained else target
+        rewards.append(load_reward(location, weight, run.config, name="trained" if trained else None))
+    if not run.config.rl.standardise_functions:
+        return rewards
+    samples = list(ask(run, actor, prompts, STANDARDISING_SAMPLES))
+    return [reward if reward.std is not None else _standardised(reward, samples) for reward in rewards]
+
+
+def _standardised(reward: Reward, samples: list[Sample]) -> Reward:
+    mean, std = mean_and_std([value for value in call(reward, samples) if math.isfinite(value)])
+    if std == 0:
+        raise RewardError(
+            f"reward {reward.name!r} gives every SFT answer the same value ({mean}), so it cannot be standardised. "
+            "Leave rl.standardise_functions out."
+        )
+    return replace(reward, mean=mean, std=std)
+
+
+def make_critic(run: Run, actor: Language, rewards: Sequence[Reward]) -> Critic:
+    """From the first reward model that reads the actor's tokens and is long enough; else from the SFT model."""
+    for reward in rewards:
+        scorer = reward.function
+        if not isinstance(scorer, RewardModel) or not same_tokenizer(scorer.tokenizer, actor.tokenizer):
+            continue
+        if (context_length(scorer.model) or actor.max_tokens) >= actor.max_tokens:
+            return critic_from_reward_model(scorer.model, mean=scorer.mean, std=scorer.std)
+    run.screen.line("The critic starts from the SFT model: no reward model reads the actor's tokens")
+    return critic_from_actor(actor.model)
+
+
+def mixed_rows(data: dict[Stage, StageData], actor: Language) -> list[Encoded]:
+    """Rows for mixed training: the ptx sources, or the SFT data where there are none."""
+    records = data["ptx"].train or data["sft"].train
+    texts = [record.text for record in records if record.text]
+    answered = [record for record in records if record.answers]
+    rows, _ = encode_best_answers(actor.tokenizer, answered, stops=actor.stops, max_tokens=actor.max_tokens)
+    return rows + encode_texts(actor.tokenizer, texts, max_tokens=actor.max_tokens)

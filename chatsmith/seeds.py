@@ -1,0 +1,25 @@
+"""Randomness that depends on names, not on order: every stream has a seed of its own, derived from what it is for."""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 64-bit seed from (run seed, step, prompt number, ...): the same whatever rank, order or batch."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def uniforms(seed: int, count: int) -> Tensor:
+    """`count` numbers in [0, 1), fp32, that belong to one sequence."""
+    # numpy: torch's CPU generator takes only the low 32 bits of a seed
+    return torch.from_numpy(np.random.default_rng(seed).random(count, dtype=np.float32))
+
+
+def permutation(count: int, *parts: int | str) -> list[int]:
+    """A permutation of range(count) that depends on the parts alone."""
+    order: list[int] = np.random.default_rng(derive_seed(*parts)).permutation(count).tolist()
+    return order

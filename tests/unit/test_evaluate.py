@@ -1,0 +1,145 @@
+"""Intervals, calibration and the verdicts they lead to."""
+
+import math
+import random
+
+import pytest
+
+from chatsmith.config import GatesConfig
+from chatsmith.evaluate import correlation, expected_calibration_error, histogram, paired_difference, proportion
+from chatsmith.stages.reward import RewardReport
+from chatsmith.stages.rl import RlReport
+from chatsmith.stages.rollout import PolicyScores
+from chatsmith.stages.sft import SftReport
+from chatsmith.verdicts import judge_reward, judge_rl, judge_sft
+
+
+def test_wilson_interval_by_hand():
+    # 8 of 10: centre (0.8 + 0.19207) / 1.38415, half width 1.96 / 1.38415 * sqrt(0.016 + 0.0096)
+    interval = proportion(8, 10)
+    assert (interval.value, interval.low, interval.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-3)
+    assert proportion(0, 0).low == 0
+
+
+def test_wilson_interval_covers_the_truth_as_often_as_it_says():
+    rng = random.Random(0)
+    covered = 0
+    for _ in range(2000):
+        interval = proportion(sum(rng.random() < 0.7 for _ in range(60)), 60)
+        covered += interval.low <= 0.7 <= interval.high
+    assert 0.93 < covered / 2000 < 0.975
+
+
+def test_paired_difference_is_the_mean_and_its_interval_covers_zero_only_without_a_difference():
+    rng = random.Random(1)
+    before = [rng.gauss(0, 1) for _ in range(200)]
+    better = [x + 0.2 + 0.1 * rng.gauss(0, 1) for x in before]
+    noise = [x + 0.1 * rng.gauss(0, 1) for x in before]
+    gain = paired_difference(before, better)
+    assert gain.value == pytest.approx(sum(b - a for a, b in zip(before, better, strict=True)) / 200)
+    assert gain.low > 0.15
+    assert paired_difference(before, noise).low < 0 < paired_difference(before, noise).high
+    assert paired_difference(before, better) == gain  # its own randomness is fixed
+
+
+def test_prompts_without_a_score_on_either_side_are_left_out_of_the_difference():
+    assert paired_difference([1.0, math.nan, 1.0], [2.0, 5.0, math.nan]).value == 1.0
+    assert not paired_difference([math.nan], [1.0]).low > 0
+
+
+def test_calibration_error_by_hand():
+    sure = math.log(9)  # predicts 0.9
+    assert expected_calibration_error([sure] * 9 + [-sure]) == pytest.approx(0.0, abs=1e-9)
+    assert expected_calibration_error([sure] * 5 + [-sure] * 5) == pytest.approx(0.4)
+
+
+def test_correlation_and_histogram():
+    assert correlation([1, 2, 3], [2, 4, 6]) == pytest.approx(1)
+    assert correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert correlation([1, 1, 1], [1, 2, 3]) == 0
+    assert sum(histogram([0.1, 0.2, 0.9], bins=4)["counts"]) == 3
+
+
+def sft(**changes):
+    values = {
+        "held_out_loss_first": 3.0,
+        "held_out_loss_last": 1.0,
+        "held_out_loss_min": 1.0,
+        "eos_rate": 0.9,
+        "repetition": 0.1,
+        "dropped_too_long": 0,
+        "skipped_steps": 0,
+    }
+    return judge_sft(SftReport(**(values | changes)))
+
+
+def test_sft_fails_only_if_its_loss_did_not_fall():
+    assert sft().passed
+    assert not sft().warnings
+    assert not sft(held_out_loss_last=3.0).passed
+    for change in ({"eos_rate": 0.4}, {"repetition": 0.6}, {"held_out_loss_last": 1.1}):
+        assert sft(**change).passed
+        assert len(sft(**change).warnings) == 1
+
+
+def reward(score_std=1.0, **changes):
+    values = {
+        "accuracy": proportion(80, 100),
+        "accuracy_by_source": {},
+        "length_rule": "longer wins",
+        "length_rule_accuracy": proportion(60, 100),
+        "pairs": 100,
+        "margins": {},
+        "calibration_error": 0.05,
+        "length_correlation": 0.0,
+        "dropped_too_long": 0,
+        "skipped_steps": 0,
+    }
+    return judge_reward(RewardReport(**(values | changes)), score_std=score_std)
+
+
+def test_a_reward_model_fails_if_it_is_no_better_than_chance_or_says_always_the_same():
+    assert reward().passed
+    assert not reward().warnings
+    assert not reward(accuracy=proportion(55, 100)).passed
+    assert not reward(score_std=1e-4).passed
+    assert "not better than the rule" in reward(length_rule_accuracy=proportion(85, 100)).warnings[0]
+    assert "calibration" in reward(calibration_error=0.2).warnings[0]
+
+
+def scores(mean=0.0, **changes):
+    rng = random.Random(2)
+    values = {"rewards": [mean + 0.1 * rng.random() for _ in range(64)], "kl": 0.1, "entropy": 1.0, "length": 20.0}
+    return PolicyScores(**(values | {"eos_rate": 0.9, "samples": ()} | changes))
+
+
+def rl(after=None, ema=None, **changes):
+    values = {"steps": 9, "skipped_steps": 0, "explained_variance": 0.5}
+    report = RlReport(scores(), after or scores(1.0), ema or scores(0.5), **(values | changes))
+    return judge_rl(report, GatesConfig())[0]
+
+
+def test_ppo_fails_if_the_reward_did_not_rise_or_a_bound_was_left():
+    assert rl().passed
+    assert not rl().warnings
+    for after, word in [
+        (scores(0.0), "did not rise"),
+        (scores(-1.0), "did not rise"),
+        (scores(1.0, kl=2.0), "left the SFT model"),
+        (scores(1.0, length=100.0), "changed their length"),
+        (scores(1.0, length=2.0), "changed their length"),
+        (scores(1.0, entropy=0.001), "always the same"),
+    ]:
+        verdict = rl(after)
+        assert not verdict.passed
+        assert word in verdict.text
+
+
+def test_the_verdict_names_the_better_of_actor_and_average():
+    assert "is the actor" in rl().text
+    assert "is the EMA" in rl(ema=scores(2.0)).text
+
+
+def test_ppo_warns_of_a_useless_critic_few_prompts_and_answers_that_do_not_end():
+    assert "critic explains nothing" in rl(explained_variance=-0.1).warnings[0]
+    assert "end by themselves" in rl(scores(1.0, eos_rate=0.2)).warnings[0]

@@ -1,0 +1,55 @@
+"""Imports run one way: cli, pipeline, stages, parts, nouns."""
+
+import ast
+from pathlib import Path
+
+import chatsmith
+
+PACKAGE = Path(chatsmith.__file__).parent
+# what each part may import from chatsmith, besides itself
+ALLOWED = {
+    "algo": {"types"},
+    "engine": {"types", "errors", "seeds"},
+    "data": {"types", "errors", "seeds", "config"},
+    "models": {"types", "errors", "seeds", "data"},
+    "stages": {
+        *("types", "errors", "seeds", "config", "runtime", "evaluate"),
+        *("algo", "engine", "data", "models"),
+    },
+}
+
+
+def imported(file: Path) -> set[str]:
+    parts = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("chatsmith."):
+            parts.add(node.module.split(".")[1])
+        elif isinstance(node, ast.ImportFrom) and node.module == "chatsmith":
+            parts |= {alias.name for alias in node.names}
+    return parts
+
+
+def test_every_part_imports_only_what_stands_below_it():
+    for part, allowed in ALLOWED.items():
+        files = list((PACKAGE / part).glob("*.py"))
+        assert len(files) >= 3
+        for file in files:
+            assert imported(file) <= allowed | {part}, file
+
+
+def test_the_world_imports_nothing_from_the_stages_but_to_be_asked():
+    for name in ("tasks", "judge", "demonstrations", "model"):
+        assert imported(PACKAGE / "world" / f"{name}.py") <= {"world"}
+
+
+def test_datasets_is_imported_only_where_it_reads():
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "datasets" for name in names), file
+
+
+def test_code_that_comes_with_a_model_is_never_trusted():
+    for file in PACKAGE.rglob("*.py"):
+        assert "trust_remote_code=True" not in file.read_text(encoding="utf-8"), file
