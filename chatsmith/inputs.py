@@ -14,6 +14,7 @@ from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.errors import DataError, RewardError, RunError
 from chatsmith.models.critic import Critic, critic_from_actor, critic_from_reward_model
 from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer, same_tokenizer
+from chatsmith.models.packing import packs
 from chatsmith.models.reward import Reward, RewardModel, call, load_ready_reward, parse_reward
 from chatsmith.run import Run
 from chatsmith.runtime import choose_device, choose_dtype
@@ -40,6 +41,8 @@ class Language:
 def load_language(run: Run, location: str) -> Language:
     tokenizer = load_tokenizer(location)
     model = load_actor(location, tokenizer, dtype=run.dtype, device=run.device)
+    if not packs(model.base_model):
+        run.screen.line(f"{model.config.model_type}: computed on padded rows, its attention cannot be packed", "yellow")
     limit = run.config.data.max_tokens
     return Language(model, tokenizer, load_stop_ids(location, tokenizer), min(limit, context_length(model) or limit))
 

@@ -2,20 +2,25 @@
 
 A hidden state at position t predicts token t + 1; everything that leaves this file is stored at the index of the token
 it speaks about. Rows are right-padded and attention is causal, so a real token never attends to padding and no
-attention mask is needed: padded, packed and one-by-one forward passes compute the same function.
+attention mask is needed: padded, packed and one-by-one forward passes compute the same function. Rows of different
+length run packed where the architecture allows it.
 """
 
 import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear
+from torch import Tensor
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
+from chatsmith.models.packing import packed_hidden_states, packs
 
-def hidden_states(backbone: nn.Module, tokens: Tensor) -> Tensor:
-    """Last hidden states [B, T, d] of right-padded tokens [B, T]."""
+
+def hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Last hidden states [B, T, d] of right-padded tokens [B, T] with `lengths` [B] real ones; padding is undefined."""
+    if int(lengths.sum()) < tokens.numel() and packs(backbone):
+        return packed_hidden_states(backbone, tokens, lengths)
     extra: dict[str, Any] = {"use_cache": False}
     if "position_ids" in inspect.signature(backbone.forward).parameters:  # BLOOM has none: ALiBi
         extra["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None].expand_as(tokens)
@@ -36,7 +41,7 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
 
 
 def token_logprobs(
-    model: Any, tokens: Tensor, mask: Tensor, *, temperature: float, max_logits_bytes: int
+    model: Any, tokens: Tensor, lengths: Tensor, mask: Tensor, *, temperature: float, max_logits_bytes: int
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of the masked tokens under softmax(logits / temperature), and the entropies they were drawn from.
 
@@ -46,22 +51,23 @@ def token_logprobs(
     Args:
         model: a Hugging Face causal language model.
         tokens: [B, T] right-padded.
+        lengths: [B] real tokens per row.
         mask: [B, T] bool, tokens to score; the first token of a row has no prediction and must be False.
         max_logits_bytes: budget for one fp32 [N, V] tensor.
     Returns:
         logprobs [B, T] and entropies [B, T] (nats, no gradient), both 0 outside the mask.
     """
     assert not mask[:, 0].any(), "the first token of a row is predicted by nothing"
-    hidden = hidden_states(model.base_model, tokens)  # [B, T, d]
+    hidden = hidden_states(model.base_model, tokens, lengths)  # [B, T, d]
     predicted = mask[:, 1:]
     selected, targets = hidden[:, :-1][predicted], tokens[:, 1:][predicted]  # [N, d], [N]
 
     def score(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head_logits(model, states) / temperature  # [n, V]
-        logprobs = -cross_entropy(logits, ids, reduction="none")
+        logits = head_logits(model, states)  # [n, V]
+        distribution = torch.log_softmax(logits if temperature == 1 else logits / temperature, -1)
         with torch.no_grad():
-            entropies = torch.logsumexp(logits, -1) - (torch.softmax(logits, -1) * logits).sum(-1)
-        return logprobs, entropies
+            entropies = -(distribution.exp() * distribution).sum(-1)
+        return distribution.gather(1, ids[:, None])[:, 0], entropies
 
     rows = max(1, max_logits_bytes // (4 * model.config.get_text_config().vocab_size))
     if len(targets) <= rows:
@@ -75,9 +81,9 @@ def token_logprobs(
     return _place(logprobs, mask), _place(entropies, mask)
 
 
-def token_values(critic: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+def token_values(critic: Any, tokens: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
     """Values [B, T] of the states *before* each masked token is emitted, fp32, 0 outside the mask."""
-    hidden = hidden_states(critic.backbone, tokens)
+    hidden = hidden_states(critic.backbone, tokens, lengths)
     return _place(critic.value(hidden[:, :-1][mask[:, 1:]]), mask)
 
 
@@ -89,7 +95,7 @@ def sequence_scores(reward_model: Any, tokens: Tensor, lengths: Tensor) -> Tenso
         tokens: [B, T] right-padded.
         lengths: [B] real tokens per row.
     """
-    hidden = hidden_states(reward_model.base_model, tokens)
+    hidden = hidden_states(reward_model.base_model, tokens, lengths)
     last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]  # [B, d]
     return linear(last.float(), reward_model.score.weight.float())[:, 0]
 

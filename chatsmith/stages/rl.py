@@ -225,7 +225,8 @@ def score(
     for group in micro_batches(rollouts.lengths.tolist(), max_tokens=config.engine.max_batch_tokens):
         rows = torch.tensor(group, device=device)
         width = int(rollouts.lengths[rows].max())
-        values[rows, :width] = token_values(critic, rollouts.tokens[rows, :width], rollouts.mask[rows, :width])
+        tokens, mask = rollouts.tokens[rows, :width], rollouts.mask[rows, :width]
+        values[rows, :width] = token_values(critic, tokens, rollouts.lengths[rows], mask)
     return Scores(logprobs, reference_logprobs, values, values_of.to(device), valid.to(device)), metrics
 
 
@@ -307,7 +308,7 @@ def update(
                 if not policy_frozen:
                     loss, metrics = actor_loss(actor, part, config, count=count, kl_coef=kl_coef)
                     learners.actor.backward(loss)
-                values = token_values(critic, part.tokens, part.mask)
+                values = token_values(critic, part.tokens, part.lengths, part.mask)
                 clip = None if policy_frozen else settings.value_clip
                 loss = value_loss(values, part.values, part.returns, part.mask, count=count, clip=clip)
                 learners.critic.backward(loss)
@@ -348,6 +349,7 @@ def actor_loss(
     logprobs, entropies = token_logprobs(
         actor,
         part.tokens,
+        part.lengths,
         part.mask,
         temperature=settings.temperature,
         max_logits_bytes=config.engine.max_logits_mib << 20,

@@ -92,6 +92,7 @@ def rollout_logprobs(model: Any, rollouts: Rollouts, *, temperature: float, conf
         logprobs[rows, :width], entropies[rows, :width] = token_logprobs(
             model,
             rollouts.tokens[rows, :width],
+            rollouts.lengths[rows],
             rollouts.mask[rows, :width],
             temperature=temperature,
             max_logits_bytes=config.engine.max_logits_mib << 20,

@@ -157,11 +157,12 @@ def _targets(row: Encoded, loss_on: str) -> list[bool]:
 def _target_logprobs(
     model: Any, tokenizer: Any, rows: Sequence[Encoded], config: Config, loss_on: str
 ) -> tuple[Tensor, Tensor]:
-    tokens, _ = pad([row.tokens for row in rows], pad_id=tokenizer.pad_token_id)
+    tokens, lengths = pad([row.tokens for row in rows], pad_id=tokenizer.pad_token_id)
     mask = pad_mask([_targets(row, loss_on) for row in rows]).to(model.device)
     logprobs, _ = token_logprobs(
         model,
         tokens.to(model.device),
+        lengths.to(model.device),
         mask,
         temperature=1.0,
         max_logits_bytes=config.engine.max_logits_mib << 20,

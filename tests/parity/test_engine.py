@@ -45,10 +45,10 @@ def test_rollout_logprobs_equal_the_training_forward(family, temperature):
     engine = Engine(model, pad_id=0, max_batch=4)
     groups = engine.generate(requests(Sampling(temperature=temperature), seeds=(1, 2)))
     rows = [(prompt, c) for prompt, group in zip(PROMPTS, groups, strict=True) for c in group]
-    tokens, _ = pad([prompt + c.tokens for prompt, c in rows], pad_id=0)
+    tokens, lengths = pad([prompt + c.tokens for prompt, c in rows], pad_id=0)
     mask = pad_mask([[False] * len(prompt) + [True] * len(c.tokens) for prompt, c in rows])
     with torch.no_grad():
-        training, _ = token_logprobs(model, tokens, mask, temperature=temperature, max_logits_bytes=1 << 30)
+        training, _ = token_logprobs(model, tokens, lengths, mask, temperature=temperature, max_logits_bytes=1 << 30)
     rollout = torch.tensor([value for _, c in rows for value in c.logprobs])
     torch.testing.assert_close(rollout, training[mask], atol=2e-5, rtol=1e-5)
 

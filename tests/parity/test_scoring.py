@@ -32,7 +32,7 @@ def test_padded_logprobs_equal_the_plain_forward_one_by_one(family, temperature)
     model = tiny_model(family)
     tokens, lengths = pad(ROWS, pad_id=0)
     mask = answer_mask(tokens, lengths)
-    logprobs, _ = token_logprobs(model, tokens, mask, temperature=temperature, max_logits_bytes=LARGE)
+    logprobs, _ = token_logprobs(model, tokens, lengths, mask, temperature=temperature, max_logits_bytes=LARGE)
     for index, row in enumerate(ROWS):
         expected = plain_logprobs(model, row, temperature)
         scored = mask[index, : len(row)]
@@ -44,7 +44,7 @@ def test_logprobs_shifted_by_one_would_be_noticed():
     model = tiny_model("llama")
     tokens, lengths = pad(ROWS, pad_id=0)
     mask = answer_mask(tokens, lengths)
-    logprobs, _ = token_logprobs(model, tokens, mask, temperature=1.0, max_logits_bytes=LARGE)
+    logprobs, _ = token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=LARGE)
     expected = plain_logprobs(model, ROWS[1], 1.0)
     assert not torch.allclose(logprobs[1, 4:20], expected[5:21], atol=1e-2)
 
@@ -53,7 +53,7 @@ def test_entropy_is_that_of_the_distribution_the_token_was_drawn_from():
     model = tiny_model("llama")
     tokens, lengths = pad(ROWS, pad_id=0)
     mask = answer_mask(tokens, lengths)
-    _, entropies = token_logprobs(model, tokens, mask, temperature=0.7, max_logits_bytes=LARGE)
+    _, entropies = token_logprobs(model, tokens, lengths, mask, temperature=0.7, max_logits_bytes=LARGE)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ROWS[0]])).logits[0] / 0.7
     expected = torch.distributions.Categorical(logits=logits).entropy()
@@ -66,7 +66,7 @@ def test_chunked_head_gives_the_same_values_and_gradients():
         model = tiny_model("llama")
         tokens, lengths = pad(ROWS, pad_id=0)
         mask = answer_mask(tokens, lengths)
-        logprobs, _ = token_logprobs(model, tokens, mask, temperature=1.0, max_logits_bytes=budget)
+        logprobs, _ = token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=budget)
         logprobs.sum().backward()
         gradients.append((logprobs.detach(), {name: p.grad for name, p in model.named_parameters()}))
     torch.testing.assert_close(gradients[0][0], gradients[1][0])
@@ -78,10 +78,10 @@ def test_the_end_of_sequence_token_gets_a_gradient():
     # one ancestor masked EOS out because its pad token was EOS: the policy was never taught to stop
     model = tiny_model("llama")
     row = [1, 30, 40, 50, 2]
-    tokens, _lengths = pad([row, [*row, 60, 61]], pad_id=0)
+    tokens, lengths = pad([row, [*row, 60, 61]], pad_id=0)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     mask[0, 4] = True  # the EOS alone
-    logprobs, _ = token_logprobs(model, tokens, mask, temperature=1.0, max_logits_bytes=LARGE)
+    logprobs, _ = token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=LARGE)
     logprobs.sum().backward()
     assert model.lm_head.weight.grad[2].norm() > 0
     masked_out = tokens != 2  # what inferring the mask from the token's value would do
@@ -111,7 +111,7 @@ def test_a_critic_made_from_a_reward_model_values_a_complete_answer_at_its_stand
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     mask[torch.arange(3), lengths - 1] = True  # values of the state before this token, after the whole answer
     with torch.no_grad():
-        values = token_values(critic, tokens, mask)[mask]
+        values = token_values(critic, tokens, lengths, mask)[mask]
         scores = sequence_scores(model, tokens, lengths - 1)
     torch.testing.assert_close(values, (scores - 7.0) / 2.5, atol=2e-5, rtol=1e-5)
 
@@ -121,7 +121,7 @@ def test_a_critic_made_from_an_actor_starts_at_zero_and_fits_the_head_s_input(fa
     actor = tiny_model(family)
     critic = critic_from_actor(actor)
     tokens, lengths = pad(ROWS, pad_id=0)
-    values = token_values(critic, tokens, answer_mask(tokens, lengths))
+    values = token_values(critic, tokens, lengths, answer_mask(tokens, lengths))
     assert values.abs().max() == 0
     assert critic.head.in_features == actor.get_output_embeddings().in_features
     values.sum().backward()
@@ -133,6 +133,6 @@ def test_scoring_ignores_what_stands_in_the_padding():
     tokens, lengths = pad(ROWS, pad_id=0)
     mask = answer_mask(tokens, lengths)
     noise = torch.where(torch.arange(tokens.shape[1])[None] < lengths[:, None], tokens, torch.tensor(77))
-    one, _ = token_logprobs(model, tokens, mask, temperature=1.0, max_logits_bytes=LARGE)
-    other, _ = token_logprobs(model, noise, mask, temperature=1.0, max_logits_bytes=LARGE)
+    one, _ = token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=LARGE)
+    other, _ = token_logprobs(model, noise, lengths, mask, temperature=1.0, max_logits_bytes=LARGE)
     torch.testing.assert_close(one, other, atol=0, rtol=0)

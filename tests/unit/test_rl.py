@@ -228,8 +228,10 @@ def test_a_shifted_and_scaled_reward_head_changes_neither_values_nor_returns():
         scaled_model.score.weight.mul_(10)
     scaled = critic_from_reward_model(scaled_model, mean=10 * 0.3 + 7, std=8.0)
     with torch.no_grad():
-        one = token_values(plain, world.rollouts.tokens, world.rollouts.mask)
-        two = token_values(scaled, world.rollouts.tokens, world.rollouts.mask) + 7 / 8  # the head itself has no bias
+        one = token_values(plain, world.rollouts.tokens, world.rollouts.lengths, world.rollouts.mask)
+        two = (
+            token_values(scaled, world.rollouts.tokens, world.rollouts.lengths, world.rollouts.mask) + 7 / 8
+        )  # the head itself has no bias
     torch.testing.assert_close(one, torch.where(world.rollouts.mask, two, 0.0), atol=1e-5, rtol=1e-4)
 
 
@@ -261,7 +263,9 @@ def test_the_language_model_loss_counts_targets_over_all_micro_batches():
         world.learners.actor.clear()
         tokens = torch.full((1, 27), 5)
         mask = torch.arange(27)[None] > 0
-        logprobs, _ = token_logprobs(world.actor, tokens, mask, temperature=1.0, max_logits_bytes=1 << 30)
+        logprobs, _ = token_logprobs(
+            world.actor, tokens, torch.tensor([27]), mask, temperature=1.0, max_logits_bytes=1 << 30
+        )
         sums = [language_model_loss(logprobs[:, :n], mask[:, :n], count=torch.tensor(1.0)) for n in (3, 9, 27)]
         assert loss == pytest.approx(sum(sums).item() / (2 + 8 + 26), rel=1e-5)
 
