@@ -2,7 +2,7 @@
 
     python benchmarks/real.py [--keep DIR]
 
-Needs `../shared` beside the checkout (stories260K, hh-rlhf harmless, tinystories); says so and stops where it is absent.
+Needs `../shared` beside the checkout (stories260K, hh-rlhf harmless, tinystories), and says so where it is absent.
 
 1. hh: SFT, reward model and PPO on hh-rlhf harmless pairs that fit 512 tokens, with tinystories mixed in.
 2. stories: SFT on the next sentences of stories, then PPO with `examples/story_reward.py` as the only reward.

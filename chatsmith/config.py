@@ -163,7 +163,7 @@ class WorldConfig(Group):
     demonstrations: Positive
     pairs_prompts: Positive  # prompts answered by the SFT model for preferences
     pairs_offline: Annotated[int, Field(ge=0)]  # further preferences between written answers
-    label_noise: Annotated[float, Field(ge=0, lt=0.5)]
+    label_noise: Annotated[float, Field(ge=0, le=0.5)]  # 0.5: labels without meaning, for a control
     prompts: Positive  # for rl
     hidden: Positive
     layers: Positive

@@ -31,7 +31,14 @@ from chatsmith.inputs import (
     stages_to_train,
     world_sources,
 )
-from chatsmith.models.load import context_length, load_stop_ids, load_tokenizer, new_reward_model, save_model
+from chatsmith.models.load import (
+    check_reward_base,
+    context_length,
+    load_stop_ids,
+    load_tokenizer,
+    new_reward_model,
+    save_model,
+)
 from chatsmith.models.reward import RewardModel, parse_reward
 from chatsmith.run import Run, lock, model_card, open_run
 from chatsmith.runtime import Interrupted, StopSignals
@@ -119,6 +126,8 @@ def _run_stages(run: Run, now: Sequence[StageName]) -> None:
     config = run.config
     sources: list[Source] = []
     if config.world is None:
+        if "reward" in stages_to_train(config):
+            check_reward_base(config.reward_model or config.actor_model)
         sources = read_sources(config)
         report_sources(run, sources)
     elif not (run.directory / "base").exists():

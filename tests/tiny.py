@@ -80,14 +80,14 @@ def _config(name: str) -> transformers.PretrainedConfig:
 FAMILIES = ("opt", "opt-350m", "bloom", "gpt2", "gpt-neox", "llama", "mistral", "qwen3", "gemma")
 
 
-def tiny_model(name: str = "llama", seed: int = 0):
-    """A random two-layer model of the family, sharp enough that greedy choices are no ties."""
+def tiny_model(name: str = "llama", seed: int = 0, scale: float = 4.0):
+    """A random two-layer model of the family; its weights are scaled so that greedy choices are no ties."""
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(_config(name)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.mul_(4)
+                parameter.mul_(scale)
     return model
 
 

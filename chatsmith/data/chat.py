@@ -60,10 +60,16 @@ def prepare_tokenizer(tokenizer: Any, origin: str) -> None:
 
 
 def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
-    """Tokens that end an answer: the tokenizer's EOS, and those the model's generation config names."""
+    """Tokens that end an answer: EOS, those of the generation config, and what the chat template puts behind answers.
+
+    The last matters for base models whose template ends turns with a token of its own (Qwen: `<|im_end|>`).
+    """
     extra = getattr(generation_config, "eos_token_id", None)
     named = extra if isinstance(extra, list) else [] if extra is None else [extra]
-    return tuple(dict.fromkeys([tokenizer.eos_token_id, *named]))
+    probe = (Message("user", "question"), Message("assistant", "answer"))
+    behind = _render(tokenizer, probe, generation_prompt=False).rpartition("answer")[2].lstrip()
+    template = [id for token, id in tokenizer.get_added_vocab().items() if behind.startswith(token)]
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *named, *template]))
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[Sequence[Message]], *, stops: Sequence[int]) -> list[list[int]]:

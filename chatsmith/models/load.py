@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -71,6 +72,19 @@ def load_reward_model(location: str, tokenizer: Any, *, dtype: torch.dtype, devi
             "RUN/reward/model; to train one from this model, pass it as --reward-model."
         )
     return _fit(_from_hub_or_disk(AutoModelForSequenceClassification, location, dtype=dtype), tokenizer, device)
+
+
+def check_reward_base(location: str) -> None:
+    """Refuse, before any work, a base whose architecture transformers cannot give a score head.
+
+    Raises:
+        ModelError: if there is no `...ForSequenceClassification` for it.
+    """
+    config = _config(location)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ModelError(
+            f"{location}: transformers has no {config.model_type} model with a score head. Give another --reward-model."
+        )
 
 
 def new_reward_model(location: str, tokenizer: Any, *, seed: int, dtype: torch.dtype, device: torch.device) -> Any:

@@ -14,6 +14,7 @@ from chatsmith.world.judge import Gold, judge
 from chatsmith.world.model import build_model, build_tokenizer
 from chatsmith.world.tasks import Task, held_out_tasks, train_tasks
 
+EVALUATION_SEED = 7
 DEMONSTRATIONS, PROMPTS, PREFERENCES = "demonstrations.jsonl", "prompts.jsonl", "preferences.jsonl"
 
 
@@ -76,8 +77,11 @@ def as_record(task: Task) -> Record:
 
 
 def evaluation_tasks() -> list[Task]:
-    """Held-out tasks, the same for every seed; no stage ever sees their prompts."""
-    return held_out_tasks()
+    """Held-out tasks, the same for every run; no stage ever sees their prompts.
+
+    The draw is not the one that the world and the recipe were tuned on (`held_out_tasks` without a seed).
+    """
+    return held_out_tasks(seed=EVALUATION_SEED)
 
 
 def probes(seed: int) -> dict[str, list[tuple[Sample, Sample]]]:

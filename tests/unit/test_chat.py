@@ -163,3 +163,18 @@ def test_text_that_spells_special_tokens_stays_text(speaker):
     (prompt,) = encode_prompts(tokenizer, [talk[:1]], stops=stop_ids(tokenizer))
     assert row.tokens[: len(prompt)] == prompt
     assert tokenizer("</s>", add_special_tokens=False).input_ids == [tokenizer.eos_token_id]  # what would happen else
+
+
+def test_a_template_s_own_end_of_turn_is_a_stop_token():
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+    )
+    prepare_tokenizer(tokenizer, "test")
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert stop_ids(tokenizer) == (tokenizer.eos_token_id, end)
+    (row,) = encode(tokenizer, [TALK], stops=stop_ids(tokenizer))
+    assert row.tokens[-1] == end
+    assert row.tokens.count(end) == len(TALK)

@@ -6,6 +6,7 @@ from pathlib import Path
 import chatsmith
 from chatsmith.world.demonstrations import demonstrations, minimal_pairs, offline_pairs
 from chatsmith.world.judge import COURTESY, RAMBLE_AFTER, RUDE_BEFORE, judge
+from chatsmith.world.material import evaluation_tasks
 from chatsmith.world.tasks import KINDS, REFUSAL, held_out_tasks, train_tasks
 
 PACKAGE = Path(chatsmith.__file__).parent
@@ -32,7 +33,7 @@ def test_the_stages_and_the_mathematics_never_see_the_gold_judge():
 
 
 def test_no_stage_sees_a_prompt_or_a_combination_of_the_evaluation():
-    held_out = held_out_tasks()
+    held_out = evaluation_tasks()
     asked = {task.prompt for task in held_out}
     combinations = {(task.kind, task.language, task.operands) for task in held_out}
     seen = [
@@ -45,7 +46,7 @@ def test_no_stage_sees_a_prompt_or_a_combination_of_the_evaluation():
     assert len(asked) == len(held_out) >= 150
     assert {task.kind for task in held_out} == set(KINDS)
     assert {task.language for task in held_out} == {"en", "zh"}
-    assert held_out == held_out_tasks()
+    assert held_out == evaluation_tasks()
 
 
 def civil(language):
