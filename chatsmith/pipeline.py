@@ -252,8 +252,7 @@ def _rl(run: Run, sources: list[Source]) -> None:
         "kl_last": report.after.kl,
     }
     facts: dict[str, Any] = {
-        "steps": report.steps,
-        "skipped_steps": report.skipped_steps,
+        "report": report.figures(),
         "dropped_too_long": prompts.dropped_too_long,
     }
     if config.world is None:

@@ -7,6 +7,7 @@ with a model is never executed. Dropout is off everywhere: modules stay in eval 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -154,7 +155,12 @@ def _check_location(location: str) -> None:
 
 def _from_hub_or_disk(auto_class: Any, location: str, **options: Any) -> Any:
     try:
+        # said explicitly: undecided, transformers would ask at the terminal
         return auto_class.from_pretrained(location, trust_remote_code=False, **options)
+    except UnpicklingError as error:
+        raise ModelError(
+            f"{location}: its .bin file holds more than tensors and was not opened. Use a safetensors version of it."
+        ) from error
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(

@@ -48,6 +48,16 @@ class RlReport:
     skipped_steps: int
     explained_variance: float  # of the critic, mean over the last quarter of the steps
 
+    def figures(self) -> dict[str, Any]:
+        """The report without samples, for the manifest."""
+        policies = {name: getattr(self, name) for name in ("before", "after", "ema")}
+        return {
+            **{name: policy.figures() for name, policy in policies.items()},
+            "steps": self.steps,
+            "skipped_steps": self.skipped_steps,
+            "explained_variance": self.explained_variance,
+        }
+
 
 @dataclass(frozen=True)
 class Learners:

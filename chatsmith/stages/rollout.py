@@ -150,6 +150,11 @@ class PolicyScores:
     eos_rate: float
     samples: tuple[Sample, ...]
 
+    def figures(self) -> dict[str, float]:
+        """Means over the prompts."""
+        named = {name: getattr(self, name) for name in ("kl", "entropy", "length", "eos_rate")}
+        return {"reward_mean": self.reward_mean, **named}
+
     @property
     def reward_mean(self) -> float:
         finite = [reward for reward in self.rewards if math.isfinite(reward)]

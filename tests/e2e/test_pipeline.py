@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from chatsmith.config import nested, resolve
 from chatsmith.pipeline import train
+from chatsmith.world.material import evaluation_tasks
 
 
 def read(directory):
@@ -99,6 +100,26 @@ def test_a_failed_gate_stops_with_exit_code_2_and_force_goes_on(chatsmith, model
     manifest = read(tmp_path / "run")
     assert manifest["status"] == manifest["stages"]["reward"]["status"] == "forced"
     assert "rl" in manifest["stages"]
+
+
+def test_the_built_in_world_ends_with_gold_scores_and_the_same_questions_answered_twice(chatsmith, tmp_path):
+    sizes = {"demonstrations": 800, "pairs_prompts": 60, "pairs_offline": 200, "prompts": 600}
+    options = [part for key, value in sizes.items() for part in (f"--world.{key}", str(value))]
+    result = chatsmith(
+        *("train", "--run-dir", "run", "--force", "--rl.steps", "2", "--rl.rollouts", "32", "--data.held_out", "0.2"),
+        *options,
+        small=False,
+    )
+    assert result.returncode == 0, result.stderr
+    summary = read(tmp_path / "run")["summary"]
+    low, high = summary["gold_gain_ci95"]
+    assert low <= summary["gold_gain"] <= high
+    assert summary["gold_gain"] == pytest.approx(summary["gold_rl"] - summary["gold_sft"])
+    assert set(summary["gold_components"]) == {"right", "polite", "concise", "ended", "right_on_polite_prompts"}
+    assert "What the gold judge says" in result.stdout
+    assert "Does it see what matters?" in result.stdout
+    asked = {json.loads(line)["prompt"] for line in (tmp_path / "run" / "data" / "prompts.jsonl").open()}
+    assert not asked & {task.prompt for task in evaluation_tasks()}
 
 
 REWARD = "def shouts(samples):\n    return [s.answer.count('!') - 0.1 * len(s.answer) for s in samples]\n"

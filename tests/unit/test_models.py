@@ -147,6 +147,31 @@ def test_broken_model_directories_say_what_is_wrong(tmp_path, make, load, messag
         load(str(tmp_path))
 
 
+class Payload:
+    """Pickled code: runs when unpickled without care."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return (open, (str(self.file), "w"))
+
+
+def test_a_bin_file_is_read_for_its_tensors_and_refused_if_it_holds_more(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(dict(model.state_dict()), tmp_path / "pytorch_model.bin")
+    loaded = load_actor(str(tmp_path), byte_tokenizer(), **CPU)
+    torch.testing.assert_close(loaded.lm_head.weight, model.lm_head.weight)
+    torch.save({"x": Payload(tmp_path / "pwned")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="holds more than tensors"):
+        load_actor(str(tmp_path), byte_tokenizer(), **CPU)
+    assert not (tmp_path / "pwned").exists()
+    torch.load(tmp_path / "pytorch_model.bin", weights_only=False)  # what a careless reader would have done
+    assert (tmp_path / "pwned").exists()
+
+
 def test_a_missing_model_directory_is_named():
     with pytest.raises(ModelError, match="no such directory"):
         load_tokenizer("./no/such/model")
