@@ -82,8 +82,8 @@ class StageRun:
         """The last checkpoint, or None at a fresh start. Metrics of steps after it are forgotten."""
         state = load_checkpoint(self._checkpoint_path)
         step = -1 if state is None else state["step"]
-        for path in (self._metrics, self._answers):
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        for path in filter(Path.exists, (self._metrics, self._answers)):
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             # the last line of a killed process may be half a line
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             save_text(path, "".join(kept))

@@ -5,10 +5,7 @@ One step: rollouts with the policy's own weights, scores by reference, critic an
 
 import copy
 import math
-import resource
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +19,7 @@ from chatsmith.config import Config, RlConfig
 from chatsmith.data.batch import batches, micro_batches
 from chatsmith.data.chat import Encoded
 from chatsmith.engine.engine import Engine, Sampling
-from chatsmith.errors import DataError, TrainingStopped
+from chatsmith.errors import DataError
 from chatsmith.models.critic import Critic
 from chatsmith.models.ema import Ema, default_decay
 from chatsmith.models.reward import Reward
@@ -32,9 +29,10 @@ from chatsmith.seeds import derive_seed, permutation
 from chatsmith.stages.loop import Guard, Trainable, learning_rate_factor
 from chatsmith.stages.rollout import PolicyScores, Prompts, evaluate_policy, judge, roll_out, rollout_logprobs
 from chatsmith.stages.sft import language_model_backward
+from chatsmith.stages.watch import PhaseClock, answer_table, check_logprob_gap, describe
 from chatsmith.types import Experience, Rollouts, Scores
 
-LOGGED_TABLES, LOGGED_ANSWERS = 10, 8  # tables of answers per run, answers per table
+LOGGED_TABLES = 10  # of answers, per run
 
 
 @dataclass(frozen=True)
@@ -130,6 +128,9 @@ def train_rl(
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
     before = evaluate_policy(reference, reference, tokenizer, held_out, rewards, config, stops=stops)
     peak_flops = measure_peak_flops(actor.device, actor.dtype)
+    parameters = {
+        name: sum(p.numel() for p in model.parameters()) for name, model in (("actor", actor), ("critic", critic))
+    }
 
     start, kl_coef, variances = 0, settings.kl_coef, []
     state = run.resume()
@@ -160,29 +161,24 @@ def train_rl(
             metrics |= describe(rollouts, scores, experience)
         with clock("update"):
             factor = learning_rate_factor(settings, step, total)
-            metrics = (
-                update(
-                    actor,
-                    critic,
-                    tokenizer,
-                    learners,
-                    experience,
-                    config,
-                    factor=factor,
-                    kl_coef=kl_coef,
-                    order_seed=derive_seed(config.seed, step),
-                    policy_frozen=policy_frozen,
-                    ptx_batches=batches(len(ptx), size=settings.ptx_batch, seed=derive_seed(config.seed, "ptx", step))
-                    if mixes
-                    else None,
-                    ptx=ptx,
-                )
-                | metrics
+            updated = update(
+                actor,
+                critic,
+                tokenizer,
+                learners,
+                experience,
+                config,
+                factor=factor,
+                kl_coef=kl_coef,
+                order_seed=derive_seed(config.seed, step),
+                policy_frozen=policy_frozen,
+                texts=_texts(ptx, settings.ptx_batch, derive_seed(config.seed, "ptx", step)) if mixes else None,
             )
+            metrics = updated | metrics
         check_logprob_gap(metrics.get("rollout/logprob_gap_mean", 0.0), actor.dtype, settings)
         variances.append(metrics["rl/explained_variance"])
         metrics |= {"rl/lr": settings.lr * factor, "rl/kl_coef": kl_coef, "rl/skipped": float(learners.guard.skipped)}
-        metrics |= clock.metrics(rollouts, metrics["rl/epochs"], learners, peak_flops)
+        metrics |= clock.metrics(rollouts, metrics["rl/epochs"], parameters, peak_flops)
         if settings.kl_target is not None:
             kl_coef = adapt_kl_coef(
                 kl_coef,
@@ -193,7 +189,7 @@ def train_rl(
             )
         run.log(step, metrics)
         if step % max(1, total // LOGGED_TABLES) == 0:
-            run.log_answers(step, _answer_table(rollouts, scores))
+            run.log_answers(step, answer_table(rollouts, scores))
         run.checkpoint(step, {"kl_coef": kl_coef, "variances": variances, "learners": learners.state_dict()})
 
     after = evaluate_policy(actor, reference, tokenizer, held_out, rewards, config, stops=stops)
@@ -260,26 +256,6 @@ def estimate(rollouts: Rollouts, scores: Scores, settings: RlConfig, *, kl_coef:
     )
 
 
-def describe(rollouts: Rollouts, scores: Scores, experience: Experience) -> dict[str, float]:
-    """Metrics of rollouts and advantages, before any update."""
-    mask, count = experience.mask, experience.mask.sum().clamp(min=1)
-    rewards = scores.rewards[scores.valid]
-    difference = scores.logprobs - scores.reference_logprobs
-    returns, errors = experience.returns[mask], (experience.returns - experience.values)[mask]
-    finished = [sample.finish_reason == "stop" for sample in rollouts.samples]
-    return {
-        "rl/reward_mean": rewards.mean().item(),
-        "rl/reward_std": rewards.std(correction=0).item(),
-        "rl/kl": (masked_sum(kl_estimate(scores.logprobs, scores.reference_logprobs, "k3"), mask) / count).item(),
-        "rl/kl_sequence": (masked_sum(difference, mask) / scores.valid.sum().clamp(min=1)).item(),
-        "rl/explained_variance": (1 - errors.var() / returns.var()).item() if returns.var() > 0 else 0.0,
-        "rl/advantage_std": errors.std(correction=0).item(),  # before whitening, with the critic's lambda
-        "rl/answer_length": rollouts.mask.sum().item() / len(finished),
-        "rl/eos_rate": sum(finished) / len(finished),
-        "rl/truncation_rate": 1 - sum(finished) / len(finished),
-    }
-
-
 def update(
     actor: Any,
     critic: Critic,
@@ -292,11 +268,13 @@ def update(
     kl_coef: float,
     order_seed: int,
     policy_frozen: bool,
-    ptx_batches: Iterator[list[int]] | None,
-    ptx: Sequence[Encoded],
+    texts: Iterator[list[Encoded]] | None,
 ) -> dict[str, float]:
     """Epochs of mini-batches over one experience; ends early when the policy has moved too far from the old one.
 
+    Args:
+        factor: share of the learning rates.
+        texts: batches for mixed training, one per mini-batch.
     Returns:
         means over the mini-batches (maxima for `*_max`).
     """
@@ -305,6 +283,7 @@ def update(
     size = rows // settings.minibatches
     per_minibatch: list[dict[str, float]] = []
     for epoch in range(settings.epochs):
+        first_of_epoch = len(per_minibatch)
         shuffle = permutation(rows, order_seed, epoch)
         for first in range(0, rows, size):
             batch = experience.rows(torch.tensor(shuffle[first : first + size], device=experience.tokens.device))
@@ -324,10 +303,9 @@ def update(
                 learners.critic.backward(loss)
                 parts.append({**metrics, "rl/value_loss": loss.item()})
             whole = _combine(parts, sum)
-            if ptx_batches is not None and not policy_frozen:
-                texts = [ptx[i] for i in next(ptx_batches)]
+            if texts is not None and not policy_frozen:
                 whole["rl/ptx_loss"] = language_model_backward(
-                    learners.actor, actor, tokenizer, texts, config, weight=settings.ptx_coef
+                    learners.actor, actor, tokenizer, next(texts), config, weight=settings.ptx_coef
                 )
             moving = [(learners.critic, factor)] + ([] if policy_frozen else [(learners.actor, factor)])
             norms = learners.guard.step(moving)
@@ -336,7 +314,7 @@ def update(
                 if not policy_frozen:
                     learners.ema.update(learners.actor.weights)
             per_minibatch.append(whole)
-        moved = [whole["rl/kl_old"] for whole in per_minibatch[epoch * settings.minibatches :] if "rl/kl_old" in whole]
+        moved = [whole["rl/kl_old"] for whole in per_minibatch[first_of_epoch:] if "rl/kl_old" in whole]
         if moved and _mean(moved) > settings.max_kl_old:
             break
     result = _combine(per_minibatch, _mean)
@@ -388,58 +366,10 @@ def actor_loss(
     return loss, metrics
 
 
-def check_logprob_gap(gap: float, dtype: torch.dtype, settings: RlConfig) -> None:
-    """Stop when rollout and training compute different functions: nothing learned from such data means anything."""
-    limit = settings.max_logprob_gap or (1e-4 if dtype == torch.float32 else 2e-2)
-    if not gap <= limit:  # NaN is no agreement
-        raise TrainingStopped(
-            f"rl: the log-probs of the rollout differ from those of the training forward by {gap:.2e} nats per token "
-            f"on average (limit {limit:.0e}): generation and training do not compute the same function for this model. "
-            "Please report the architecture. rl.max_logprob_gap moves the limit."
-        )
-
-
-class PhaseClock:
-    """Seconds per phase of one step."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._started = time.perf_counter()
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self._seconds[phase] = time.perf_counter() - started
-
-    def metrics(self, rollouts: Rollouts, epochs: float, learners: Learners, peak_flops: float) -> dict[str, float]:
-        """`time/*`, tokens per second of useful tokens, model FLOP utilisation, peak memory."""
-        total = time.perf_counter() - self._started
-        sampled, tokens = rollouts.mask.sum().item(), rollouts.lengths.sum().item()
-        parameters = [sum(w.numel() for w in part.weights.values()) for part in (learners.actor, learners.critic)]
-        # 2 FLOPs per parameter and token forward, 6 with backward: rollout and reference, critic, epochs of updates
-        flops = tokens * (4 * parameters[0] + 2 * parameters[1] + 6 * epochs * sum(parameters))
-        on_gpu = torch.cuda.is_available()
-        peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        return {
-            **{f"time/{phase}_s": seconds for phase, seconds in self._seconds.items()},
-            "time/other_s": total - sum(self._seconds.values()),
-            "rollout/tokens_per_s": sampled / self._seconds["rollout"],
-            "update/tokens_per_s": epochs * tokens / self._seconds["update"],
-            "step/tokens_per_s": tokens / total,
-            "step/mfu": flops / total / peak_flops,
-            "memory/peak_gib": peak / 2**30,
-        }
-
-
-def _answer_table(rollouts: Rollouts, scores: Scores) -> list[dict[str, Any]]:
-    """The first few prompts and answers of a step with their rewards."""
-    return [
-        {"prompt": sample.messages[-1].content, "answer": sample.answer, "end": sample.finish_reason, "reward": reward}
-        for sample, reward in zip(rollouts.samples[:LOGGED_ANSWERS], scores.rewards.tolist(), strict=False)
-    ]
+def _texts(rows: Sequence[Encoded], size: int, seed: int) -> Iterator[list[Encoded]]:
+    """Endless batches of `size` rows for mixed training; every RL step has its own seed, so a resumed one agrees."""
+    for index in batches(len(rows), size=size, seed=seed):
+        yield [rows[i] for i in index]
 
 
 def _combine(parts: Sequence[dict[str, float]], how: Callable[[list[float]], float]) -> dict[str, float]:

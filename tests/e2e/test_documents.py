@@ -33,8 +33,10 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
 
 
-def code(cell: str) -> list[str]:
-    return re.findall(r"`([^`]+)`", cell)
+def code(text: str) -> list[str]:
+    """What stands between single backticks."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"`([^`\n]+)`", prose)
 
 
 def section(text: str, title: str) -> str:
@@ -59,7 +61,7 @@ def desk(tmp_path, monkeypatch, model_directory, pairs):
     """A directory that holds what the documents' commands name; data sets and hub ids are local here."""
     monkeypatch.chdir(tmp_path)
     model = model_directory("llama")
-    for name in ("MODEL", "facebook/opt-125m", "runs/a/sft/model"):
+    for name in ("MODEL", "facebook/opt-125m", "facebook/opt-1.3b", "runs/a/sft/model"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).symlink_to(model)
     scorer = tiny_reward_model("llama")
@@ -126,7 +128,7 @@ def test_every_file_and_function_that_the_documents_name_exists():
         for path, name in re.findall(
             r"`((?:chatsmith/)?[a-z_]+(?:/[a-z_]+)*\.py)(?::(\w+))?`", page.read_text(encoding="utf-8")
         ):
-            if path == "rewards.py":  # the user's own, or that of algo
+            if path == "rewards.py":  # the user's own
                 continue
             file = ROOT / "chatsmith" / path.removeprefix("chatsmith/")
             assert file.exists(), f"{page.name}: {path}"
@@ -177,6 +179,7 @@ def test_metrics_and_manifest_of_a_run_are_those_that_the_documents_list(chatsmi
     report = manifest["stages"]["reward"]["report"]
     parts = [manifest, manifest["versions"], *manifest["data"], *manifest["stages"].values(), manifest["summary"]]
     parts += [manifest["stages"]["sft"]["report"], report, report["accuracy"], report["margins"]]
+    parts += [manifest["stages"]["rl"]["report"], manifest["stages"]["rl"]["report"]["after"]]
     assert {key for part in parts for key in part} <= named
     top = section(contract, "manifest.json").partition("An entry of `data`")[0]
     assert {code(row[0])[0] for row in rows(top) if code(row[0])} == set(manifest)

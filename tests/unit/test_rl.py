@@ -16,9 +16,10 @@ from chatsmith.models.ema import Ema
 from chatsmith.models.reward import Reward
 from chatsmith.models.scoring import token_logprobs
 from chatsmith.stages.loop import Guard, Trainable
-from chatsmith.stages.rl import Learners, actor_loss, check_logprob_gap, describe, estimate, score, update
+from chatsmith.stages.rl import Learners, actor_loss, estimate, score, update
 from chatsmith.stages.rollout import encode_questions, roll_out
 from chatsmith.stages.sft import language_model_backward
+from chatsmith.stages.watch import check_logprob_gap, describe
 from chatsmith.types import Message, Record
 
 STOPS = (2,)
@@ -82,8 +83,7 @@ class World:
             self.learners,
             self.experience,
             self.config,
-            ptx_batches=iter([[0, 1]] * 99) if ptx else None,
-            ptx=ptx,
+            texts=iter([list(ptx)] * 99) if ptx else None,
             **(defaults | options),
         )
 
@@ -155,8 +155,7 @@ def collect(world: World, **changes) -> dict:
         kl_coef=0.1,
         order_seed=0,
         policy_frozen=False,
-        ptx_batches=None,
-        ptx=(),
+        texts=None,
     )
     result = gradients(world.actor) | {f"critic.{n}": g for n, g in gradients(world.critic).items()}
     world.learners.actor.clear()

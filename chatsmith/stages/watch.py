@@ -1,0 +1,91 @@
+"""What a step of PPO looks like from outside: metrics, time, answers, and whether rollout and training agree."""
+
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from chatsmith.algo.losses import kl_estimate, masked_sum
+from chatsmith.config import RlConfig
+from chatsmith.errors import TrainingStopped
+from chatsmith.types import Experience, Rollouts, Scores
+
+LOGGED_ANSWERS = 8  # per table
+
+
+def describe(rollouts: Rollouts, scores: Scores, experience: Experience) -> dict[str, float]:
+    """Metrics of rollouts and advantages, before any update."""
+    mask, count = experience.mask, experience.mask.sum().clamp(min=1)
+    rewards = scores.rewards[scores.valid]
+    difference = scores.logprobs - scores.reference_logprobs
+    returns, errors = experience.returns[mask], (experience.returns - experience.values)[mask]
+    finished = [sample.finish_reason == "stop" for sample in rollouts.samples]
+    return {
+        "rl/reward_mean": rewards.mean().item(),
+        "rl/reward_std": rewards.std(correction=0).item(),
+        "rl/kl": (masked_sum(kl_estimate(scores.logprobs, scores.reference_logprobs, "k3"), mask) / count).item(),
+        "rl/kl_sequence": (masked_sum(difference, mask) / scores.valid.sum().clamp(min=1)).item(),
+        "rl/explained_variance": (1 - errors.var() / returns.var()).item() if returns.var() > 0 else 0.0,
+        "rl/advantage_std": errors.std(correction=0).item(),  # before whitening, with the critic's lambda
+        "rl/answer_length": rollouts.mask.sum().item() / len(finished),
+        "rl/eos_rate": sum(finished) / len(finished),
+        "rl/truncation_rate": 1 - sum(finished) / len(finished),
+    }
+
+
+def check_logprob_gap(gap: float, dtype: torch.dtype, settings: RlConfig) -> None:
+    """Stop when rollout and training compute different functions: nothing learned from such data means anything."""
+    limit = settings.max_logprob_gap or (1e-4 if dtype == torch.float32 else 2e-2)
+    if not gap <= limit:  # NaN is no agreement
+        raise TrainingStopped(
+            f"rl: the log-probs of the rollout differ from those of the training forward by {gap:.2e} nats per token "
+            f"on average (limit {limit:.0e}): generation and training do not compute the same function for this model. "
+            "Please report the architecture. rl.max_logprob_gap moves the limit."
+        )
+
+
+class PhaseClock:
+    """Seconds per phase of one step."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._seconds[phase] = time.perf_counter() - started
+
+    def metrics(
+        self, rollouts: Rollouts, epochs: float, parameters: Mapping[str, int], peak_flops: float
+    ) -> dict[str, float]:
+        """`time/*`, tokens per second of useful tokens, model FLOP utilisation, peak memory."""
+        total = time.perf_counter() - self._started
+        sampled, tokens = rollouts.mask.sum().item(), rollouts.lengths.sum().item()
+        # 2 FLOPs per parameter and token forward, 6 with backward: rollout and reference, critic, epochs of updates
+        flops = tokens * (4 * parameters["actor"] + 2 * parameters["critic"] + 6 * epochs * sum(parameters.values()))
+        on_gpu = torch.cuda.is_available()
+        peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        return {
+            **{f"time/{phase}_s": seconds for phase, seconds in self._seconds.items()},
+            "time/other_s": total - sum(self._seconds.values()),
+            "rollout/tokens_per_s": sampled / self._seconds["rollout"],
+            "update/tokens_per_s": epochs * tokens / self._seconds["update"],
+            "step/tokens_per_s": tokens / total,
+            "step/mfu": flops / total / peak_flops,
+            "memory/peak_gib": peak / 2**30,
+        }
+
+
+def answer_table(rollouts: Rollouts, scores: Scores) -> list[dict[str, Any]]:
+    """The first few prompts and answers of a step with their rewards."""
+    return [
+        {"prompt": sample.messages[-1].content, "answer": sample.answer, "end": sample.finish_reason, "reward": reward}
+        for sample, reward in zip(rollouts.samples[:LOGGED_ANSWERS], scores.rewards.tolist(), strict=False)
+    ]
