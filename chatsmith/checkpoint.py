@@ -5,6 +5,7 @@ either the old checkpoint or the new one, never half of one.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -30,8 +31,19 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def save_json(path: Path, value: Any) -> None:
-    """Write JSON; replaces `path` atomically."""
-    save_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write JSON, numbers that are not finite as null; replaces `path` atomically."""
+    save_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The value with None in place of NaN and infinities, which JSON does not know."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
 
 
 def save_text(path: Path, text: str) -> None:

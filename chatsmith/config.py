@@ -261,7 +261,9 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
     for origin, keys in layers:
         for key, value in _flat(keys):
             _check_key(key, origin)
-            merged[key], origins[key] = value, origin
+            # TOML has no null: "none" turns an optional key off (for the truncated score it is a choice of its own)
+            off = value == "none" and key != "rl.truncated_score"
+            merged[key], origins[key] = None if off else value, origin
     try:
         return Config.model_validate(nested(merged))
     except ValidationError as error:

@@ -70,6 +70,10 @@ class Screen:
     def line(self, text: str, style: str = "") -> None:
         self.console.print(Text(printable(text), style=style))
 
+    def command(self, text: str) -> None:
+        """Something to copy: never wrapped."""
+        self.console.print(Text("  " + printable(text)), soft_wrap=True)
+
     @contextmanager
     def stage(self, stage: str, title: str, total: int) -> Iterator[Shown]:
         """Announce a stage of `total` steps and show its progress inside the context."""

@@ -204,11 +204,13 @@ def load_reward(target: str, weight: float, config: Config, name: str | None = N
 
 def load_rewards(run: Run, actor: Language, prompts: Sequence[Record]) -> list[Reward]:
     """The run's rewards; functions are standardised over the SFT model's answers where the user asks for it."""
-    rewards = []
+    rewards: list[Reward] = []
     for target, weight in map(parse_reward, run.config.rl.rewards):
         trained = target == "trained"
         location = str(run.directory / "reward" / "model") if trained else target
-        rewards.append(load_reward(location, weight, run.config, name="trained" if trained else None))
+        reward = load_reward(location, weight, run.config, name="trained" if trained else None)
+        taken = {other.name for other in rewards}
+        rewards.append(replace(reward, name=target) if reward.name in taken else reward)
     if not run.config.rl.standardise_functions:
         return rewards
     samples = list(ask(run, actor, prompts, STANDARDISING_SAMPLES))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chatsmith.checkpoint import save_directory, save_text
-from chatsmith.config import STAGES, Config, StageName
+from chatsmith.config import STAGES, Config, DataConfig, StageName
 from chatsmith.console import Screen
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Source
@@ -98,8 +98,20 @@ def check(config: Config) -> None:
     """What can be wrong before any work.
 
     Raises:
-        ConfigError: if there is no model to start from, or PPO has no reward.
+        ConfigError: if there is no model to start from, if the task world is given a model or data, or if PPO has no
+            reward.
     """
+    given = {
+        "--actor-model": bool(config.actor_model),
+        "--reward-model": bool(config.reward_model),
+        "--data": config.data.sources != DataConfig().sources,
+    }
+    if config.world is not None and any(given.values()):
+        names = ", ".join(name for name, is_given in given.items() if is_given)
+        raise ConfigError(
+            f"{names}: a recipe with a [world] group, such as tiny-cpu, makes its own model and data. For yours, give "
+            "--actor-model and --data without a recipe, or with one that has no [world]."
+        )
     if not config.actor_model and config.world is None:
         raise ConfigError("no model to train: give --actor-model DIR_OR_ID, or no arguments at all for the tiny demo.")
     if "rl" in config.stages and "reward" not in config.stages and "trained" in reward_targets(config):
@@ -109,10 +121,14 @@ def check(config: Config) -> None:
 def plan(config: Config, directory: Path, screen: Screen) -> None:
     """Load data, tokenizer and ready rewards as a run would, and say what it would do."""
     if config.world is None:
+        if "reward" in stages_to_train(config):
+            check_reward_base(config.reward_model or config.actor_model)
         data = deal(config, read_sources(config))
         tokenizer = load_tokenizer(config.actor_model)
         screen.line(f"model: {config.actor_model}, {len(tokenizer)} tokens")
-        for stage, records in data.items():
+        shown: list[Stage] = [*stages_to_train(config), "ptx"]
+        for stage in shown:
+            records = data[stage]
             screen.line(f"{stage}: {len(records.train)} records to train on, {len(records.held_out)} held out")
     if "rl" in config.stages:
         for target, weight in map(parse_reward, config.rl.rewards):
@@ -135,7 +151,7 @@ def _run_stages(run: Run, now: Sequence[StageName]) -> None:
     steps: dict[StageName, Callable[[Run, list[Source]], None]] = {"sft": _sft, "reward": _reward, "rl": _rl}
     for stage in now:
         before = config.stages[: config.stages.index(stage)]
-        missing = [name for name in before if not run.finished(name)]
+        missing = [name for name in before if name in stages_to_train(config) and not run.finished(name)]
         if missing:
             raise ConfigError(f"--only {stage}: {missing[0]} comes before it in this run and is not finished.")
         if run.finished(stage):
@@ -253,7 +269,7 @@ def _rl(run: Run, sources: list[Source]) -> None:
     }
     facts: dict[str, Any] = {
         "report": report.figures(),
-        "dropped_too_long": prompts.dropped_too_long,
+        "dropped_too_long": prompts.dropped_too_long + held_out.dropped_too_long,
     }
     if config.world is None:
         facts["final_judge"] = _final_judge(run, data, report)
@@ -307,15 +323,17 @@ def _finish(run: Run) -> None:
     run.screen.line(f"{run.manifest['status']} after {seconds:.0f} s; everything is in {run.directory}", "bold")
     for purpose, command in _next_commands(run):
         run.screen.line(f"{purpose}:")
-        run.screen.line(f"  {command}")
+        run.screen.command(command)
 
 
 def _next_commands(run: Run) -> list[tuple[str, str]]:
+    if run.manifest["status"] == "partial":
+        return [("The other stages", "the same command without --only")]
     if not run.finished("rl"):
-        missing = next(stage for stage in STAGES if not run.finished(stage))
-        options = f"--actor-model {sft_location(run)} --data FILE.jsonl --run-dir DIR"
-        reward = f" --reward {run.directory / 'reward' / 'model'}" if missing == "rl" else ""
-        return [("Next stage", f"chatsmith {missing} {options}{reward}")]
+        following = "rl" if run.finished("reward") else "reward"
+        reward = f" --reward {run.directory / 'reward' / 'model'}" if following == "rl" else ""
+        options = f"--actor-model {sft_location(run)}{reward} --data FILE.jsonl --run-dir DIR"
+        return [("Next stage", f"chatsmith {following} {options}")]
     commands = [("Your own model and data", "chatsmith train --actor-model MODEL --data FILE.jsonl --run-dir DIR")]
     if run.config.world is not None:
         over = f"chatsmith train {run.manifest['recipe']} --rl.kl_coef 0 --run-dir runs/no-kl --force"

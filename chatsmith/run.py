@@ -229,15 +229,21 @@ def _check_same(old: dict[str, Any], config: Config, directory: Path, restart_fr
     """Settings of stages that run again may change, and so may how to compute; nothing else."""
     new = config.model_dump(mode="json")
     free = {"gates", "engine"} | set(STAGES[STAGES.index(restart_from) :] if restart_from else ())
-    differing = [
-        f"{group}.{key} ({old[group][key]!r} there, {value!r} here)" if isinstance(old[group], dict) else group
-        for group in new
-        if group not in free and old[group] != new[group]
-        for key, value in (new[group].items() if isinstance(new[group], dict) else [(group, new[group])])
-        if not isinstance(old[group], dict) or old[group].get(key) != value
-    ]
-    if differing:
-        raise RunError(
-            f"{directory}: holds a run with another configuration: {', '.join(differing[:4])}. "
-            "Choose another --run-dir, or restart at the stage whose settings changed with --from STAGE."
-        )
+    differing = []
+    for group, value in new.items():
+        if group in free or old[group] == value:
+            continue
+        here, there = (v if isinstance(v, dict) else {"": v} for v in (value, old[group]))
+        for key in here:
+            if here[key] != there.get(key):
+                name = f"{group}.{key}".removesuffix(".")
+                differing.append(f"{name} ({there.get(key)!r} there, {here[key]!r} here)")
+    if not differing:
+        return
+    groups = {name.split(".")[0].split(" ")[0] for name in differing}
+    stage = next((stage for stage in STAGES if stage in groups), None)
+    restart = f", or run anew from the stage whose settings changed: --from {stage}" if groups <= set(STAGES) else ""
+    raise RunError(
+        f"{directory}: holds a run with another configuration: {', '.join(differing[:4])}. "
+        f"Choose another --run-dir{restart}."
+    )

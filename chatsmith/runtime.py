@@ -1,7 +1,6 @@
 """What a stage runs in: device, interruption, its checkpoint and its metrics."""
 
 import json
-import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from chatsmith.checkpoint import load_checkpoint, save_checkpoint, save_text
+from chatsmith.checkpoint import finite, load_checkpoint, save_checkpoint, save_text
 from chatsmith.config import EngineConfig
 from chatsmith.errors import ConfigError
 
@@ -98,9 +97,8 @@ class StageRun:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one step's metrics to `metrics.jsonl` and show them."""
-        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+            file.write(json.dumps({"step": step, **finite(metrics)}, allow_nan=False) + "\n")
         if self._shown is not None:
             self._shown.update(step, metrics)
 

@@ -69,7 +69,7 @@ def train_reward(
     """
     settings = config.reward
     rows, dropped = encode_ranked(tokenizer, train, stops=stops, max_tokens=max_tokens)
-    held_out_rows, _ = encode_ranked(tokenizer, held_out, stops=stops, max_tokens=max_tokens)
+    held_out_rows, also_dropped = encode_ranked(tokenizer, held_out, stops=stops, max_tokens=max_tokens)
     if not rows or not any(len(set(row.scores)) > 1 for row in held_out_rows):
         raise DataError(
             f"reward: no usable preference: {len(train)} records for training and {len(held_out)} held out, of which "
@@ -96,7 +96,7 @@ def train_reward(
             metrics["reward/grad_norm"] = norms[0]
         run.log(step, metrics)
         run.checkpoint(step, {"learner": learner.state_dict(), "guard": guard.state_dict()})
-    return _report(model, tokenizer, rows, held_out_rows, config, dropped, guard.skipped)
+    return _report(model, tokenizer, rows, held_out_rows, config, dropped + also_dropped, guard.skipped)
 
 
 def encode_ranked(

@@ -64,7 +64,7 @@ def train_sft(
     """
     settings = config.sft
     rows, dropped = encode_best_answers(tokenizer, train, stops=stops, max_tokens=max_tokens)
-    held_out_rows, _ = encode_best_answers(tokenizer, held_out, stops=stops, max_tokens=max_tokens)
+    held_out_rows, also_dropped = encode_best_answers(tokenizer, held_out, stops=stops, max_tokens=max_tokens)
     if not rows or not held_out_rows:
         raise DataError(
             f"sft: no usable record: {len(train)} for training and {len(held_out)} held out, of which "
@@ -101,7 +101,7 @@ def train_sft(
         run.log(step, metrics)
         run.checkpoint(step, {"losses": losses, "learner": learner.state_dict(), "guard": guard.state_dict()})
     eos_rate, repetition = _greedy_habits(actor, tokenizer, held_out, config, stops=stops, max_tokens=max_tokens)
-    return SftReport(losses[0], losses[-1], min(losses), eos_rate, repetition, dropped, guard.skipped)
+    return SftReport(losses[0], losses[-1], min(losses), eos_rate, repetition, dropped + also_dropped, guard.skipped)
 
 
 def encode_best_answers(

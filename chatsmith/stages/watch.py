@@ -1,6 +1,7 @@
 """What a step of PPO looks like from outside: metrics, time, answers, and whether rollout and training agree."""
 
 import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -71,7 +72,8 @@ class PhaseClock:
         # 2 FLOPs per parameter and token forward, 6 with backward: rollout and reference, critic, epochs of updates
         flops = tokens * (4 * parameters["actor"] + 2 * parameters["critic"] + 6 * epochs * sum(parameters.values()))
         on_gpu = torch.cuda.is_available()
-        peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = torch.cuda.max_memory_allocated() if on_gpu else resident
         return {
             **{f"time/{phase}_s": seconds for phase, seconds in self._seconds.items()},
             "time/other_s": total - sum(self._seconds.values()),

@@ -32,6 +32,11 @@ def test_usage_errors_exit_with_1(chatsmith):
     refused(chatsmith("train", "--rl.kl_coeff", "1"), 'did you mean "rl.kl_coef"')
 
 
+def test_a_model_or_data_for_the_task_world_is_refused_and_not_ignored(chatsmith, pairs, model_directory):
+    refused(chatsmith("train", "--data", pairs), "--data: a recipe with a [world] group")
+    refused(chatsmith("train", "tiny-cpu", "--actor-model", model_directory("llama")), "--actor-model: a recipe")
+
+
 def test_a_broken_json_line_is_named_and_can_be_skipped(start, pairs, tmp_path):
     text = pairs.read_text().splitlines()
     text[6] = text[6][:-4]

@@ -88,3 +88,10 @@ def test_the_stages_default_surface_stays_small():
     stage_keys = [key for key in known_keys() if key.split(".")[0] in ("sft", "reward", "rl")]
     unique = {key.split(".")[1] for key in stage_keys}
     assert len(unique) <= 60
+
+
+def test_none_turns_an_optional_key_off():
+    assert resolve([("x", {"rl": {"value_clip": "none"}})]).rl.value_clip is None
+    assert resolve([("x", {"rl": {"truncated_score": "none"}})]).rl.truncated_score == "none"
+    with pytest.raises(ConfigError, match=r"sft\.lr"):
+        resolve([("x", {"sft": {"lr": "none"}})])
