@@ -121,9 +121,9 @@ def check(config: Config) -> None:
 def plan(config: Config, directory: Path, screen: Screen) -> None:
     """Load data, tokenizer and ready rewards as a run would, and say what it would do."""
     if config.world is None:
+        data = deal(config, read_sources(config))
         if "reward" in stages_to_train(config):
             check_reward_base(config.reward_model or config.actor_model)
-        data = deal(config, read_sources(config))
         tokenizer = load_tokenizer(config.actor_model)
         screen.line(f"model: {config.actor_model}, {len(tokenizer)} tokens")
         shown: list[Stage] = [*stages_to_train(config), "ptx"]
@@ -142,10 +142,10 @@ def _run_stages(run: Run, now: Sequence[StageName]) -> None:
     config = run.config
     sources: list[Source] = []
     if config.world is None:
-        if "reward" in stages_to_train(config):
-            check_reward_base(config.reward_model or config.actor_model)
         sources = read_sources(config)
         report_sources(run, sources)
+        if "reward" in stages_to_train(config):
+            check_reward_base(config.reward_model or config.actor_model)
     elif not (run.directory / "base").exists():
         material.write_material(config, config.world, run.directory / "data", run.directory / "base")
     steps: dict[StageName, Callable[[Run, list[Source]], None]] = {"sft": _sft, "reward": _reward, "rl": _rl}
