@@ -61,7 +61,7 @@ def desk(tmp_path, monkeypatch, model_directory, pairs):
     """A directory that holds what the documents' commands name; data sets and hub ids are local here."""
     monkeypatch.chdir(tmp_path)
     model = model_directory("llama")
-    for name in ("MODEL", "facebook/opt-125m", "facebook/opt-1.3b", "runs/a/sft/model"):
+    for name in ("MODEL", "facebook/opt-125m", "facebook/opt-1.3b", "facebook/opt-350m", "runs/a/sft/model"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).symlink_to(model)
     scorer = tiny_reward_model("llama")
