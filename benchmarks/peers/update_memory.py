@@ -40,7 +40,8 @@ def main(way: str) -> None:
     loaded = peak_mib()
     if way == "chunked":
         budget = config.engine.max_logits_mib << 20
-        logprobs, _ = token_logprobs(model, tokens, mask, temperature=1.0, max_logits_bytes=budget)
+        lengths = torch.full((ROWS,), tokens.shape[1])
+        logprobs, _ = token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=budget)
     else:
         logprobs = full_logprobs(model, tokens)
     loss, _ = policy_loss(logprobs, logprobs.detach(), advantages, mask, count=mask.sum(), **clip)
