@@ -105,12 +105,13 @@ class Screen:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of prompts and answers, or of scores."""
-        table = Table(title=title, title_justify="left", title_style="bold", show_lines=False, pad_edge=False)
+        table = Table(pad_edge=False)
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
         self.console.print()
+        self.line(f"  {title}", "bold")
         self.console.print(Padding(table, (0, 0, 0, 2)))
 
 
