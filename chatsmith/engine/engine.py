@@ -5,6 +5,7 @@ over both. Requests that wait are admitted together when the running batch is do
 batch as soon as they are half of it.
 """
 
+import inspect
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -89,6 +90,8 @@ class Engine:
         self.max_batch = max_batch
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._last_position = positions - 1 if positions else None
+        # BLOOM takes none: its ALiBi biases follow from the attention mask
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._waiting: deque[_Sequence] = deque()
         self._running: list[_Sequence] = []
         self._next_id = 0
@@ -181,7 +184,7 @@ class Engine:
         # Rows that have ended are computed until they are let go: they must not run past the last position.
         positions = (self._attention.cumsum(1) - 1).clamp(min=0, max=self._last_position)[:, -tokens.shape[1] :]
         inputs = {"input_ids": tokens, "attention_mask": self._attention, "position_ids": positions}
-        if self.model.config.model_type == "bloom":  # ALiBi from the mask; takes no positions
+        if not self._takes_positions:
             del inputs["position_ids"]
         output = self.model(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         logits: Tensor = output.logits[:, -1]  # [B, V]

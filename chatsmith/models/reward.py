@@ -42,26 +42,28 @@ class RewardModel:
 
     def __call__(self, samples: list[Sample]) -> list[float | None]:
         """Raw scores, read at the last token of the answer; None where the conversation exceeds the model's context."""
-        rows = self.encode(samples)
+        rows = encode_samples(self.tokenizer, samples, stops=self.stops)
         limit = context_length(self.model) or max(map(len, rows))
         scores = iter(self._score([row for row in rows if len(row) <= limit]))
         return [next(scores) if len(row) <= limit else None for row in rows]
 
     def scores(self, samples: Sequence[Sample]) -> list[float]:
         """Raw scores of samples that are known to fit."""
-        return self._score(self.encode(samples))
-
-    def encode(self, samples: Sequence[Sample]) -> list[list[int]]:
-        encoded = encode(
-            self.tokenizer,
-            [(*sample.messages, Message("assistant", sample.answer)) for sample in samples],
-            stops=self.stops,
-            complete=[sample.finish_reason == "stop" for sample in samples],
-        )
-        return [row.tokens for row in encoded]
+        return self._score(encode_samples(self.tokenizer, samples, stops=self.stops))
 
     def _score(self, rows: Sequence[Sequence[int]]) -> list[float]:
         return score_rows(self.model, self.tokenizer, rows, self.max_tokens_per_pass)
+
+
+def encode_samples(tokenizer: Any, samples: Sequence[Sample], *, stops: Sequence[int]) -> list[list[int]]:
+    """Samples as whole conversations; an answer that was cut off gets no stop token."""
+    encoded = encode(
+        tokenizer,
+        [(*sample.messages, Message("assistant", sample.answer)) for sample in samples],
+        stops=stops,
+        complete=[sample.finish_reason == "stop" for sample in samples],
+    )
+    return [row.tokens for row in encoded]
 
 
 @torch.no_grad()

@@ -14,11 +14,11 @@ from torch.nn.functional import logsigmoid
 
 from chatsmith.algo.losses import pairs_of
 from chatsmith.data.batch import micro_batches, pad
-from chatsmith.data.chat import encode
 from chatsmith.evaluate import Interval, proportion
+from chatsmith.models.reward import encode_samples
 from chatsmith.models.scoring import hidden_states
 from chatsmith.stages.reward import encode_ranked
-from chatsmith.types import Message, Record, Sample
+from chatsmith.types import Record, Sample
 
 MIN_PAIRS = 500
 RIDGE = 1e-2
@@ -79,7 +79,7 @@ def second_opinion(
     pairs = pairs_of([record.scores for record in asked])
     scores = score([row for record in asked for row in record.rows])
     margins = (scores[pairs.better] - scores[pairs.worse])[pairs.target == 1]
-    one, two = (score(_conversations(tokenizer, samples, stops)) for samples in (before, after))
+    one, two = (score(encode_samples(tokenizer, samples, stops=stops)) for samples in (before, after))
     wins = (two > one).double() + 0.5 * (two == one).double()
     return Opinion(
         accuracy=proportion(float((margins > 0).sum()), len(margins)),
@@ -113,13 +113,3 @@ def _last_states(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_
         for index, state in zip(group, last, strict=True):
             result[index] = state
     return torch.stack(result)
-
-
-def _conversations(tokenizer: Any, samples: Sequence[Sample], stops: Sequence[int]) -> list[list[int]]:
-    encoded = encode(
-        tokenizer,
-        [(*sample.messages, Message("assistant", sample.answer)) for sample in samples],
-        stops=stops,
-        complete=[sample.finish_reason == "stop" for sample in samples],
-    )
-    return [row.tokens for row in encoded]

@@ -48,7 +48,8 @@ def test_a_wrong_setting_is_one_error_that_names_file_and_key(keys, message):
 
 def test_good_kl_combinations_are_accepted():
     for kl_in, estimator in [("reward", "k1"), ("reward", None), ("loss", "k2"), ("loss", "k3"), ("loss", None)]:
-        resolve([("x", {"rl": {"kl_in": kl_in} | ({"kl_estimator": estimator} if estimator else {})})])
+        config = resolve([("x", {"rl": {"kl_in": kl_in} | ({"kl_estimator": estimator} if estimator else {})})])
+        assert (config.rl.kl_in, config.rl.kl_estimator) == (kl_in, estimator)
 
 
 def test_a_missing_recipe_names_the_nearest(tmp_path):
