@@ -7,6 +7,7 @@ import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -36,6 +37,12 @@ class _Bar:
         self._last |= metrics
         self._progress.update(self._task, completed=step + 1, figures=_figures(self._stage, self._last))
 
+    def answers(self, rows: Sequence[dict[str, Any]]) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        self._progress.console.print(Text(f"  warning: {printable(text)}", style="yellow"))
+
 
 class _Lines:
     """For logs and CI: a plain line every ten seconds and at the end."""
@@ -59,6 +66,12 @@ class _Lines:
             highlight=False,
             markup=False,
         )
+
+    def answers(self, rows: Sequence[dict[str, Any]]) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        self._console.print(Text(f"  warning: {printable(text)}", style="yellow"))
 
 
 class Screen:

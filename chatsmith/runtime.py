@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
@@ -48,13 +48,18 @@ class Shown(Protocol):
 
     def update(self, step: int, metrics: dict[str, float]) -> None: ...
 
+    def answers(self, rows: Sequence[dict[str, Any]]) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
 
 Show = Callable[[int], AbstractContextManager[Shown]]
 """Given the number of steps, shows progress inside a context."""
 
 
 class StageRun:
-    """One stage's folder: `checkpoint.pt` while it runs, `metrics.jsonl` with one object per step, `answers.jsonl`.
+    """One stage's folder: `checkpoint.pt` while it runs, `metrics.jsonl` with one object per step, `answers.jsonl`,
+    `warnings.jsonl`.
 
     A loop calls `resume` once, iterates over `steps`, and per step calls `log` and `checkpoint`.
     """
@@ -68,6 +73,7 @@ class StageRun:
         self._saved_at = time.monotonic()
         self._metrics = directory / "metrics.jsonl"
         self._answers = directory / "answers.jsonl"
+        self._warnings = directory / "warnings.jsonl"
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._shown: Shown | None = None
@@ -81,7 +87,7 @@ class StageRun:
         """The last checkpoint, or None at a fresh start. Metrics of steps after it are forgotten."""
         state = load_checkpoint(self._checkpoint_path)
         step = -1 if state is None else state["step"]
-        for path in filter(Path.exists, (self._metrics, self._answers)):
+        for path in filter(Path.exists, (self._metrics, self._answers, self._warnings)):
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             # the last line of a killed process may be half a line
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
@@ -102,10 +108,25 @@ class StageRun:
         if self._shown is not None:
             self._shown.update(step, metrics)
 
-    def log_answers(self, step: int, rows: Iterable[dict[str, Any]]) -> None:
-        """Append prompts and answers of this step to `answers.jsonl`."""
+    def log_answers(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Append prompts and answers of this step to `answers.jsonl`, and show them."""
         with self._answers.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
+        if self._shown is not None:
+            self._shown.answers(rows)
+
+    def warn(self, step: int, text: str) -> None:
+        """Append a warning to `warnings.jsonl`, where the stage's verdict finds it, and show it at once."""
+        with self._warnings.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "warning": text}, ensure_ascii=False) + "\n")
+        if self._shown is not None:
+            self._shown.warn(text)
+
+    def warnings(self) -> list[str]:
+        """What was warned of in this stage, over all attempts."""
+        if not self._warnings.exists():
+            return []
+        return [json.loads(line)["warning"] for line in self._warnings.read_text(encoding="utf-8").splitlines()]
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Save the state after `step` if it is time to, or if the user asked to stop.
