@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 RUN_DIR ?= runs/tiny-cpu
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench docs clean
 
 demo: .venv/installed
 	$(BIN)/chatsmith train tiny-cpu --run-dir $(RUN_DIR)
@@ -19,6 +19,9 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv/installed
+	$(BIN)/python docs/configuration.py
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/pipeline.py

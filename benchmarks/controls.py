@@ -20,11 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from chatsmith.config import read_recipe, resolve
+import chatsmith
 from chatsmith.evaluate import paired_difference
-from chatsmith.models.load import load_actor, load_stop_ids, load_tokenizer
+from chatsmith.resolve import read_recipe, resolve
 from chatsmith.world.evaluation import GoldScores, gold_scores
 
 FIGURES = ("gold_sft", "gold_rl", "gold_gain", "gold_gain_ci95", "reward_mean_first", "reward_mean_last", "kl_last")
@@ -49,9 +47,7 @@ def figures(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def gold(directory: Path, seed: int) -> GoldScores:
     config = resolve([("tiny-cpu", read_recipe("tiny-cpu")), ("benchmark", {"seed": seed})])
-    tokenizer = load_tokenizer(str(directory))
-    model = load_actor(str(directory), tokenizer, dtype=torch.float32, device=torch.device("cpu"))
-    return gold_scores(model, tokenizer, config, stops=load_stop_ids(str(directory), tokenizer))
+    return gold_scores(chatsmith.load(directory, device="cpu"), config)
 
 
 def main() -> None:

@@ -1,6 +1,39 @@
 """chatsmith: your own ChatGPT-style assistant from one command. SFT, reward model, PPO.
 
-The command line is `chatsmith`; in Python, `chatsmith.pipeline.train` runs what a `chatsmith.config.Config` describes.
+The command line is `chatsmith`; in Python, `chatsmith.load` gives an assistant to talk to, and
+`chatsmith.pipeline.train` runs what a `chatsmith.config.Config` describes.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chatsmith.assistant import Assistant as Assistant
+    from chatsmith.assistant import load as load
+    from chatsmith.config import Config as Config
+    from chatsmith.inputs import load_reward as load_reward
+    from chatsmith.models.reward import Reward as Reward
+    from chatsmith.stages.ppo import PPO as PPO
+
 __version__ = "0.1.0"
+
+# name -> module it is imported from at its first use: `import chatsmith` alone loads no torch
+_PUBLIC = {
+    "Assistant": "chatsmith.assistant",
+    "Config": "chatsmith.config",
+    "PPO": "chatsmith.stages.ppo",
+    "Reward": "chatsmith.models.reward",
+    "load": "chatsmith.assistant",
+    "load_reward": "chatsmith.inputs",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

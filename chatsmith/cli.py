@@ -37,12 +37,15 @@ Data = Annotated[
     list[str] | None, typer.Option(help="Sources: [STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]. Several may follow.")
 ]
 Only = Annotated[list[str] | None, typer.Option(help="Run only these stages now: sft, reward, rl.")]
+Track = Annotated[
+    list[str] | None, typer.Option(help="Where metrics go besides the run directory: tensorboard, wandb, trackio.")
+]
 From = Annotated[str | None, typer.Option("--from", help="Run this stage and all later ones anew.")]
 Force = Annotated[bool, typer.Option(help="Go on past a failed gate.")]
 DryRun = Annotated[bool, typer.Option(help="Check data, models and rewards, print the plan, and stop.")]
 
 _OVERRIDE = re.compile(r"--\w+\.[\w.]+(=.*)?", re.DOTALL)
-_SEVERAL = ("--data", "--reward", "--only")  # options that may be followed by several values
+_SEVERAL = ("--data", "--reward", "--only", "--track")  # options that may be followed by several values
 
 
 @app.command()
@@ -55,6 +58,7 @@ def train(
     reward_model: RewardModelBase = None,
     reward: RewardSpecs = None,
     data: Data = None,
+    track: Track = None,
     only: Only = None,
     from_: From = None,
     force: Force = False,
@@ -67,6 +71,7 @@ def train(
         "reward_model": reward_model,
         "data.sources": data,
         "rl.rewards": reward,
+        "trackers": track,
     }
     _train(context.obj, recipe, named, run_dir=run_dir, only=only, from_=from_, force=force, dry_run=dry_run)
 
@@ -79,11 +84,12 @@ def sft(
     recipe: Recipe = "",
     run_dir: RunDir = None,
     seed: Seed = None,
+    track: Track = None,
     force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """Only stage 1: supervised fine-tuning."""
-    named = {"stages": ["sft"], "seed": seed, "actor_model": actor_model, "data.sources": data}
+    named = {"stages": ["sft"], "seed": seed, "actor_model": actor_model, "data.sources": data, "trackers": track}
     _train(context.obj, recipe, named, run_dir=run_dir, force=force, dry_run=dry_run)
 
 
@@ -96,6 +102,7 @@ def reward(
     recipe: Recipe = "",
     run_dir: RunDir = None,
     seed: Seed = None,
+    track: Track = None,
     force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -106,6 +113,7 @@ def reward(
         "actor_model": actor_model,
         "reward_model": reward_model,
         "data.sources": data,
+        "trackers": track,
     }
     _train(context.obj, recipe, named, run_dir=run_dir, force=force, dry_run=dry_run)
 
@@ -121,6 +129,7 @@ def rl(
     recipe: Recipe = "",
     run_dir: RunDir = None,
     seed: Seed = None,
+    track: Track = None,
     force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -131,6 +140,7 @@ def rl(
         "actor_model": actor_model,
         "rl.rewards": reward,
         "data.sources": data,
+        "trackers": track,
     }
     _train(context.obj, recipe, named, run_dir=run_dir, force=force, dry_run=dry_run)
 
@@ -138,7 +148,7 @@ def rl(
 @app.command()
 def recipes(name: Annotated[str, typer.Argument(help="Show this recipe.")] = "") -> None:
     """List the built-in recipes, or print one to copy and change."""
-    from chatsmith.config import builtin_recipes
+    from chatsmith.resolve import builtin_recipes
 
     texts = builtin_recipes()
     if name and name not in texts:
@@ -149,6 +159,63 @@ def recipes(name: Annotated[str, typer.Argument(help="Show this recipe.")] = "")
     for each, text in texts.items():
         about = " ".join(line.lstrip("# ") for line in text.split("\n\n")[0].splitlines())
         typer.echo(f"{each:12} {about}")
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A run, a model directory or a hub id.")],
+    stage: Annotated[
+        str | None, typer.Option(help="Of a run: rl, ema (its average) or sft. Default: rl, or sft before PPO is done.")
+    ] = None,
+    system: Annotated[str, typer.Option(help="Text that tells the model what to be.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0: always the most likely token.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Draw from the most likely tokens with this mass; 1: from all.")] = 0.95,
+    seed: Annotated[int | None, typer.Option(help="The same seed and lines give the same answers.")] = None,
+) -> None:
+    """Talk with a trained model. Lines from a pipe are answered one by one."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        typer.echo(f"Loading {model} ...")  # torch and transformers take seconds
+
+    from chatsmith.chat import chat as talk
+
+    talk(
+        model,
+        stage=stage,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
+
+
+@app.command()
+def runs(
+    directory: Annotated[Path, typer.Argument(help="Where the run directories are.", show_default=False)] = Path(
+        "runs"
+    ),
+) -> None:
+    """List the runs below DIRECTORY (default: runs) with their status and key figures."""
+    from chatsmith.console import Screen
+    from chatsmith.runs import show_runs
+
+    show_runs(Screen(), directory)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run2: Annotated[Path | None, typer.Argument(help="Compare with this one.", show_default=False)] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the page goes. Default: RUN/report.html or RUN/report-vs-RUN2.html.")
+    ] = None,
+) -> None:
+    """Write a run's page anew: verdicts, curves, answers. With RUN2: both runs beside each other."""
+    from chatsmith.report.page import write_comparison, write_report
+
+    path = write_report(run, output) if run2 is None else write_comparison(run, run2, output)
+    typer.echo(str(path))
 
 
 def _train(
@@ -162,7 +229,8 @@ def _train(
     only: Sequence[str] | None = None,
     from_: str | None = None,
 ) -> None:
-    from chatsmith.config import STAGES, StageName, nested, read_recipe, resolve
+    from chatsmith.config import STAGES, StageName
+    from chatsmith.resolve import nested, read_recipe, resolve
 
     recipe = recipe or ("" if named.get("actor_model") else "tiny-cpu")
     layers = [(recipe, read_recipe(recipe))] if recipe else []
@@ -219,7 +287,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        from chatsmith.config import parse_overrides
+        from chatsmith.resolve import parse_overrides
 
         overrides, rest = split_arguments(sys.argv[1:])
         app(args=rest, obj=parse_overrides(overrides))

@@ -3,45 +3,34 @@
 Text that came from data or models is never interpreted: control characters are stripped, markup is off.
 """
 
+import io
+import os
+import sys
 import time
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from chatsmith.live import LiveStage, show
 from chatsmith.runtime import Shown
+from chatsmith.text import duration
+from chatsmith.text import printable as printable
 from chatsmith.verdicts import Verdict
 
-SHOWN = {"sft": ("loss", "held_out_loss"), "reward": ("loss", "accuracy"), "rl": ("reward_mean", "kl", "answer_length")}
+FIGURES = {
+    "sft": ("sft/loss", "sft/held_out_loss"),
+    "reward": ("reward/loss", "reward/accuracy"),
+    "rl": ("rl/reward_mean", "rl/kl", "rl/answer_length", "gold/total"),
+}
 SECONDS_BETWEEN_LINES = 10.0
-
-
-def printable(text: str) -> str:
-    """Text without control characters, so that a model's answer cannot move the cursor or ring the bell."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "�" for c in text)
-
-
-class _Bar:
-    def __init__(self, progress: Progress, stage: str, total: int) -> None:
-        self._progress, self._stage = progress, stage
-        self._task = progress.add_task(stage, total=total, figures="")
-        self._last: dict[str, float] = {}
-
-    def update(self, step: int, metrics: dict[str, float]) -> None:
-        self._last |= metrics
-        self._progress.update(self._task, completed=step + 1, figures=_figures(self._stage, self._last))
-
-    def answers(self, rows: Sequence[dict[str, Any]]) -> None:
-        pass
-
-    def warn(self, text: str) -> None:
-        self._progress.console.print(Text(f"  warning: {printable(text)}", style="yellow"))
+SHORT = 12  # a column of a table that is no wider is never folded
 
 
 class _Lines:
@@ -53,6 +42,9 @@ class _Lines:
         self._first: int | None = None
         self._last: dict[str, float] = {}
 
+    def resume(self, past: Sequence[dict[str, Any]]) -> None:
+        pass
+
     def update(self, step: int, metrics: dict[str, float]) -> None:
         self._last |= metrics
         now = time.monotonic()
@@ -62,9 +54,10 @@ class _Lines:
         self._printed = now
         left = (self._total - step - 1) * (now - self._started) / (step + 1 - self._first)
         self._console.print(
-            f"  {self._stage} {step + 1}/{self._total}  {_figures(self._stage, self._last)}  {left:.0f} s left",
+            f"  {self._stage} {step + 1}/{self._total}  {_figures(self._stage, self._last)}  {duration(left)} left",
             highlight=False,
             markup=False,
+            soft_wrap=True,
         )
 
     def answers(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -78,32 +71,38 @@ class Screen:
     """Prints a run. One per process."""
 
     def __init__(self) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what this terminal's encoding lacks
+            sys.stdout.reconfigure(errors="replace")
         self.console = Console(highlight=False)
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the output is a terminal that can be drawn on, and a person is likely to watch."""
+        console, can_draw = self.console, self.console.file.isatty() and not self.console.is_dumb_terminal
+        in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
+        return console.is_terminal and can_draw and not in_ci and console.encoding.startswith("utf")
+
     def line(self, text: str, style: str = "") -> None:
-        self.console.print(Text(printable(text), style=style))
+        self._print(Text(printable(text), style=style))
 
     def command(self, text: str) -> None:
         """Something to copy: never wrapped."""
         self.console.print(Text("  " + printable(text)), soft_wrap=True)
 
     @contextmanager
-    def stage(self, stage: str, title: str, total: int) -> Iterator[Shown]:
-        """Announce a stage of `total` steps and show its progress inside the context."""
+    def stage(self, stage: str, title: str, total: int, road: Mapping[str, str] | None = None) -> Iterator[Shown]:
+        """Announce a stage of `total` steps and show its progress inside the context.
+
+        Args:
+            road: the run's stages in order, each `running`, `to come`, or the status of the finished one.
+        """
         self.console.print()
         self.line(title, "bold")
-        if not self.console.is_terminal:
+        if not self.is_live:
             yield _Lines(self.console, stage, total)
             return
-        columns = (
-            TextColumn("  {task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[figures]}"),
-        )
-        with Progress(*columns, console=self.console) as progress:
-            yield _Bar(progress, stage, total)
+        with show(self.console, LiveStage(stage, total, road or {stage: "running"})) as shown:
+            yield shown
 
     def verdict(self, stage: str, verdict: Verdict, *, forced: bool) -> None:
         mark, style = ("PASSED", "green") if verdict.passed else ("FAILED", "red")
@@ -112,25 +111,43 @@ class Screen:
             ": " + printable(verdict.text) + (" (going on: --force)" if forced and not verdict.passed else ""),
             style="default not bold",
         )
-        self.console.print(text)
+        self._print(text)
         for warning in verdict.warnings:
             self.line(f"  warning: {warning}", "yellow")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of prompts and answers, or of scores."""
-        table = Table(pad_edge=False)
-        for column in columns:
-            table.add_column(column, overflow="fold")
+        widths = [max(cell_len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
+        folds = sum(widths) + 2 * (len(widths) - 1) > self.console.width - 2
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            show_edge=False,
+            header_style="dim",
+            leading=int(folds),
+            padding=(0, 1, 0, 0),
+        )
+        for column, width in zip(columns, widths, strict=True):
+            table.add_column(column, overflow="fold", no_wrap=width <= SHORT)
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
         self.console.print()
         self.line(f"  {title}", "bold")
-        self.console.print(Padding(table, (0, 0, 0, 2)))
+        self.console.print(Padding(table, (0, 0, 0, 2), expand=False))
+
+    def _print(self, text: Text) -> None:
+        """On a terminal what is too long goes on under its own beginning; elsewhere a line stays a line."""
+        indent = len(text.plain) - len(text.plain.lstrip(" "))
+        if not self.console.is_terminal or not indent:
+            self.console.print(text, soft_wrap=not self.console.is_terminal)
+            return
+        for line in text[indent:].wrap(self.console, self.console.width - indent):
+            self.console.print(Text(" " * indent) + line)
 
 
 def _figures(stage: str, metrics: dict[str, float]) -> str:
     return "  ".join(
-        f"{name.replace('_', ' ')} {metrics[f'{stage}/{name}']:.3f}"
-        for name in SHOWN[stage]
-        if f"{stage}/{name}" in metrics
+        f"{name.removeprefix(f'{stage}/').replace('_', ' ')} {metrics[name]:.3f}"
+        for name in FIGURES[stage]
+        if name in metrics
     )

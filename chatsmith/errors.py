@@ -6,6 +6,7 @@
     ├── ModelError       a model or tokenizer directory cannot serve the purpose
     ├── RewardError      a reward function failed or returned something that is no reward
     ├── RunError         the run directory cannot be used as asked
+    ├── RequestError     a conversation cannot be answered as asked
     ├── GateFailed       a stage finished, but its result is not good enough to build on
     └── TrainingStopped  training cannot sensibly go on (non-finite losses, rollout mismatch)
 
@@ -38,6 +39,10 @@ class RewardError(ChatsmithError):
 
 class RunError(ChatsmithError):
     """The run directory belongs to another configuration, is in use, or cannot be written."""
+
+
+class RequestError(ChatsmithError):
+    """A conversation is malformed or too long for the model, or a setting of the answer is out of range."""
 
 
 class GateFailed(ChatsmithError):

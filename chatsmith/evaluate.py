@@ -55,8 +55,17 @@ def histogram(values: Sequence[float], *, bins: int = 20) -> dict[str, list[floa
     return {"counts": counts.tolist(), "edges": edges.tolist()}
 
 
-def expected_calibration_error(margins: Sequence[float], *, bins: int = 10) -> float:
-    """Mean gap between a pair's predicted probability of winning and how often such pairs win.
+@dataclass(frozen=True)
+class Reliability:
+    """Pairs of like confidence: how sure the model was on average, and how often it was right."""
+
+    confidence: float
+    accuracy: float
+    pairs: int
+
+
+def reliability(margins: Sequence[float], *, bins: int = 10) -> list[Reliability]:
+    """Held-out pairs grouped by confidence, from 0.5 to 1; empty groups are left out.
 
     Args:
         margins: score of the preferred answer minus that of the other, one per held-out pair.
@@ -67,12 +76,18 @@ def expected_calibration_error(margins: Sequence[float], *, bins: int = 10) -> f
     correct = margin > 0
     edges = np.linspace(0.5, 1.0, bins + 1)
     index = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
-    error = 0.0
-    for b in range(bins):
-        inside = index == b
-        if inside.any():
-            error += float(inside.mean()) * abs(float(confidence[inside].mean()) - float(correct[inside].mean()))
-    return error
+    groups = [index == b for b in range(bins)]
+    return [
+        Reliability(float(confidence[inside].mean()), float(correct[inside].mean()), int(inside.sum()))
+        for inside in groups
+        if inside.any()
+    ]
+
+
+def expected_calibration_error(groups: Sequence[Reliability]) -> float:
+    """Mean gap, over all pairs, between confidence and accuracy of their group."""
+    pairs = sum(group.pairs for group in groups)
+    return sum(group.pairs * abs(group.confidence - group.accuracy) for group in groups) / pairs
 
 
 def correlation(one: Sequence[float], other: Sequence[float]) -> float:

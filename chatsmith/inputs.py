@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from chatsmith.assistant import Assistant
 from chatsmith.config import Config, StageName
 from chatsmith.data.chat import Encoded, encode_texts
 from chatsmith.data.mix import StageData, mix
@@ -12,8 +13,7 @@ from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import parse_spec
 from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.errors import DataError, RewardError, RunError
-from chatsmith.models.critic import Critic, critic_from_actor, critic_from_reward_model
-from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer, same_tokenizer
+from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer
 from chatsmith.models.packing import packs
 from chatsmith.models.reward import Reward, RewardModel, call, load_ready_reward, parse_reward
 from chatsmith.run import Run
@@ -28,23 +28,14 @@ from chatsmith.world import material
 STANDARDISING_SAMPLES = 512  # SFT answers that give a reward its unit
 
 
-@dataclass(frozen=True)
-class Language:
-    """A causal language model ready to be asked or trained."""
-
-    model: Any
-    tokenizer: Any
-    stops: tuple[int, ...]
-    max_tokens: int  # prompt and answer together
-
-
-def load_language(run: Run, location: str) -> Language:
+def load_policy(run: Run, location: str) -> Assistant:
+    """The language model at `location`, ready to be asked or trained within the run's limits."""
     tokenizer = load_tokenizer(location)
     model = load_actor(location, tokenizer, dtype=run.dtype, device=run.device)
     if not packs(model.base_model):
         run.screen.line(f"{model.config.model_type}: computed on padded rows, its attention cannot be packed", "yellow")
     limit = run.config.data.max_tokens
-    return Language(model, tokenizer, load_stop_ids(location, tokenizer), min(limit, context_length(model) or limit))
+    return Assistant(model, tokenizer, load_stop_ids(location, tokenizer), min(limit, context_length(model) or limit))
 
 
 def base_location(run: Run) -> str:
@@ -124,7 +115,7 @@ def deal(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:
     return data
 
 
-def world_sources(run: Run, asked: Language | None = None) -> list[Source]:
+def world_sources(run: Run, asked: Assistant | None = None) -> list[Source]:
     """The task world's files as sources; with a model to ask, preferences between its answers are made first."""
     config, data = run.config, run.directory / "data"
     preferences = run.directory / "reward" / material.PREFERENCES
@@ -157,7 +148,7 @@ def halves(config: Config, records: Sequence[Record]) -> tuple[list[Record], lis
     )
 
 
-def ask(run: Run, asked: Language, records: Sequence[Record], count: int, *, each: int = 1) -> tuple[Sample, ...]:
+def ask(run: Run, asked: Assistant, records: Sequence[Record], count: int, *, each: int = 1) -> tuple[Sample, ...]:
     """Answers of a model to `count` of the records (`each` per record, in a row), at the training temperature."""
     settings = run.config.rl
     room = asked.max_tokens - settings.max_new_tokens
@@ -190,7 +181,17 @@ def score_unit(scorer: RewardModel, samples: Sequence[Sample]) -> tuple[float, f
     return mean_and_std(scores)
 
 
-def load_reward(target: str, weight: float, config: Config, name: str | None = None) -> Reward:
+def load_reward(spec: str, config: Config | None = None, *, name: str | None = None) -> Reward:
+    """A ready reward: `DIR`, `FILE.py:function` or `package.module:function`, each with an optional `@WEIGHT`.
+
+    Args:
+        config: of it `engine`; None: the defaults.
+        name: under which its values are logged; None: the directory's or the function's.
+    Raises:
+        ConfigError, ModelError: if it is none of these.
+    """
+    config = config or Config()
+    target, weight = parse_reward(spec)
     device = choose_device(config.engine)
     return load_ready_reward(
         target,
@@ -202,13 +203,15 @@ def load_reward(target: str, weight: float, config: Config, name: str | None = N
     )
 
 
-def load_rewards(run: Run, actor: Language, prompts: Sequence[Record]) -> list[Reward]:
+def load_rewards(run: Run, actor: Assistant, prompts: Sequence[Record]) -> list[Reward]:
     """The run's rewards; functions are standardised over the SFT model's answers where the user asks for it."""
     rewards: list[Reward] = []
-    for target, weight in map(parse_reward, run.config.rl.rewards):
-        trained = target == "trained"
-        location = str(run.directory / "reward" / "model") if trained else target
-        reward = load_reward(location, weight, run.config, name="trained" if trained else None)
+    for spec in run.config.rl.rewards:
+        target, weight = parse_reward(spec)
+        if target == "trained":
+            reward = load_reward(f"{run.directory / 'reward' / 'model'}@{weight}", run.config, name="trained")
+        else:
+            reward = load_reward(spec, run.config)
         taken = {other.name for other in rewards}
         rewards.append(replace(reward, name=target) if reward.name in taken else reward)
     if not run.config.rl.standardise_functions:
@@ -227,19 +230,7 @@ def _standardised(reward: Reward, samples: list[Sample]) -> Reward:
     return replace(reward, mean=mean, std=std)
 
 
-def make_critic(run: Run, actor: Language, rewards: Sequence[Reward]) -> Critic:
-    """From the first reward model that reads the actor's tokens and is long enough; else from the SFT model."""
-    for reward in rewards:
-        scorer = reward.function
-        if not isinstance(scorer, RewardModel) or not same_tokenizer(scorer.tokenizer, actor.tokenizer):
-            continue
-        if (context_length(scorer.model) or actor.max_tokens) >= actor.max_tokens:
-            return critic_from_reward_model(scorer.model, mean=scorer.mean, std=scorer.std)
-    run.screen.line("The critic starts from the SFT model: no reward model reads the actor's tokens")
-    return critic_from_actor(actor.model)
-
-
-def mixed_rows(data: dict[Stage, StageData], actor: Language) -> list[Encoded]:
+def mixed_rows(data: dict[Stage, StageData], actor: Assistant) -> list[Encoded]:
     """Rows for mixed training: the ptx sources, or the SFT data where there are none."""
     records = data["ptx"].train or data["sft"].train
     texts = [record.text for record in records if record.text]

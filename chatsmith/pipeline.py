@@ -1,12 +1,11 @@
 """The road: SFT, reward model, PPO, in order, each judged before the next begins."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from chatsmith.checkpoint import save_directory, save_text
+from chatsmith.checkpoint import save_directory, save_jsonl
 from chatsmith.config import STAGES, Config, DataConfig, StageName
 from chatsmith.console import Screen
 from chatsmith.data.mix import StageData
@@ -18,10 +17,9 @@ from chatsmith.inputs import (
     base_location,
     deal,
     halves,
-    load_language,
+    load_policy,
     load_reward,
     load_rewards,
-    make_critic,
     mixed_rows,
     read_sources,
     report_sources,
@@ -38,8 +36,9 @@ from chatsmith.models.load import (
     load_tokenizer,
     new_reward_model,
     save_model,
+    tokenizer_oddities,
 )
-from chatsmith.models.reward import RewardModel, parse_reward
+from chatsmith.models.reward import RewardModel, critic_for, parse_reward
 from chatsmith.run import Run, lock, model_card, open_run
 from chatsmith.runtime import Interrupted, StopSignals
 from chatsmith.seeds import permutation
@@ -48,6 +47,7 @@ from chatsmith.stages.reward import train_reward
 from chatsmith.stages.rl import RlReport, train_rl
 from chatsmith.stages.rollout import encode_questions
 from chatsmith.stages.sft import train_sft
+from chatsmith.trackers import check_installed, open_trackers
 from chatsmith.types import Stage
 from chatsmith.verdicts import judge_reward, judge_rl, judge_sft
 from chatsmith.world import evaluation, material
@@ -87,7 +87,8 @@ def train(
             config, directory, recipe=recipe, force=force, restart_from=restart_from, screen=screen, stop=stop
         )
         try:
-            _run_stages(run, [stage for stage in config.stages if stage in only])
+            with open_trackers(config, directory) as run.trackers:
+                _run_stages(run, [stage for stage in config.stages if stage in only])
         except BaseException as error:
             run.manifest["status"] = "interrupted" if isinstance(error, Interrupted) else "failed"
             run.save()
@@ -98,9 +99,10 @@ def check(config: Config) -> None:
     """What can be wrong before any work.
 
     Raises:
-        ConfigError: if there is no model to start from, if the task world is given a model or data, or if PPO has no
-            reward.
+        ConfigError: if there is no model to start from, if the task world is given a model or data, if PPO has no
+            reward, or if a tracker's package is missing.
     """
+    check_installed(config.trackers)
     given = {
         "--actor-model": bool(config.actor_model),
         "--reward-model": bool(config.reward_model),
@@ -131,9 +133,10 @@ def plan(config: Config, directory: Path, screen: Screen) -> None:
             records = data[stage]
             screen.line(f"{stage}: {len(records.train)} records to train on, {len(records.held_out)} held out")
     if "rl" in config.stages:
-        for target, weight in map(parse_reward, config.rl.rewards):
-            if target != "trained":
-                screen.line(f"reward: {load_reward(target, weight, config).name}, weight {weight:g}")
+        for spec in config.rl.rewards:
+            if parse_reward(spec)[0] != "trained":
+                reward = load_reward(spec, config)
+                screen.line(f"reward: {reward.name}, weight {reward.weight:g}")
     screen.line(f"stages: {', '.join(stages_to_train(config))}; run directory: {directory}")
     screen.line("nothing was written (--dry-run)")
 
@@ -179,8 +182,10 @@ def _gate(run: Run, stage: StageName) -> None:
 def _sft(run: Run, sources: list[Source]) -> None:
     config = run.config
     data = deal(config, sources or world_sources(run))["sft"]
-    actor = load_language(run, base_location(run))
+    actor = load_policy(run, base_location(run))
     stage = run.stage("sft")
+    for oddity in tokenizer_oddities(base_location(run)):
+        stage.warn(oddity)
     report = train_sft(
         actor.model,
         actor.tokenizer,
@@ -199,7 +204,7 @@ def _sft(run: Run, sources: list[Source]) -> None:
 
 def _reward(run: Run, sources: list[Source]) -> None:
     config = run.config
-    asked = load_language(run, sft_location(run))
+    asked = load_policy(run, sft_location(run))
     if config.world is not None:
         sources = world_sources(run, asked)
     data = deal(config, sources)
@@ -217,65 +222,80 @@ def _reward(run: Run, sources: list[Source]) -> None:
     prompts = data["rl"].train or data["reward"].train
     mean, std = score_unit(scorer, ask(run, asked, prompts, STANDARDISING_SAMPLES))
     model.config.score_mean, model.config.score_std = mean, std
-    verdict = judge_reward(report, score_std=std)
     facts: dict[str, Any] = {"report": asdict(report), "score_mean": mean, "score_std": std}
-    if config.world is not None:
-        facts["accuracy_by_aspect"] = evaluation.accuracy_by_aspect(scorer, config.seed)
+    aspects = evaluation.accuracy_by_aspect(scorer, config.seed) if config.world is not None else {}
+    if aspects:
+        facts["accuracy_by_aspect"] = {aspect: accuracy.value for aspect, accuracy in aspects.items()}
+    single = {aspect: accuracy for aspect, accuracy in aspects.items() if aspect != evaluation.TRADE_OFF}
+    verdict = judge_reward(report, score_std=std, aspects=single)
     _save(run, model, tokenizer, "reward/model", stops, what="Reward model", base=location)
     run.record("reward", verdict, stage, "reward/model", {"reward_accuracy": report.accuracy.value}, **facts)
-    if config.world is not None:
-        evaluation.show_aspects(run.screen, facts["accuracy_by_aspect"])
+    if aspects:
+        evaluation.show_aspects(run.screen, aspects)
 
 
 def _rl(run: Run, sources: list[Source]) -> None:
     config = run.config
     data = deal(config, sources or world_sources(run))
     location = sft_location(run)
-    actor = load_language(run, location)
-    rewards = load_rewards(run, actor, data["rl"].train)
-    critic = make_critic(run, actor, rewards)
-    if config.rl.top_p < 1 or config.rl.top_k > 0:
-        run.screen.line("warning: with rl.top_p or rl.top_k PPO is off-policy: it assumes plain sampling", "yellow")
-    room = actor.max_tokens - config.rl.max_new_tokens
-    prompts = encode_questions(actor.tokenizer, data["rl"].train, stops=actor.stops, max_tokens=room)
+    policy = load_policy(run, location)
+    rewards = load_rewards(run, policy, data["rl"].train)
+    critic = critic_for(policy.model, policy.tokenizer, rewards, max_tokens=policy.max_tokens)
+    run.screen.line(f"The critic starts from {critic.origin}")
+    room = policy.max_tokens - config.rl.max_new_tokens
+    prompts = encode_questions(policy.tokenizer, data["rl"].train, stops=policy.stops, max_tokens=room)
     # shuffled, so that the fixed evaluation set draws on every source
     order = permutation(len(data["rl"].held_out), config.data.split_seed, "evaluation")
     mixed = [data["rl"].held_out[index] for index in order]
-    held_out = encode_questions(actor.tokenizer, mixed, stops=actor.stops, max_tokens=room)
+    held_out = encode_questions(policy.tokenizer, mixed, stops=policy.stops, max_tokens=room)
     stage = run.stage("rl")
+    if config.rl.top_p < 1 or config.rl.top_k > 0:
+        stage.warn("with rl.top_p or rl.top_k PPO is off-policy: it assumes plain sampling")
+    distinct = len(set(prompts.tokens))
+    if distinct < len(prompts.tokens) / 2:
+        stage.warn(f"duplicate prompts: only {distinct} of {len(prompts.tokens)} differ; the repeated ones count more")
+    sft_gold = evaluation.gold_scores(policy, config) if config.world is not None else None
     report, average = train_rl(
-        actor.model,
+        policy,
         critic,
-        actor.tokenizer,
         prompts,
         held_out.first(config.rl.eval_prompts),
         rewards,
         config,
         stage,
-        stops=actor.stops,
-        ptx=mixed_rows(data, actor) if config.rl.ptx_coef > 0 else (),
+        ptx=mixed_rows(data, policy) if config.rl.ptx_coef > 0 else (),
+        probe=(lambda: evaluation.probe(policy, config)) if config.world is not None else None,
     )
-    verdict, gain = judge_rl(report, config.gates)
-    _save(run, actor.model, actor.tokenizer, "rl/actor", actor.stops, what="Assistant after PPO", base=location)
-    _save(run, average, actor.tokenizer, "rl/ema", actor.stops, what="Assistant after PPO, averaged", base=location)
+    facts: dict[str, Any] = {
+        "report": report.figures(),
+        "dropped_too_long": prompts.dropped_too_long + held_out.dropped_too_long,
+    }
+    gold_summary, judged = {}, None
+    if sft_gold is not None:
+        rl_gold = evaluation.gold_scores(policy, config)
+        gold_summary = evaluation.summary(sft_gold, rl_gold)
+        judged = evaluation.judged(sft_gold, rl_gold, stage.metrics())
+    else:
+        facts["final_judge"] = _final_judge(run, data, report)
+    verdict, gain = judge_rl(report, config.gates, judged)
+    _save(run, policy.model, policy.tokenizer, "rl/actor", policy.stops, what="Assistant after PPO", base=location)
+    _save(run, average, policy.tokenizer, "rl/ema", policy.stops, what="Assistant after PPO, averaged", base=location)
     save_directory(run.directory / "rl" / "critic", critic.save)
-    _write_samples(run, report)
+    save_jsonl(run.directory / "rl" / "samples.jsonl", report.samples())
     summary = {
         "reward_mean_first": report.before.reward_mean,
         "reward_mean_last": report.after.reward_mean,
         "reward_mean_ema": report.ema.reward_mean,
         "reward_gain_ci95": [gain.low, gain.high],
         "kl_last": report.after.kl,
+        **gold_summary,
     }
-    facts: dict[str, Any] = {
-        "report": report.figures(),
-        "dropped_too_long": prompts.dropped_too_long + held_out.dropped_too_long,
-    }
-    if config.world is None:
-        facts["final_judge"] = _final_judge(run, data, report)
     run.record("rl", verdict, stage, "rl/actor", summary, **facts)
-    if config.world is None:
+    if sft_gold is not None:
+        evaluation.show(run.screen, sft_gold, rl_gold, gold_summary)
+    else:
         run.screen.line(f"  final judge: {facts['final_judge']}")
+        _show_answers(run, report)
 
 
 def _final_judge(run: Run, data: dict[Stage, StageData], report: RlReport) -> str:
@@ -283,7 +303,7 @@ def _final_judge(run: Run, data: dict[Stage, StageData], report: RlReport) -> st
     _, kept = halves(run.config, data["reward"].train)
     if not kept or "reward" not in stages_to_train(run.config):
         return f"not judged: it takes {final_judge.MIN_PAIRS} preferences and reward.judge_fraction above 0"
-    sft = load_language(run, sft_location(run))
+    sft = load_policy(run, sft_location(run))
     opinion = final_judge.second_opinion(
         sft.model,
         sft.tokenizer,
@@ -299,24 +319,11 @@ def _final_judge(run: Run, data: dict[Stage, StageData], report: RlReport) -> st
 
 
 def _finish(run: Run) -> None:
-    """Gold scores where there is a judge, answers side by side, and what to type next."""
+    """Where everything is, and what to type next."""
     entries = run.manifest["stages"]
     forced = any(entry["status"] == "forced" for entry in entries.values())
     complete = all(run.finished(stage) for stage in run.config.stages)
     run.manifest["status"] = "forced" if forced else "finished" if complete else "partial"
-    if run.finished("rl") and run.config.world is not None:
-        sft, actor = load_language(run, sft_location(run)), load_language(run, str(run.directory / "rl" / "actor"))
-        before, after = (evaluation.gold_scores(m.model, m.tokenizer, run.config, stops=m.stops) for m in (sft, actor))
-        entries["rl"]["summary"] |= evaluation.summary(before, after)
-        evaluation.show(run.screen, before, after, entries["rl"]["summary"])
-    elif run.finished("rl"):
-        lines = (run.directory / "rl" / "samples.jsonl").read_text(encoding="utf-8").splitlines()[:SHOWN_ANSWERS]
-        rows = [json.loads(line) for line in lines]
-        run.screen.table(
-            "The same held-out prompts, answered before and after PPO",
-            ("prompt", "SFT", "PPO"),
-            [(row["prompt"][-200:], row["sft"][:200], row["rl"][:200]) for row in rows],
-        )
     run.save()
     seconds = run.manifest["summary"]["seconds"]
     run.screen.line("")
@@ -346,12 +353,10 @@ def _save(run: Run, model: Any, tokenizer: Any, where: str, stops: Sequence[int]
     save_directory(run.directory / where, lambda path: save_model(model, tokenizer, path, stops=stops, card=card))
 
 
-def _write_samples(run: Run, report: RlReport) -> None:
-    """The fixed held-out prompts with the answers of SFT model, actor and average."""
-    answers = zip(report.before.samples, report.after.samples, report.ema.samples, strict=True)
-    rows = [
-        {"prompt": sft.messages[-1].content, "sft": sft.answer, "rl": rl.answer, "ema": ema.answer}
-        for sft, rl, ema in answers
-    ]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    save_text(run.directory / "rl" / "samples.jsonl", text)
+def _show_answers(run: Run, report: RlReport) -> None:
+    pairs = list(zip(report.before.samples, report.after.samples, strict=True))[:SHOWN_ANSWERS]
+    run.screen.table(
+        "The same held-out prompts, answered before and after PPO",
+        ("prompt", "SFT", "PPO"),
+        [(sft.messages[-1].content[-200:], sft.answer[:200], rl.answer[:200]) for sft, rl in pairs],
+    )

@@ -2,6 +2,7 @@
 
 DIR/manifest.json            status, verdicts, summary: the contract for scripts
 DIR/data/                    what a recipe made itself
+DIR/trackers/                what trackers write, and the id they know the run by
 DIR/<stage>/metrics.jsonl    one JSON object per step
 DIR/<stage>/checkpoint.pt    while the stage runs
 DIR/sft/model  reward/model  rl/actor  rl/critic  rl/ema
@@ -15,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ from chatsmith.config import STAGES, Config, StageName
 from chatsmith.console import Screen
 from chatsmith.errors import RunError
 from chatsmith.runtime import StageRun, StopSignals, choose_device, choose_dtype
+from chatsmith.trackers import Tracker, feed, first_step, forget
 from chatsmith.verdicts import Verdict
 
 TITLES = {
@@ -48,6 +50,7 @@ class Run:
     stop: StopSignals
     force: bool
     manifest: dict[str, Any]
+    trackers: Sequence[Tracker] = ()
     _started: float = field(default_factory=time.monotonic)
 
     @property
@@ -63,8 +66,16 @@ class Run:
         return stage in self.manifest["stages"]
 
     def stage(self, stage: StageName) -> StageRun:
-        show = partial(self.screen.stage, stage, TITLES[stage])
-        return StageRun(self.directory / stage, save_every_s=self.config.engine.save_every_s, stop=self.stop, show=show)
+        show = partial(self.screen.stage, stage, TITLES[stage], road=self.road(stage))
+        track = partial(feed, self.trackers, first_step(self.directory, stage)) if self.trackers else None
+        save_every_s = self.config.engine.save_every_s
+        return StageRun(self.directory / stage, save_every_s=save_every_s, stop=self.stop, show=show, track=track)
+
+    def road(self, running: StageName) -> dict[str, str]:
+        """The stages of this run, each with its status."""
+        entries = self.manifest["stages"]
+        ahead: dict[str, str] = {stage: "running" if stage == running else "to come" for stage in self.config.stages}
+        return {stage: entries[stage]["status"] if stage in entries else status for stage, status in ahead.items()}
 
     def record(
         self,
@@ -80,6 +91,7 @@ class Run:
         Args:
             summary: the stage's figures for the manifest's `summary`.
         """
+        verdict = replace(verdict, warnings=(*verdict.warnings, *stage_run.warnings()))
         self.manifest["stages"][stage] = {
             "status": "passed" if verdict.passed else "forced" if self.force else "failed",
             "verdict": verdict.text,
@@ -154,6 +166,8 @@ def open_run(
     }
     run = Run(config, directory, screen, stop, force, manifest)
     run.save()
+    if restarted:
+        forget(directory)
     for stage in restarted:  # only now: a stage that the manifest calls finished must have its model
         shutil.rmtree(directory / stage, ignore_errors=True)
     return run
@@ -226,9 +240,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _check_same(old: dict[str, Any], config: Config, directory: Path, restart_from: StageName | None) -> None:
-    """Settings of stages that run again may change, and so may how to compute; nothing else."""
+    """Settings of stages that run again may change, and so may how to compute and to watch; nothing else."""
     new = config.model_dump(mode="json")
-    free = {"gates", "engine"} | set(STAGES[STAGES.index(restart_from) :] if restart_from else ())
+    free = {"gates", "engine", "trackers"} | set(STAGES[STAGES.index(restart_from) :] if restart_from else ())
     differing = []
     for group, value in new.items():
         if group in free or old[group] == value:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from chatsmith.checkpoint import finite, load_checkpoint, save_checkpoint, save_text
+from chatsmith.checkpoint import finite, load_checkpoint, read_jsonl, save_checkpoint, save_text
 from chatsmith.config import EngineConfig
 from chatsmith.errors import ConfigError
 
@@ -46,6 +46,9 @@ class StopSignals:
 class Shown(Protocol):
     """A stage's progress on the screen."""
 
+    def resume(self, past: Sequence[dict[str, Any]]) -> None:
+        """The metrics of steps that an earlier command made."""
+
     def update(self, step: int, metrics: dict[str, float]) -> None: ...
 
     def answers(self, rows: Sequence[dict[str, Any]]) -> None: ...
@@ -56,6 +59,9 @@ class Shown(Protocol):
 Show = Callable[[int], AbstractContextManager[Shown]]
 """Given the number of steps, shows progress inside a context."""
 
+Track = Callable[[int, dict[str, float]], None]
+"""Passes one step's metrics on to trackers."""
+
 
 class StageRun:
     """One stage's folder: `checkpoint.pt` while it runs, `metrics.jsonl` with one object per step, `answers.jsonl`,
@@ -64,8 +70,11 @@ class StageRun:
     A loop calls `resume` once, iterates over `steps`, and per step calls `log` and `checkpoint`.
     """
 
-    def __init__(self, directory: Path, *, save_every_s: float, stop: StopSignals, show: Show) -> None:
+    def __init__(
+        self, directory: Path, *, save_every_s: float, stop: StopSignals, show: Show, track: Track | None = None
+    ) -> None:
         self._show = show
+        self._track = track
         self.directory = directory
         self.directory.mkdir(parents=True, exist_ok=True)
         self._save_every_s = save_every_s
@@ -77,6 +86,7 @@ class StageRun:
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._shown: Shown | None = None
+        self._step = -1  # before the first
 
     @property
     def seconds(self) -> float:
@@ -99,14 +109,21 @@ class StageRun:
     def steps(self, start: int, total: int) -> Iterator[int]:
         """The steps from `start` on, with progress on the screen."""
         with self._show(total) as self._shown:
-            yield from range(start, total)
+            if start:
+                self._shown.resume(self.metrics())
+            for text in self.warnings():
+                self._shown.warn(text)
+            for self._step in range(start, total):
+                yield self._step
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one step's metrics to `metrics.jsonl` and show them."""
+        """Append one step's metrics to `metrics.jsonl`, show them, and pass them on to the trackers."""
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **finite(metrics)}, allow_nan=False) + "\n")
         if self._shown is not None:
             self._shown.update(step, metrics)
+        if self._track is not None:
+            self._track(step, metrics)
 
     def log_answers(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
         """Append prompts and answers of this step to `answers.jsonl`, and show them."""
@@ -115,18 +132,28 @@ class StageRun:
         if self._shown is not None:
             self._shown.answers(rows)
 
-    def warn(self, step: int, text: str) -> None:
-        """Append a warning to `warnings.jsonl`, where the stage's verdict finds it, and show it at once."""
+    def warn(self, text: str) -> None:
+        """Append a warning to `warnings.jsonl`, where the stage's verdict finds it, and show it."""
+        if text in self.warnings():  # of an attempt that was interrupted
+            return
         with self._warnings.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "warning": text}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({"step": self._step, "warning": text}, ensure_ascii=False) + "\n")
         if self._shown is not None:
             self._shown.warn(text)
 
+    def skipped(self, reason: str, batch: list[str]) -> None:
+        """Warn of a refused optimizer step, and keep its batch to be looked at."""
+        path = self.directory / f"skipped-{self._step}.txt"
+        save_text(path, "\n\n----\n\n".join(batch) + "\n")
+        self.warn(f"step {self._step} was skipped: {reason}; its batch is in {path.parent.name}/{path.name}")
+
     def warnings(self) -> list[str]:
         """What was warned of in this stage, over all attempts."""
-        if not self._warnings.exists():
-            return []
-        return [json.loads(line)["warning"] for line in self._warnings.read_text(encoding="utf-8").splitlines()]
+        return [row["warning"] for row in read_jsonl(self._warnings)]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was logged in this stage, over all attempts; one object per step."""
+        return read_jsonl(self._metrics)
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Save the state after `step` if it is time to, or if the user asked to stop.

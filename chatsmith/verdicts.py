@@ -3,6 +3,7 @@
 A stage *fails* only where going on makes no sense; everything else that looks wrong is a warning.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from chatsmith.config import GatesConfig
@@ -12,6 +13,8 @@ from chatsmith.stages.rl import RlReport
 from chatsmith.stages.sft import SftReport
 
 MIN_SCORE_STD = 1e-3
+GUESSING_MARGIN = 1.2  # untrained models are a little worse than guessing
+GOLD_FALL = 0.05  # of a gold score in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,29 @@ class Verdict:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What a judge that training does not know says of PPO.
+
+    `gain` over the SFT model; `last`, the final score; `curve`, (step, the judge's score, reward) on the way.
+    """
+
+    gain: Interval
+    last: float
+    curve: tuple[tuple[int, float, float], ...]
+
+
 def judge_sft(report: SftReport) -> Verdict:
     first, last = report.held_out_loss_first, report.held_out_loss_last
     warnings = []
-    if report.eos_rate < 0.5:
+    if first > GUESSING_MARGIN * report.guessing_loss:
+        warnings.append(
+            f"before training the model was worse than guessing (loss {first:.2f}, guessing has "
+            f"{report.guessing_loss:.2f}): does this tokenizer belong to this model?"
+        )
+    if report.eos_rate == 0:
+        warnings.append("EOS was never learned: no greedy answer ends by itself. Do the answers in the data end?")
+    elif report.eos_rate < 0.5:
         warnings.append(
             f"only {report.eos_rate:.0%} of greedy answers end by themselves within the limit: raise rl.max_new_tokens "
             "if good answers are longer, or train longer"
@@ -51,7 +73,12 @@ def judge_sft(report: SftReport) -> Verdict:
     )
 
 
-def judge_reward(report: RewardReport, *, score_std: float) -> Verdict:
+def judge_reward(report: RewardReport, *, score_std: float, aspects: Mapping[str, Interval]) -> Verdict:
+    """
+    Args:
+        score_std: deviation of its scores over answers of the SFT model.
+        aspects: where a gold judge exists, accuracy on pairs that differ in one aspect alone.
+    """
     accuracy, rule = report.accuracy, report.length_rule_accuracy
     measured = (
         f"held-out accuracy {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] over {report.pairs} pairs"
@@ -63,6 +90,12 @@ def judge_reward(report: RewardReport, *, score_std: float) -> Verdict:
         warnings.append(
             f"calibration error {report.calibration_error:.2f}: its margins over- or understate how sure it is"
         )
+    inverted = [aspect for aspect, interval in aspects.items() if interval.high < 0.5]
+    blind = [aspect for aspect, interval in aspects.items() if interval.low <= 0.5 <= interval.high]
+    if inverted:
+        warnings.append(f"it prefers the worse answer in: {', '.join(inverted)}. Are chosen and rejected mixed up?")
+    if blind:
+        warnings.append(f"it does not see: {', '.join(blind)}. PPO will not improve what its reward does not see")
     if accuracy.low <= 0.5:
         return Verdict(
             False,
@@ -80,7 +113,7 @@ def judge_reward(report: RewardReport, *, score_std: float) -> Verdict:
     return Verdict(True, measured, tuple(warnings))
 
 
-def judge_rl(report: RlReport, gates: GatesConfig) -> tuple[Verdict, Interval]:
+def judge_rl(report: RlReport, gates: GatesConfig, judged: Judged | None) -> tuple[Verdict, Interval]:
     """The verdict, and the gain in reward on the fixed held-out prompts."""
     before, after, ema = report.before, report.after, report.ema
     gain = paired_difference(before.rewards, after.rewards)
@@ -101,8 +134,8 @@ def judge_rl(report: RlReport, gates: GatesConfig) -> tuple[Verdict, Interval]:
         )
     if after.eos_rate < 0.5:
         warnings.append(f"only {after.eos_rate:.0%} of answers end by themselves within rl.max_new_tokens")
-    if report.skipped_steps:
-        warnings.append(f"{report.skipped_steps} optimizer steps were skipped: gradient not finite")
+    if judged is not None and (over_optimised := _over_optimised(judged, after.reward_mean)):
+        warnings.append(over_optimised)
     problem = ""
     if not gain.low > 0:
         problem = "the reward did not rise: more rl.steps, a higher rl.lr, or a lower rl.kl_coef"
@@ -121,5 +154,22 @@ def judge_rl(report: RlReport, gates: GatesConfig) -> tuple[Verdict, Interval]:
             f"the policy says always the same (entropy {after.entropy:.3f}, gates.min_entropy = {gates.min_entropy}): "
             "raise rl.kl_coef or lower rl.lr"
         )
+    elif judged is not None and judged.gain.high < 0:
+        problem = (
+            f"the reward rose, but the gold judge says that answers became worse ({judged.gain}): the reward prefers "
+            "what is not better. Look at stage 2 and its data, or raise rl.kl_coef"
+        )
     text = f"{measured}. Failed: {problem}." if problem else measured
     return Verdict(not problem, text, tuple(warnings)), gain
+
+
+def _over_optimised(judged: Judged, reward_last: float) -> str:
+    """In words, whether the judge's score rose, then fell, while the reward rose on; empty if it did not."""
+    step, best, reward = max(judged.curve, key=lambda point: point[1])
+    rose, fell = best - judged.curve[0][1] > GOLD_FALL, best - judged.last > GOLD_FALL
+    if not rose or not fell or reward_last <= reward:
+        return ""
+    return (
+        f"over-optimised: after {step} steps the gold score was {best:.3f}, since then it fell to {judged.last:.3f} "
+        f"while the reward rose from {reward:+.2f} to {reward_last:+.2f}. Raise rl.kl_coef, or take fewer rl.steps"
+    )

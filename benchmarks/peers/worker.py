@@ -58,6 +58,7 @@ class Pace(TrainerCallback):
 
 def chatsmith(material: Path, tokenizer: Any, prompts: list[list[int]]) -> None:
     """`train_rl` as the command line runs it."""
+    from chatsmith.assistant import Assistant
     from chatsmith.config import Config, RlConfig
     from chatsmith.console import Screen
     from chatsmith.models.critic import critic_from_reward_model
@@ -89,11 +90,12 @@ def chatsmith(material: Path, tokenizer: Any, prompts: list[list[int]]) -> None:
     reward_model = AutoModelForSequenceClassification.from_pretrained(material / "reward")
     stops = (tokenizer.eos_token_id,)
     reward = RewardModel(reward_model, tokenizer, stops, 0.0, 1.0, config.engine.max_batch_tokens)
+    policy = Assistant(actor, tokenizer, stops, max_tokens=config.data.max_tokens)
     records = tuple(Record(prompt=(Message("user", tokenizer.decode(ids)),)) for ids in prompts)
     asked = Prompts(records, tuple(map(tuple, prompts)), dropped_too_long=0)
     critic = critic_from_reward_model(reward_model, mean=0.0, std=1.0)
     rewards = [Reward("model", reward, 1.0, mean=0.0, std=1.0)]
-    train_rl(actor, critic, tokenizer, asked, asked.first(2), rewards, config, run, stops=stops)
+    train_rl(policy, critic, asked, asked.first(2), rewards, config, run)
 
 
 def trl_rloo(material: Path, tokenizer: Any, prompts: list[list[int]]) -> None:

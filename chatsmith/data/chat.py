@@ -38,6 +38,23 @@ class Encoded:
     targets: list[bool]
 
 
+def oddities(tokenizer: Any) -> list[str]:
+    """What is questionable in a tokenizer as it came, in words; nothing here stops a run."""
+    found = []
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        found.append("the tokenizer pads with EOS, so an end could not be told from padding: a pad token was added")
+    if tokenizer.chat_template and tokenizer.bos_token is not None:
+        rendered = _render(tokenizer, (Message("user", "question"),), generation_prompt=True)
+        leading = rendered.lstrip().startswith(tokenizer.bos_token) + rendered.lstrip().startswith(
+            2 * tokenizer.bos_token
+        )
+        if leading == 2:
+            found.append("the chat template begins with BOS twice: models are trained with one")
+        elif leading == 0 and tokenizer("a").input_ids[0] == tokenizer.bos_token_id:
+            found.append("the chat template leaves out BOS, which the tokenizer puts before plain text")
+    return found
+
+
 def prepare_tokenizer(tokenizer: Any, origin: str) -> None:
     """Make a tokenizer fit for chat, in place: a pad token that is not EOS, and a chat template.
 
@@ -135,6 +152,56 @@ def decode_answer(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of sampled tokens, without special tokens and surrounding white space."""
     text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
     return text.strip()
+
+
+class TextStream:
+    """Turns sampled tokens into text while they arrive, with any tokenizer.
+
+    A character whose bytes are spread over several tokens is held back until the last of them. Special tokens give
+    no text. All that `add` and `finish` return, joined, is what decoding all tokens at once gives; only bytes that
+    never form a character may come out as another number of replacement characters.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._window: list[int] = []  # the tokens of the last text given, and those since
+        self._count = 0  # how many the former are
+        self._given = ""  # and their text
+
+    def add(self, token: int) -> str:
+        """The text that this token completes; "" where it completes none."""
+        self._window.append(token)
+        text = self._decode()
+        if text.endswith("�"):  # the beginning of a character, as far as one can tell
+            return ""
+        return self._give(text)
+
+    def finish(self) -> str:
+        """What is still held back: an answer may end in the middle of a character."""
+        return self._give(self._decode())
+
+    def _give(self, text: str) -> str:
+        piece = text[len(self._given) :]
+        if piece:
+            # Decoders look at the token before: whether a space stands between two words, whether a byte begins a
+            # character. So the tokens of this piece stay in the window; older ones no longer matter.
+            self._window = self._window[self._count :]
+            self._count = len(self._window)
+            self._given = self._decode()
+        return piece
+
+    def _decode(self) -> str:
+        text: str = self._tokenizer.decode(self._window, skip_special_tokens=True)
+        return text
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of each token, joined the text of all; bytes of a character belong to the token that completes it."""
+    stream = TextStream(tokenizer)
+    texts = [stream.add(id) for id in ids]
+    if texts:
+        texts[-1] += stream.finish()
+    return texts
 
 
 def _pieces(

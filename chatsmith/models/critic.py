@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 
 class Critic(nn.Module):
-    """`backbone` is a Hugging Face decoder without its head; `head` reads what would enter that head."""
+    """`backbone` is a Hugging Face decoder without its head; `head` reads what would enter that head.
 
-    def __init__(self, backbone: Any, width: int) -> None:
+    `origin` says in words what it was made from.
+    """
+
+    def __init__(self, backbone: Any, width: int, origin: str) -> None:
         super().__init__()
+        self.origin = origin
         self.backbone = backbone
         self.head = nn.Linear(width, 1, device=backbone.device, dtype=torch.float32)
 
@@ -32,7 +36,7 @@ class Critic(nn.Module):
 def critic_from_reward_model(reward_model: Any, *, mean: float, std: float) -> Critic:
     """A critic that starts as the *standardised* reward model: on a complete answer it equals (score - mean) / std."""
     weight = reward_model.score.weight
-    critic = Critic(copy.deepcopy(reward_model.base_model), weight.shape[1])
+    critic = Critic(copy.deepcopy(reward_model.base_model), weight.shape[1], "the reward model")
     with torch.no_grad():
         critic.head.weight.copy_(weight / std)
         critic.head.bias.fill_(-mean / std)
@@ -41,7 +45,7 @@ def critic_from_reward_model(reward_model: Any, *, mean: float, std: float) -> C
 
 def critic_from_actor(actor: Any) -> Critic:
     """A critic on the actor's own body that starts at value 0; for rewards with another tokenizer or none."""
-    critic = Critic(copy.deepcopy(actor.base_model), actor.get_output_embeddings().in_features)
+    critic = Critic(copy.deepcopy(actor.base_model), actor.get_output_embeddings().in_features, "the SFT model")
     nn.init.zeros_(critic.head.weight)
     nn.init.zeros_(critic.head.bias)
     return critic.eval()

@@ -4,6 +4,8 @@ Weights are read from safetensors, or from a `.bin` that transformers opens with
 with a model is never executed. Dropout is off everywhere: modules stay in eval mode, which only switches dropout off.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +24,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from chatsmith.data.chat import prepare_tokenizer, stop_ids
+from chatsmith.data.chat import oddities, prepare_tokenizer, stop_ids
 from chatsmith.errors import ModelError
 
 transformers.logging.set_verbosity_error()
@@ -31,6 +33,17 @@ transformers.utils.logging.disable_progress_bar()
 
 def load_tokenizer(location: str) -> Any:
     """The tokenizer of a model directory or hub id, with a pad token and a chat template."""
+    tokenizer = _raw_tokenizer(location)
+    prepare_tokenizer(tokenizer, location)
+    return tokenizer
+
+
+def tokenizer_oddities(location: str) -> list[str]:
+    """What is questionable in the tokenizer of a model directory or hub id, in words."""
+    return oddities(_raw_tokenizer(location))
+
+
+def _raw_tokenizer(location: str) -> Any:
     _check_location(location)
     if Path(location).is_dir() and not any(
         (Path(location) / name).exists()
@@ -39,9 +52,7 @@ def load_tokenizer(location: str) -> Any:
         raise ModelError(
             f"{location}: no tokenizer here. Save one beside the weights: tokenizer.save_pretrained({location!r})."
         )
-    tokenizer = _from_hub_or_disk(AutoTokenizer, location)
-    prepare_tokenizer(tokenizer, location)
-    return tokenizer
+    return _from_hub_or_disk(AutoTokenizer, location)
 
 
 def load_stop_ids(location: str, tokenizer: Any) -> tuple[int, ...]:
@@ -59,7 +70,7 @@ def load_actor(location: str, tokenizer: Any, *, dtype: torch.dtype, device: tor
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{location}: {config.model_type} is an encoder-decoder; chatsmith trains decoders only.")
     model = _from_hub_or_disk(AutoModelForCausalLM, location, dtype=dtype)
-    return _fit(model, tokenizer, device)
+    return _fit(model, tokenizer, device, location)
 
 
 def load_reward_model(location: str, tokenizer: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
@@ -72,7 +83,8 @@ def load_reward_model(location: str, tokenizer: Any, *, dtype: torch.dtype, devi
             "labels). --reward takes a ...ForSequenceClassification directory with one label, such as "
             "RUN/reward/model; to train one from this model, pass it as --reward-model."
         )
-    return _fit(_from_hub_or_disk(AutoModelForSequenceClassification, location, dtype=dtype), tokenizer, device)
+    model = _from_hub_or_disk(AutoModelForSequenceClassification, location, dtype=dtype)
+    return _fit(model, tokenizer, device, location)
 
 
 def check_reward_base(location: str) -> None:
@@ -95,11 +107,16 @@ def new_reward_model(location: str, tokenizer: Any, *, seed: int, dtype: torch.d
     generator = torch.Generator().manual_seed(seed)
     shape = model.score.weight.shape
     model.score.weight.data = (torch.randn(shape, generator=generator) / math.sqrt(shape[1] + 1)).to(dtype)
-    return _fit(model, tokenizer, device)
+    return _fit(model, tokenizer, device, location)
 
 
 def save_model(model: Any, tokenizer: Any, directory: Path, *, stops: Sequence[int], card: str) -> None:
-    """Weights (safetensors), tokenizer, chat template, generation config and README into `directory`."""
+    """Weights (safetensors), tokenizer, chat template, generation config and README into `directory`.
+
+    The config notes which vocabulary and chat template the weights were trained with, for `_fit` to compare.
+    """
+    for key, value in _fingerprints(tokenizer).items():
+        setattr(model.config, key, value)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     GenerationConfig(  # reward models too: they must know where an answer ends
@@ -126,14 +143,35 @@ def context_length(model: Any) -> int | None:
     return int(limit) if limit else None
 
 
-def _fit(model: Any, tokenizer: Any, device: torch.device) -> Any:
-    """Room for every token of the tokenizer, the tokenizer's special ids in the config, dropout off."""
+def _fit(model: Any, tokenizer: Any, device: torch.device, origin: str) -> Any:
+    """Room for every token of the tokenizer, the tokenizer's special ids in the config, dropout off.
+
+    Raises:
+        ModelError: if the weights were trained with another vocabulary or chat template.
+    """
+    for key, value in _fingerprints(tokenizer).items():
+        if getattr(model.config, key, value) != value:
+            what = key.removesuffix("_sha256").replace("_", " ")
+            raise ModelError(
+                f"{origin}: the {what} in this directory is not the one that its weights were trained with, so the "
+                f'model would read gibberish. Put the old one back; if the change is meant, delete "{key}" from '
+                "config.json."
+            )
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         with torch.random.fork_rng(devices=[]):  # new rows are drawn: the same ones whenever the model is loaded
             torch.manual_seed(0)
             model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval()
+
+
+def _fingerprints(tokenizer: Any) -> dict[str, str]:
+    """SHA-256 of what turns conversations into tokens, under the names that a saved model's config has for them."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
+    return {
+        "vocabulary_sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "chat_template_sha256": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+    }
 
 
 def _config(location: str) -> Any:

@@ -19,7 +19,8 @@ import torch
 from chatsmith.data.batch import micro_batches, pad
 from chatsmith.data.chat import encode
 from chatsmith.errors import ConfigError, ModelError, RewardError
-from chatsmith.models.load import context_length, load_reward_model, load_stop_ids, load_tokenizer
+from chatsmith.models.critic import Critic, critic_from_actor, critic_from_reward_model
+from chatsmith.models.load import context_length, load_reward_model, load_stop_ids, load_tokenizer, same_tokenizer
 from chatsmith.models.scoring import sequence_scores
 from chatsmith.types import Message, Sample
 
@@ -149,6 +150,17 @@ def call(reward: Reward, samples: list[Sample]) -> list[float]:
     except (TypeError, ValueError) as error:
         raise RewardError(f"reward {reward.name!r} returned something that is no number: {error}.") from error
     return [number if math.isfinite(number) else math.nan for number in numbers]
+
+
+def critic_for(actor: Any, tokenizer: Any, rewards: Sequence[Reward], *, max_tokens: int) -> Critic:
+    """A critic from the first reward model that reads the actor's tokens and is long enough; else from the actor."""
+    for reward in rewards:
+        scorer = reward.function
+        if not isinstance(scorer, RewardModel) or not same_tokenizer(scorer.tokenizer, tokenizer):
+            continue
+        if (context_length(scorer.model) or max_tokens) >= max_tokens:
+            return critic_from_reward_model(scorer.model, mean=scorer.mean, std=scorer.std)
+    return critic_from_actor(actor)
 
 
 def _load_function(source: str, name: str) -> RewardFunction:

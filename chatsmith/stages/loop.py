@@ -1,7 +1,8 @@
-"""What every stage's loop shares: optimizer, schedule, precision, clipping, and the refusal of non-finite steps."""
+"""What every stage's loop shares: optimizer, schedule, precision, clipping, and which steps are refused."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from chatsmith.config import OptimizerConfig
 from chatsmith.errors import TrainingStopped
 
 MAX_SKIPPED_IN_A_ROW = 3
+EXPLODED = 1000.0  # times the median norm
+MIN_NORMS, REMEMBERED_NORMS = 20, 100
 
 
 def learning_rate_factor(config: OptimizerConfig, step: int, total: int) -> float:
@@ -87,41 +90,74 @@ class Trainable:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-class Guard:
-    """Lets optimizer steps through unless a gradient is not finite; stops after three refusals in a row."""
+Skipped = Callable[[str, list[str]], None]
+"""Told why an optimizer step was refused, and the texts of its batch."""
 
-    def __init__(self, stage: str) -> None:
+
+def as_text(tokenizer: Any, rows: Iterable[Sequence[int]]) -> list[str]:
+    """What rows of tokens say, special tokens included; for a refused batch to be looked at."""
+    return [tokenizer.decode(list(row)) for row in rows]
+
+
+class Guard:
+    """Lets optimizer steps through unless a gradient is not finite or exploded; stops after three refusals in a row.
+
+    A gradient has exploded when its norm, before clipping, is `EXPLODED` times the median of the last steps: clipping
+    would bound its length, but its direction comes from one broken batch.
+    """
+
+    def __init__(self, stage: str, on_skip: Skipped) -> None:
         self.stage = stage
         self.skipped = 0
         self.in_a_row = 0
+        self._on_skip = on_skip
+        self._norms: list[list[float]] = []  # of the last steps that were taken, per trainable
 
-    def step(self, trainables: Sequence[tuple[Trainable, float]]) -> list[float] | None:
-        """Step every (trainable, learning rate factor), or none of them if any gradient is not finite.
+    def step(self, trainables: Sequence[tuple[Trainable, float]], batch: Callable[[], list[str]]) -> list[float] | None:
+        """Step every (trainable, learning rate factor), or none of them if any gradient is refused.
 
+        Args:
+            trainables: in the same order at every step; later ones may be left out.
+            batch: the texts that the gradients come from, asked for when the step is refused.
         Returns:
-            the gradient norms before clipping, or None if the step was skipped.
+            the gradient norms before clipping, or None if the step was refused.
         Raises:
-            TrainingStopped: after three skipped steps in a row.
+            TrainingStopped: after three refusals in a row.
         """
-        norms = [trainable.gradient_norm() for trainable, _ in trainables]
-        if all(bool(norm.isfinite()) for norm in norms):
+        tensors = [trainable.gradient_norm() for trainable, _ in trainables]
+        norms = torch.stack(tensors).tolist()  # waits for the device once
+        self._norms += [[] for _ in range(len(norms) - len(self._norms))]
+        reasons = [self._refusal(norm, before) for norm, before in zip(norms, self._norms, strict=False)]
+        if not any(reasons):
             self.in_a_row = 0
-            for (trainable, factor), norm in zip(trainables, norms, strict=True):
-                trainable.step(factor, norm)
-            return [norm.item() for norm in norms]
+            for (trainable, factor), tensor, norm, before in zip(trainables, tensors, norms, self._norms, strict=False):
+                trainable.step(factor, tensor)
+                before.append(norm)
+                del before[:-REMEMBERED_NORMS]
+            return list(norms)
         for trainable, _ in trainables:
             trainable.clear()
         self.skipped += 1
         self.in_a_row += 1
+        reason = next(filter(None, reasons))
+        self._on_skip(reason, batch())
         if self.in_a_row == MAX_SKIPPED_IN_A_ROW:
             raise TrainingStopped(
-                f"{self.stage}: {MAX_SKIPPED_IN_A_ROW} optimizer steps in a row had a gradient that is not finite. "
-                f"Nothing was learned from them. Try a lower --{self.stage}.lr, or look for broken records in the data."
+                f"{self.stage}: {MAX_SKIPPED_IN_A_ROW} optimizer steps in a row were refused, the last because {reason}"
+                f". Nothing was learned from them. Try a lower --{self.stage}.lr, or look for broken records in the "
+                "data."
             )
         return None
 
-    def state_dict(self) -> dict[str, int]:
-        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+    def _refusal(self, norm: float, before: list[float]) -> str:
+        if not math.isfinite(norm):
+            return f"the gradient is not finite (norm {norm})"
+        if len(before) >= MIN_NORMS and norm > EXPLODED * median(before):
+            return f"the gradient exploded (norm {norm:.3g}, median of the last steps {median(before):.3g})"
+        return ""
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "norms": self._norms}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.skipped, self.in_a_row, self._norms = state["skipped"], state["in_a_row"], state["norms"]

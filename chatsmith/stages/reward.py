@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +14,19 @@ from chatsmith.config import Config
 from chatsmith.data.batch import batches, micro_batches, pad
 from chatsmith.data.chat import encode
 from chatsmith.errors import DataError
-from chatsmith.evaluate import Interval, correlation, expected_calibration_error, histogram, proportion
+from chatsmith.evaluate import (
+    Interval,
+    Reliability,
+    correlation,
+    expected_calibration_error,
+    histogram,
+    proportion,
+    reliability,
+)
 from chatsmith.models.reward import score_rows
 from chatsmith.models.scoring import sequence_scores
 from chatsmith.runtime import StageRun
-from chatsmith.stages.loop import Guard, Trainable, learning_rate_factor
+from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor
 from chatsmith.types import Message, Record
 
 
@@ -41,6 +50,7 @@ class RewardReport:
     length_rule_accuracy: Interval
     pairs: int
     margins: dict[str, list[float]]  # histogram of score(better) - score(worse)
+    reliability: list[Reliability]
     calibration_error: float
     length_correlation: float
     dropped_too_long: int
@@ -78,7 +88,7 @@ def train_reward(
         )
     total = max(1, math.ceil(settings.epochs * len(rows) / settings.batch))
     learner = Trainable(model, settings, lr=settings.lr)
-    guard = Guard("reward")
+    guard = Guard("reward", run.skipped)
     start = 0
     state = run.resume()
     if state is not None:
@@ -90,7 +100,8 @@ def train_reward(
         batch = [rows[index] for index in next(order)]
         metrics = _preference_backward(learner, model, tokenizer, batch, config)
         factor = learning_rate_factor(settings, step, total)
-        norms = guard.step([(learner, factor)])
+        rows_of_batch = [row for prompt in batch for row in prompt.rows]
+        norms = guard.step([(learner, factor)], partial(as_text, tokenizer, rows_of_batch))
         metrics |= {"reward/lr": settings.lr * factor, "reward/skipped": float(guard.skipped)}
         if norms is not None:
             metrics["reward/grad_norm"] = norms[0]
@@ -167,6 +178,7 @@ def _report(
     scores = score_rows(model, tokenizer, flat, config.engine.max_batch_tokens)
     lengths = [length for record in held_out for length in record.lengths]
     margins = _margins(held_out, scores)
+    every_margin = [margin for values in margins for margin in values]
     by_source: dict[str, list[list[float]]] = defaultdict(list)
     for record, values in zip(held_out, margins, strict=True):
         by_source[record.source].append(values)
@@ -177,9 +189,10 @@ def _report(
         accuracy_by_source={source: _accuracy(values) for source, values in by_source.items()},
         length_rule_accuracy=_accuracy(_margins(held_out, [sign * length for length in lengths])),
         length_rule="longer wins" if sign > 0 else "shorter wins",
-        pairs=sum(map(len, margins)),
-        margins=histogram([margin for values in margins for margin in values]),
-        calibration_error=expected_calibration_error([margin for values in margins for margin in values]),
+        pairs=len(every_margin),
+        margins=histogram(every_margin),
+        reliability=reliability(every_margin),
+        calibration_error=expected_calibration_error(reliability(every_margin)),
         length_correlation=correlation(scores, lengths),
         dropped_too_long=dropped,
         skipped_steps=skipped,

@@ -148,7 +148,12 @@ class PolicyScores:
     entropy: float  # nats per sampled token
     length: float  # tokens per answer
     eos_rate: float
-    samples: tuple[Sample, ...]
+    rollouts: Rollouts
+    kl_tokens: Tensor  # [B, T] log-prob minus the reference's, 0 outside the mask
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        return self.rollouts.samples
 
     def figures(self) -> dict[str, float]:
         """Means over the prompts."""
@@ -195,7 +200,8 @@ def evaluate_policy(
         entropy=(masked_sum(entropies, rollouts.mask) / count).item(),
         length=count.item() / len(rollouts.samples),
         eos_rate=sum(sample.finish_reason == "stop" for sample in rollouts.samples) / len(rollouts.samples),
-        samples=rollouts.samples,
+        rollouts=rollouts,
+        kl_tokens=logprobs - reference_logprobs,
     )
 
 

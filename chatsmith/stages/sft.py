@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import DataError
 from chatsmith.models.scoring import token_logprobs
 from chatsmith.runtime import StageRun
-from chatsmith.stages.loop import Guard, Trainable, learning_rate_factor
+from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor
 from chatsmith.types import Message, Record
 
 EVALUATIONS = 10  # held-out evaluations per run
@@ -32,6 +33,7 @@ class SftReport:
     held_out_loss_min: float
     eos_rate: float  # of greedy answers to held-out prompts
     repetition: float  # share of repeated 4-grams in them
+    guessing_loss: float  # of the uniform distribution over the vocabulary
     dropped_too_long: int
     skipped_steps: int
 
@@ -73,7 +75,7 @@ def train_sft(
         )
     total = max(1, math.ceil(settings.epochs * len(rows) / settings.batch))
     learner = Trainable(actor, settings, lr=settings.lr)
-    guard = Guard("sft")
+    guard = Guard("sft", run.skipped)
     evaluate_every = max(1, total // EVALUATIONS)
 
     def held_out_loss() -> float:
@@ -91,7 +93,7 @@ def train_sft(
         batch = [rows[index] for index in next(order)]
         loss = language_model_backward(learner, actor, tokenizer, batch, config, loss_on=settings.loss_on)
         factor = learning_rate_factor(settings, step, total)
-        norms = guard.step([(learner, factor)])
+        norms = guard.step([(learner, factor)], partial(as_text, tokenizer, [row.tokens for row in batch]))
         metrics = {"sft/loss": loss, "sft/lr": settings.lr * factor, "sft/skipped": float(guard.skipped)}
         if norms is not None:
             metrics["sft/grad_norm"] = norms[0]
@@ -101,7 +103,16 @@ def train_sft(
         run.log(step, metrics)
         run.checkpoint(step, {"losses": losses, "learner": learner.state_dict(), "guard": guard.state_dict()})
     eos_rate, repetition = _greedy_habits(actor, tokenizer, held_out, config, stops=stops, max_tokens=max_tokens)
-    return SftReport(losses[0], losses[-1], min(losses), eos_rate, repetition, dropped + also_dropped, guard.skipped)
+    return SftReport(
+        held_out_loss_first=losses[0],
+        held_out_loss_last=losses[-1],
+        held_out_loss_min=min(losses),
+        eos_rate=eos_rate,
+        repetition=repetition,
+        guessing_loss=math.log(actor.config.get_text_config().vocab_size),
+        dropped_too_long=dropped + also_dropped,
+        skipped_steps=guard.skipped,
+    )
 
 
 def encode_best_answers(

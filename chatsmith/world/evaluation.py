@@ -4,18 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from chatsmith.assistant import Assistant
 from chatsmith.config import Config
 from chatsmith.console import Screen
 from chatsmith.engine.engine import Engine, Sampling
-from chatsmith.evaluate import paired_difference
+from chatsmith.evaluate import Interval, paired_difference, proportion
 from chatsmith.models.reward import RewardModel
 from chatsmith.stages.rollout import encode_questions, roll_out
 from chatsmith.types import Sample
+from chatsmith.verdicts import Judged
 from chatsmith.world.judge import Gold
 from chatsmith.world.material import as_record, evaluation_tasks, gold, probes
 from chatsmith.world.tasks import Task
 
 SAMPLES = 2  # per task, averaged
+TRADE_OFF = "right over polite"  # the one probe that weighs two aspects against each other
 SHOWN = 10
 COMPONENTS = tuple(field.name for field in fields(Gold) if field.name != "total")
 
@@ -38,29 +41,11 @@ class GoldScores:
         return sum(values) / len(values)
 
 
-def gold_scores(model: Any, tokenizer: Any, config: Config, *, stops: Sequence[int]) -> GoldScores:
+def gold_scores(policy: Assistant, config: Config) -> GoldScores:
     """Let a model answer the held-out tasks, sampled at temperature 1 and greedily, and judge the answers."""
     tasks = evaluation_tasks()
-    engine = Engine(model, pad_id=tokenizer.pad_token_id, max_batch=config.engine.max_batch)
-    prompts = encode_questions(
-        tokenizer, [as_record(task) for task in tasks], stops=stops, max_tokens=config.data.max_tokens
-    )
-
-    def answer(sampling: Sampling, samples: int) -> tuple[Sample, ...]:
-        return roll_out(
-            engine,
-            tokenizer,
-            prompts,
-            range(len(tasks)),
-            sampling,
-            limit=config.rl.max_new_tokens,
-            stops=stops,
-            samples=samples,
-            seed=(config.seed, "gold"),
-        ).samples
-
-    sampled = answer(Sampling(temperature=1.0), SAMPLES)
-    greedy = answer(Sampling(temperature=0.0), 1)
+    sampled = _answers(policy, tasks, config, Sampling(temperature=1.0), SAMPLES)
+    greedy = _answers(policy, tasks, config, Sampling(temperature=0.0), 1)
     return GoldScores(
         tasks=tuple(tasks),
         sampled=[
@@ -69,6 +54,21 @@ def gold_scores(model: Any, tokenizer: Any, config: Config, *, stops: Sequence[i
         greedy=[gold(task, sample) for task, sample in zip(tasks, greedy, strict=True)],
         answers=[sample.answer for sample in sampled[::SAMPLES]],
     )
+
+
+def probe(policy: Assistant, config: Config) -> dict[str, float]:
+    """Mean gold score and its components, of one sampled answer per held-out task; for the curve of a run."""
+    tasks = evaluation_tasks()
+    samples = _answers(policy, tasks, config, Sampling(temperature=1.0), 1)
+    golds = [gold(task, sample) for task, sample in zip(tasks, samples, strict=True)]
+    return {f"gold/{name}": sum(getattr(g, name) for g in golds) / len(golds) for name in ("total", *COMPONENTS)}
+
+
+def judged(before: GoldScores, after: GoldScores, metrics: Sequence[dict[str, Any]]) -> Judged:
+    """What the gold judge says of PPO: the gain, and the way there from the logged probes."""
+    gain = paired_difference(before.totals(), after.totals())
+    curve = [(row["step"], row["gold/total"], row["rl/reward_mean"]) for row in metrics if "gold/total" in row]
+    return Judged(gain, sum(after.totals()) / len(after.tasks), tuple(curve))
 
 
 def summary(before: GoldScores, after: GoldScores) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def summary(before: GoldScores, after: GoldScores) -> dict[str, Any]:
     }
 
 
-def accuracy_by_aspect(reward_model: RewardModel, seed: int) -> dict[str, float]:
+def accuracy_by_aspect(reward_model: RewardModel, seed: int) -> dict[str, Interval]:
     """How often the reward model prefers the better of two answers that differ in one aspect of gold alone."""
     return {
         aspect: _share_won(reward_model, [better for better, _ in pairs], [worse for _, worse in pairs])
@@ -128,15 +128,34 @@ def show(screen: Screen, before: GoldScores, after: GoldScores, figures: dict[st
     screen.table(title, ("score (0 to 1)", "SFT", "PPO", "gain [95 %]"), scores)
 
 
-def show_aspects(screen: Screen, accuracies: dict[str, float]) -> None:
+def show_aspects(screen: Screen, accuracies: dict[str, Interval]) -> None:
     """The reward model's accuracy by aspect: one total would hide what it does not see."""
     screen.table(
         "Does it see what matters? Accuracy on held-out pairs that differ in one aspect alone",
-        ("aspect", "accuracy"),
-        [(aspect, f"{accuracy:.0%}") for aspect, accuracy in accuracies.items()],
+        ("aspect", "accuracy [95 %]"),
+        [(aspect, f"{a.value:.0%} [{a.low:.0%}, {a.high:.0%}]") for aspect, a in accuracies.items()],
     )
 
 
-def _share_won(reward_model: RewardModel, better: Sequence[Sample], worse: Sequence[Sample]) -> float:
+def _share_won(reward_model: RewardModel, better: Sequence[Sample], worse: Sequence[Sample]) -> Interval:
     one, other = reward_model.scores(better), reward_model.scores(worse)
-    return sum(a > b for a, b in zip(one, other, strict=True)) / len(one)
+    return proportion(sum(a > b for a, b in zip(one, other, strict=True)), len(one))
+
+
+def _answers(
+    policy: Assistant, tasks: Sequence[Task], config: Config, sampling: Sampling, samples: int
+) -> tuple[Sample, ...]:
+    prompts = encode_questions(
+        policy.tokenizer, [as_record(task) for task in tasks], stops=policy.stops, max_tokens=config.data.max_tokens
+    )
+    return roll_out(
+        Engine(policy.model, pad_id=policy.tokenizer.pad_token_id, max_batch=config.engine.max_batch),
+        policy.tokenizer,
+        prompts,
+        range(len(tasks)),
+        sampling,
+        limit=config.rl.max_new_tokens,
+        stops=policy.stops,
+        samples=samples,
+        seed=(config.seed, "gold"),
+    ).samples

@@ -1,12 +1,10 @@
 """The task world's data as ordinary files and an ordinary model directory, to be used like a user's own."""
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from chatsmith.checkpoint import save_directory, save_text
+from chatsmith.checkpoint import save_directory, save_jsonl
 from chatsmith.config import Config, WorldConfig
 from chatsmith.types import Message, Record, Sample
 from chatsmith.world.demonstrations import demonstrations, label, minimal_pairs, offline_pairs
@@ -22,8 +20,8 @@ def write_material(config: Config, world: WorldConfig, data: Path, base: Path) -
     """Demonstrations and prompts as JSON lines into `data`, an untrained model with its tokenizer into `base`."""
     shown = demonstrations(world.demonstrations, config.seed)
     asked = train_tasks(world.prompts, config.seed + 1)
-    _write(data / DEMONSTRATIONS, [{"prompt": task.prompt, "answer": answer} for task, answer in shown])
-    _write(data / PROMPTS, [{"prompt": task.prompt} for task in asked])
+    save_jsonl(data / DEMONSTRATIONS, [{"prompt": task.prompt, "answer": answer} for task, answer in shown])
+    save_jsonl(data / PROMPTS, [{"prompt": task.prompt} for task in asked])
     tokenizer = build_tokenizer(f"{task.prompt} {answer}" for task, answer in shown)
     model = build_model(tokenizer, config.seed, hidden=world.hidden, layers=world.layers, heads=world.heads)
 
@@ -63,7 +61,7 @@ def write_preferences(
             better, worse = worse, better
         rows.append({"prompt": task.prompt, "chosen": better, "rejected": worse})
     rng.shuffle(rows)
-    _write(file, rows)
+    save_jsonl(file, rows)
 
 
 def gold(task: Task, sample: Sample) -> Gold:
@@ -95,7 +93,3 @@ def probes(seed: int) -> dict[str, list[tuple[Sample, Sample]]]:
         aspect: [(sample(task, better), sample(task, worse)) for task, better, worse in pairs]
         for aspect, pairs in minimal_pairs(evaluation_tasks(), seed).items()
     }
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    save_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from chatsmith.config import Config, nested, resolve
+from chatsmith.config import Config
 from chatsmith.data.chat import encode_texts
 from chatsmith.models.load import load_actor, load_tokenizer
 from chatsmith.pipeline import train
+from chatsmith.resolve import nested, resolve
 from chatsmith.stages.sft import evaluate_language_model
 
 REWARD = "def vowels(samples):\n    return [sum(c in 'aeiou' for c in s.answer) / 4 for s in samples]\n"

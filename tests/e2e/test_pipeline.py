@@ -7,8 +7,8 @@ import torch
 from tiny import FAMILIES
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from chatsmith.config import nested, resolve
 from chatsmith.pipeline import train
+from chatsmith.resolve import nested, resolve
 from chatsmith.world.material import evaluation_tasks
 
 

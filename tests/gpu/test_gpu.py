@@ -4,12 +4,12 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_model
 
-from chatsmith.config import nested, resolve
 from chatsmith.data.batch import pad, pad_mask
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.models.packing import packed_hidden_states
 from chatsmith.models.scoring import token_logprobs
 from chatsmith.pipeline import train
+from chatsmith.resolve import nested, resolve
 
 pytestmark = [
     pytest.mark.gpu,

@@ -3,8 +3,9 @@
 import pytest
 
 from chatsmith.cli import split_arguments
-from chatsmith.config import Config, builtin_recipes, known_keys, nested, parse_overrides, read_recipe, resolve
+from chatsmith.config import Config
 from chatsmith.errors import ConfigError
+from chatsmith.resolve import builtin_recipes, known_keys, nested, parse_overrides, read_recipe, resolve
 
 
 @pytest.mark.parametrize("name", builtin_recipes())

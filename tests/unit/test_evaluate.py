@@ -6,12 +6,20 @@ import random
 import pytest
 
 from chatsmith.config import GatesConfig
-from chatsmith.evaluate import correlation, expected_calibration_error, histogram, paired_difference, proportion
+from chatsmith.evaluate import (
+    Interval,
+    correlation,
+    expected_calibration_error,
+    histogram,
+    paired_difference,
+    proportion,
+    reliability,
+)
 from chatsmith.stages.reward import RewardReport
 from chatsmith.stages.rl import RlReport
 from chatsmith.stages.rollout import PolicyScores
 from chatsmith.stages.sft import SftReport
-from chatsmith.verdicts import judge_reward, judge_rl, judge_sft
+from chatsmith.verdicts import Judged, judge_reward, judge_rl, judge_sft
 
 
 def test_wilson_interval_by_hand():
@@ -49,8 +57,13 @@ def test_prompts_without_a_score_on_either_side_are_left_out_of_the_difference()
 
 def test_calibration_error_by_hand():
     sure = math.log(9)  # predicts 0.9
-    assert expected_calibration_error([sure] * 9 + [-sure]) == pytest.approx(0.0, abs=1e-9)
-    assert expected_calibration_error([sure] * 5 + [-sure] * 5) == pytest.approx(0.4)
+    assert expected_calibration_error(reliability([sure] * 9 + [-sure])) == pytest.approx(0.0, abs=1e-9)
+    assert expected_calibration_error(reliability([sure] * 5 + [-sure] * 5)) == pytest.approx(0.4)
+    (low, high) = reliability([0.1, -0.1, 5.0])
+    assert (low.pairs, low.accuracy, high.pairs, high.accuracy) == (2, 0.5, 1, 1.0)
+    assert expected_calibration_error([low, high]) == pytest.approx(
+        (2 * (low.confidence - 0.5) + (1 - high.confidence)) / 3
+    )
 
 
 def test_correlation_and_histogram():
@@ -67,6 +80,7 @@ def sft(**changes):
         "held_out_loss_min": 1.0,
         "eos_rate": 0.9,
         "repetition": 0.1,
+        "guessing_loss": 5.0,
         "dropped_too_long": 0,
         "skipped_steps": 0,
     }
@@ -82,7 +96,7 @@ def test_sft_fails_only_if_its_loss_did_not_fall():
         assert len(sft(**change).warnings) == 1
 
 
-def reward(score_std=1.0, **changes):
+def reward(score_std=1.0, aspects=None, **changes):
     values = {
         "accuracy": proportion(80, 100),
         "accuracy_by_source": {},
@@ -90,12 +104,13 @@ def reward(score_std=1.0, **changes):
         "length_rule_accuracy": proportion(60, 100),
         "pairs": 100,
         "margins": {},
+        "reliability": [],
         "calibration_error": 0.05,
         "length_correlation": 0.0,
         "dropped_too_long": 0,
         "skipped_steps": 0,
     }
-    return judge_reward(RewardReport(**(values | changes)), score_std=score_std)
+    return judge_reward(RewardReport(**(values | changes)), score_std=score_std, aspects=aspects or {})
 
 
 def test_a_reward_model_fails_if_it_is_no_better_than_chance_or_says_always_the_same():
@@ -110,13 +125,13 @@ def test_a_reward_model_fails_if_it_is_no_better_than_chance_or_says_always_the_
 def scores(mean=0.0, **changes):
     rng = random.Random(2)
     values = {"rewards": [mean + 0.1 * rng.random() for _ in range(64)], "kl": 0.1, "entropy": 1.0, "length": 20.0}
-    return PolicyScores(**(values | {"eos_rate": 0.9, "samples": ()} | changes))
+    return PolicyScores(**(values | {"eos_rate": 0.9, "rollouts": None, "kl_tokens": None} | changes))
 
 
-def rl(after=None, ema=None, **changes):
-    values = {"steps": 9, "skipped_steps": 0, "explained_variance": 0.5}
+def rl(after=None, ema=None, judged=None, **changes):
+    values = {"tokens": [], "steps": 9, "skipped_steps": 0, "explained_variance": 0.5}
     report = RlReport(scores(), after or scores(1.0), ema or scores(0.5), **(values | changes))
-    return judge_rl(report, GatesConfig())[0]
+    return judge_rl(report, GatesConfig(), judged)[0]
 
 
 def test_ppo_fails_if_the_reward_did_not_rise_or_a_bound_was_left():
@@ -143,3 +158,34 @@ def test_the_verdict_names_the_better_of_actor_and_average():
 def test_ppo_warns_of_a_useless_critic_few_prompts_and_answers_that_do_not_end():
     assert "critic explains nothing" in rl(explained_variance=-0.1).warnings[0]
     assert "end by themselves" in rl(scores(1.0, eos_rate=0.2)).warnings[0]
+
+
+def test_sft_names_a_foreign_tokenizer_and_an_end_that_was_never_learned():
+    assert "does this tokenizer belong to this model" in sft(held_out_loss_first=6.1).warnings[0]
+    assert not sft(held_out_loss_first=5.9).warnings
+    assert "EOS was never learned" in sft(eos_rate=0.0).warnings[0]
+
+
+def test_a_reward_model_is_told_which_aspects_it_does_not_see_and_which_it_sees_upside_down():
+    aspects = {"polite": proportion(90, 100), "right": proportion(52, 100), "concise": proportion(20, 100)}
+    inverted, blind = reward(aspects=aspects).warnings
+    assert "prefers the worse answer in: concise" in inverted
+    assert "does not see: right" in blind
+    assert not reward(aspects={"polite": proportion(90, 100)}).warnings
+
+
+def test_over_optimisation_is_named_where_the_gold_score_fell_while_the_reward_rose_on():
+    gain = Interval(0.1, 0.05, 0.15)
+    fell = Judged(gain, 0.60, ((0, 0.40, 0.0), (9, 0.70, 0.5), (18, 0.65, 0.8)))
+    assert (
+        "over-optimised: after 9 steps the gold score was 0.700, since then it fell to 0.600"
+        in rl(judged=fell).warnings[0]
+    )
+    assert rl(judged=fell).passed
+    assert not rl(judged=Judged(gain, 0.68, fell.curve)).warnings  # within the noise of one probe
+    assert not rl(judged=Judged(gain, 0.60, ((0, 0.40, 0.0), (9, 0.70, 1.1)))).warnings  # the reward fell too
+    worse = Interval(-0.1, -0.2, -0.01)
+    assert "over-optimised" in rl(judged=Judged(worse, 0.30, fell.curve)).warnings[0]
+    from_the_start = ((0, 0.40, 0.0), (9, 0.35, 0.5))
+    assert not rl(judged=Judged(worse, 0.30, from_the_start)).warnings
+    assert "the reward prefers what is not better" in rl(judged=Judged(worse, 0.30, from_the_start)).text

@@ -13,9 +13,10 @@ ALLOWED = {
     "data": {"types", "errors", "seeds", "config"},
     "models": {"types", "errors", "seeds", "data"},
     "stages": {
-        *("types", "errors", "seeds", "config", "runtime", "evaluate"),
+        *("types", "errors", "seeds", "config", "runtime", "evaluate", "assistant"),
         *("algo", "engine", "data", "models"),
     },
+    "report": {"errors", "config", "resolve", "text", "runs", "checkpoint"},
 }
 
 

@@ -88,14 +88,15 @@ def test_gradients_are_clipped_to_the_norm():
 def test_a_non_finite_gradient_moves_nothing_anywhere_and_the_third_in_a_row_stops():
     models = [torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)]
     learners = [Trainable(m, settings(), lr=0.1) for m in models]
-    guard = Guard("rl")
+    refused = []
+    guard = Guard("rl", lambda reason, batch: refused.append((reason, batch)))
     before = [m.weight.detach().clone() for m in models]
 
     def attempt(spoil: bool):
         for model, learner in zip(models, learners, strict=True):
             factor = float("nan") if spoil and model is models[0] else 1.0
             learner.backward(factor * model(torch.ones(1, 2)).sum())
-        return guard.step([(learner, 1.0) for learner in learners])
+        return guard.step([(learner, 1.0) for learner in learners], lambda: ["the batch"])
 
     assert attempt(True) is None
     for model, weight in zip(models, before, strict=True):
@@ -103,7 +104,33 @@ def test_a_non_finite_gradient_moves_nothing_anywhere_and_the_third_in_a_row_sto
     assert attempt(False) is not None
     assert not torch.equal(models[1].weight, before[1])
     assert (guard.skipped, guard.in_a_row) == (1, 0)
+    assert refused == [("the gradient is not finite (norm nan)", ["the batch"])]
     attempt(True)
     attempt(True)
-    with pytest.raises(TrainingStopped, match="3 optimizer steps in a row"):
+    with pytest.raises(
+        TrainingStopped, match="3 optimizer steps in a row were refused, the last because the gradient is not finite"
+    ):
         attempt(True)
+
+
+def test_an_exploded_gradient_is_refused_and_an_ordinary_one_after_it_is_not():
+    model = torch.nn.Linear(2, 1, bias=False)
+    learner = Trainable(model, settings(), lr=0.0)
+    refused = []
+    guard = Guard("sft", lambda reason, batch: refused.append(reason))
+
+    def attempt(size: float):
+        learner.backward(size * model.weight.sum())  # its norm is size * sqrt(2)
+        return guard.step([(learner, 1.0)], list)
+
+    assert attempt(1e5) is not None  # nothing to compare with yet
+    for _ in range(20):
+        assert attempt(1.0) is not None
+    assert attempt(900.0) is not None
+    assert attempt(1100.0) is None
+    assert "exploded (norm 1.56e+03, median of the last steps 1.41)" in refused[0]
+    resumed = Guard("sft", lambda reason, batch: refused.append(reason))
+    resumed.load_state_dict(guard.state_dict())
+    guard = resumed
+    assert attempt(1.0) is not None
+    assert attempt(1100.0) is None

@@ -7,16 +7,16 @@ import torch
 from tiny import byte_tokenizer, tiny_model
 
 from chatsmith.algo.losses import language_model_loss
+from chatsmith.assistant import Assistant
 from chatsmith.config import Config, RlConfig
 from chatsmith.data.chat import Encoded, encode_texts, prepare_tokenizer
 from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.errors import TrainingStopped
 from chatsmith.models.critic import critic_from_actor
-from chatsmith.models.ema import Ema
 from chatsmith.models.reward import Reward
 from chatsmith.models.scoring import token_logprobs
-from chatsmith.stages.loop import Guard, Trainable
-from chatsmith.stages.rl import Learners, actor_loss, estimate, score, update
+from chatsmith.stages.loop import Guard
+from chatsmith.stages.ppo import PPO, actor_loss
 from chatsmith.stages.rollout import encode_questions, roll_out
 from chatsmith.stages.sft import language_model_backward
 from chatsmith.stages.watch import check_logprob_gap, describe
@@ -37,7 +37,7 @@ def config(**rl) -> Config:
 class World:
     """Actor, reference, critic and one batch of rollouts with its scores."""
 
-    def __init__(self, settings: Config, family: str = "llama", reward=vowels) -> None:
+    def __init__(self, settings: Config, family: str = "llama", reward=vowels, ptx=()) -> None:
         self.config = settings
         self.tokenizer = byte_tokenizer()
         prepare_tokenizer(self.tokenizer, "test")
@@ -48,6 +48,9 @@ class World:
         records = [Record(prompt=(Message("user", "x" * (i % 5 + 1)),)) for i in range(8)]
         prompts = encode_questions(self.tokenizer, records, stops=STOPS, max_tokens=64)
         engine = Engine(self.actor, pad_id=0, max_batch=8)
+        policy = Assistant(self.actor, self.tokenizer, STOPS, max_tokens=64)
+        self.ppo = PPO(policy, [Reward("test", reward, 1.0)], settings, steps=9, critic=self.critic, ptx=ptx)
+        self.ppo.reference = self.reference
         self.rollouts = roll_out(
             engine,
             self.tokenizer,
@@ -59,33 +62,11 @@ class World:
             samples=1,
             seed=(0,),
         )
-        rewards = [Reward("test", reward, 1.0)]
-        self.scores, self.metrics = score(
-            self.rollouts, self.actor, self.reference, self.critic, rewards, settings, policy_frozen=False
-        )
-        self.experience = estimate(
-            self.rollouts, self.scores, settings.rl, kl_coef=settings.rl.kl_coef, total=lambda x: x
-        )
-        rl = settings.rl
-        self.learners = Learners(
-            Trainable(self.actor, rl, lr=rl.lr),
-            Trainable(self.critic, rl, lr=rl.critic_lr),
-            Ema(self.actor, 0.9),
-            Guard("rl"),
-        )
+        self.scores, self.metrics = self.ppo.score(self.rollouts)
+        self.experience = self.ppo.estimate(self.rollouts, self.scores)
 
-    def update(self, ptx=(), **options):
-        defaults = {"factor": 1.0, "kl_coef": self.config.rl.kl_coef, "order_seed": 0, "policy_frozen": False}
-        return update(
-            self.actor,
-            self.critic,
-            self.tokenizer,
-            self.learners,
-            self.experience,
-            self.config,
-            texts=iter([list(ptx)] * 99) if ptx else None,
-            **(defaults | options),
-        )
+    def update(self):
+        return self.ppo.update(self.experience)
 
 
 @pytest.mark.parametrize("source", ["rollout", "training"])
@@ -107,15 +88,7 @@ def test_at_step_zero_the_kl_to_the_reference_is_zero():
     assert abs(metrics["rl/kl_sequence"]) <= 1e-4
     with torch.no_grad():
         world.reference.lm_head.weight.mul_(0.5)
-    other = score(
-        world.rollouts,
-        world.actor,
-        world.reference,
-        world.critic,
-        [Reward("test", vowels, 1.0)],
-        world.config,
-        policy_frozen=False,
-    )[0]
+    other, _ = world.ppo.score(world.rollouts)
     assert describe(world.rollouts, other, world.experience)["rl/kl"] > 1e-3
 
 
@@ -142,31 +115,20 @@ def gradients(model):
 def collect(world: World, **changes) -> dict:
     """Gradient of the actor loss over one mini-batch, cut into micro-batches as the configuration says."""
     engine = world.config.engine.model_copy(update=changes)
-    settings = world.config.model_copy(update={"engine": engine})
-    frozen = Learners(world.learners.actor, world.learners.critic, world.learners.ema, Refusing("rl"))
-    update(
-        world.actor,
-        world.critic,
-        world.tokenizer,
-        frozen,
-        world.experience,
-        settings,
-        factor=1.0,
-        kl_coef=0.1,
-        order_seed=0,
-        policy_frozen=False,
-        texts=None,
-    )
+    world.ppo.config = world.config.model_copy(update={"engine": engine})
+    learners = world.ppo.learners
+    world.ppo.learners = dataclasses.replace(learners, guard=Refusing("rl", print))
+    world.update()
     result = gradients(world.actor) | {f"critic.{n}": g for n, g in gradients(world.critic).items()}
-    world.learners.actor.clear()
-    world.learners.critic.clear()
+    learners.actor.clear()
+    learners.critic.clear()
     return result
 
 
 class Refusing(Guard):
     """Collects gradients and never steps."""
 
-    def step(self, trainables):
+    def step(self, trainables, batch):
         return None
 
 
@@ -188,12 +150,11 @@ def test_an_excluded_sample_changes_nothing_whatever_it_holds():
     valid = torch.tensor([True] * 6 + [False] * 2)
     scores = dataclasses.replace(world.scores, valid=valid)
     spoiled = dataclasses.replace(scores, rewards=torch.where(valid, scores.rewards, torch.tensor(1e9)))
-    one = estimate(world.rollouts, scores, world.config.rl, kl_coef=0.1, total=lambda x: x)
-    two = estimate(world.rollouts, spoiled, world.config.rl, kl_coef=0.1, total=lambda x: x)
+    one, two = world.ppo.estimate(world.rollouts, scores), world.ppo.estimate(world.rollouts, spoiled)
     assert not one.mask[6:].any()
     for name, value in vars(one).items():
         torch.testing.assert_close(value, getattr(two, name))
-    kept = estimate(world.rollouts, world.scores, world.config.rl, kl_coef=0.1, total=lambda x: x)
+    kept = world.ppo.estimate(world.rollouts, world.scores)
     assert not torch.allclose(kept.advantages[:6], one.advantages[:6])
 
 
@@ -238,14 +199,12 @@ def test_mixed_training_adds_c_times_the_language_model_gradient():
     texts = encode_texts(World(config()).tokenizer, ["good text", "another good text"], max_tokens=64)
     world = World(config())
     ppo = collect(world)
-    language_model_backward(world.learners.actor, world.actor, world.tokenizer, texts, world.config)
+    language_model_backward(world.ppo.learners.actor, world.actor, world.tokenizer, texts, world.config)
     lm = gradients(world.actor)
-    world.learners.actor.clear()
-
-    mixed = World(config(ptx_coef=0.7))
-    mixed.learners = Learners(mixed.learners.actor, mixed.learners.critic, mixed.learners.ema, Refusing("rl"))
-    mixed.update(ptx=texts)
-    for name, gradient in gradients(mixed.actor).items():
+    mixed = collect(World(config(ptx_coef=0.7), ptx=texts))
+    for name, gradient in mixed.items():
+        if name.startswith("critic."):
+            continue
         expected = ppo[name] + 0.7 * lm[name]
         torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4)
     assert any(g.norm() > 1e-3 for g in lm.values())
@@ -258,8 +217,8 @@ def test_the_language_model_loss_counts_targets_over_all_micro_batches():
         update={"engine": world.config.engine.model_copy(update={"max_batch_tokens": 1})}
     )
     for settings in (world.config, one_each):
-        loss = language_model_backward(world.learners.actor, world.actor, world.tokenizer, rows, settings)
-        world.learners.actor.clear()
+        loss = language_model_backward(world.ppo.learners.actor, world.actor, world.tokenizer, rows, settings)
+        world.ppo.learners.actor.clear()
         tokens = torch.full((1, 27), 5)
         mask = torch.arange(27)[None] > 0
         logprobs, _ = token_logprobs(
@@ -272,7 +231,7 @@ def test_the_language_model_loss_counts_targets_over_all_micro_batches():
 def test_a_frozen_policy_stays_and_its_critic_learns():
     world = World(config(critic_warmup=1))
     before = [p.detach().clone() for p in world.actor.parameters()]
-    metrics = world.update(policy_frozen=True)
+    metrics = world.update()
     for old, new in zip(before, world.actor.parameters(), strict=True):
         torch.testing.assert_close(old, new.detach(), atol=0, rtol=0)
     assert "rl/policy_loss" not in metrics

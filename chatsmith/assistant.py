@@ -1,0 +1,279 @@
+"""An assistant in Python: load a model, ask it, read the answer while it is spoken.
+
+    assistant = chatsmith.load("runs/tiny-cpu")
+    assistant.chat("What is the capital of France?")
+
+Every answer has an engine of its own, so one that is given up halfway leaves nothing behind.
+"""
+
+import json
+import math
+import secrets
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from jinja2 import TemplateError
+from pydantic import ValidationError
+
+from chatsmith.checkpoint import save_directory
+from chatsmith.config import EngineConfig
+from chatsmith.data.chat import TextStream, decode_answer, encode_prompts
+from chatsmith.data.formats import to_record
+from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.errors import ConfigError, DataError, ModelError, RequestError, RunError
+from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer, save_model
+from chatsmith.runtime import choose_device, choose_dtype
+from chatsmith.seeds import derive_seed
+from chatsmith.types import FinishReason, Message
+
+Conversation = str | Sequence[Message | Mapping[str, Any]]
+SpeakingStage = Literal["sft", "rl", "ema"]
+SPEAKING_STAGES: tuple[SpeakingStage, ...] = get_args(SpeakingStage)
+
+MAX_NEW_TOKENS = 512
+TEMPERATURE = 0.7
+TOP_P = 0.95
+MAX_TOKENS_WITHOUT_LIMIT = 4096  # prompt and answer of a model whose architecture sets no limit (ALiBi)
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """A causal language model ready to be asked or trained."""
+
+    model: Any
+    tokenizer: Any
+    stops: tuple[int, ...]
+    max_tokens: int  # prompt and answer together
+
+    def stream(
+        self,
+        messages: Conversation,
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        temperature: float = TEMPERATURE,
+        top_p: float = TOP_P,
+        seed: int | None = None,
+    ) -> "Reply":
+        """The answer, piece by piece; joined, the pieces are what `chat` returns for the same seed.
+
+        Args:
+            messages: what the user says, or a conversation that ends with a user turn: {"role", "content"} mappings
+                or `Message`s, a system turn first or none, then user and assistant in turn.
+            max_new_tokens: fewer are sampled where the model's `max_tokens` leaves room for fewer.
+            temperature: 0 takes the most likely token.
+            top_p: draw from the most likely tokens that hold this much of the mass; 1 keeps all.
+            seed: the same seed gives the same answer; None draws one.
+        Raises:
+            RequestError: if the conversation is malformed or leaves no room for an answer, or a setting is out of
+                range.
+        """
+        check_settings(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+        prompt = self._encode(read_conversation(messages))
+        room = self.max_tokens - len(prompt)
+        if room < 1:
+            raise RequestError(
+                f"the conversation has {len(prompt)} tokens and the model takes {self.max_tokens}, its answer "
+                "included: there is no room for one. Shorten the conversation, or begin a new one."
+            )
+        request = Request(
+            tokens=tuple(prompt),
+            max_new_tokens=min(max_new_tokens, room),
+            stops=self.stops,
+            sampling=Sampling(temperature=temperature, top_p=top_p),
+            seeds=(derive_seed(secrets.randbits(63) if seed is None else seed, "answer"),),
+        )
+        return Reply(self, request)
+
+    def chat(
+        self,
+        messages: Conversation,
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        temperature: float = TEMPERATURE,
+        top_p: float = TOP_P,
+        seed: int | None = None,
+    ) -> str:
+        """The whole answer. Arguments and errors: see `stream`."""
+        reply = self.stream(messages, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        for _ in reply:
+            pass
+        return decode_answer(self.tokenizer, reply.tokens)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the model as a complete Hugging Face directory that `load` and plain transformers read."""
+        card = "# Assistant\n\nTrained with chatsmith.\n"
+        save_directory(
+            Path(directory),
+            lambda path: save_model(self.model, self.tokenizer, path, stops=self.stops, card=card),
+        )
+
+    def _encode(self, messages: tuple[Message, ...]) -> list[int]:
+        try:
+            (prompt,) = encode_prompts(self.tokenizer, [messages], stops=self.stops)
+        except TemplateError as error:
+            raise RequestError(
+                f"the chat template of {self.tokenizer.name_or_path!r} refuses this conversation: {error}"
+            ) from error
+        return prompt
+
+
+class Reply(Iterator[str]):
+    """An answer while it is spoken: iterate over it for pieces of text, none of them empty.
+
+    `close`, or letting go of it, gives the answer up and frees what it holds.
+    """
+
+    def __init__(self, assistant: Assistant, request: Request) -> None:
+        self.limit = request.max_new_tokens
+        self.tokens: list[int] = []  # of the text: without the stop token
+        self.finish_reason: FinishReason | None = None  # None while it is spoken, and where it was given up
+        self._pieces = self._speak(assistant, request)
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        self._pieces.close()
+
+    def _speak(self, assistant: Assistant, request: Request) -> Generator[str, None, None]:
+        engine = Engine(assistant.model, pad_id=assistant.tokenizer.pad_token_id, max_batch=1)
+        text = TextStream(assistant.tokenizer)
+        held, spoken = "", False  # white space is held back until text follows: none begins or ends the answer
+        with engine.session():
+            engine.add(request)
+            while not engine.idle:
+                for event in engine.step():
+                    if event.finish_reason != "stop":
+                        self.tokens.append(event.token)
+                        held += text.add(event.token)
+                    if event.finish_reason is not None:
+                        held += text.finish()
+                    self.finish_reason = event.finish_reason
+                    held = held if spoken else held.lstrip()
+                    piece = held.rstrip()
+                    if piece:
+                        spoken, held = True, held[len(piece) :]
+                        yield piece
+
+
+def check_settings(*, max_new_tokens: int, temperature: float, top_p: float) -> None:
+    """Refuse settings with which nothing can be sampled.
+
+    Raises:
+        RequestError: naming the setting and its range.
+    """
+    if max_new_tokens < 1:
+        raise RequestError(f"max_new_tokens = {max_new_tokens}: an answer needs at least 1.")
+    if not 0 <= temperature < math.inf:
+        raise RequestError(f"temperature = {temperature}: it is 0 (always the most likely token) or more.")
+    if not 0 < top_p <= 1:
+        raise RequestError(f"top_p = {top_p}: it is above 0 and at most 1 (all tokens).")
+
+
+def read_conversation(messages: Conversation) -> tuple[Message, ...]:
+    """The turns of a conversation that waits for an answer, checked as data is.
+
+    Raises:
+        RequestError: if a turn lacks its role or content, if the turns are out of order, or if none waits.
+    """
+    if isinstance(messages, str):
+        messages = (Message("user", messages),)
+    turns = [vars(turn) if isinstance(turn, Message) else turn for turn in messages]
+    try:
+        record = to_record({"messages": turns}, origin="messages")
+    except DataError as error:
+        raise RequestError(f"messages: {error}.") from error
+    if record.answers:
+        raise RequestError(
+            "messages: the last turn is the assistant's, so nobody waits for an answer. End with a user."
+        )
+    return record.prompt
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model that can speak, and what its run says of it; a model that is not of a run has neither stage nor run."""
+
+    location: str  # a directory or a hub id
+    stage: SpeakingStage | None = None
+    manifest: Mapping[str, Any] | None = None
+
+
+def find(path: str | Path, stage: str | None = None) -> Found:
+    """The model that `path` means: a run's (by default the actor after PPO, else the SFT model), or the one there.
+
+    Raises:
+        ConfigError: if there is no such stage, or `path` is no run and has none.
+        RunError: if the run has no model of this stage (yet), or there is no such directory.
+        ModelError: if the directory holds a model that only judges.
+    """
+    if stage is not None and stage not in SPEAKING_STAGES:
+        raise ConfigError(f'no stage "{stage}" that speaks; there are {", ".join(SPEAKING_STAGES)}.')
+    directory = Path(path).expanduser()
+    if (directory / "manifest.json").is_file():
+        return _find_in_run(directory, stage)
+    # what looks like a hub id is not looked up there if it names a place that chatsmith or the user has made
+    local = directory.parent.is_dir() or directory.parts[:1] == ("runs",)
+    if not directory.exists() and local and len(directory.parts) > 1:
+        raise RunError(f"{path}: no such directory.{_neighbours(directory.parent)}")
+    if directory.is_file():
+        raise RunError(f"{path}: a file. Give a run directory, a model directory or a hub id.")
+    if stage is not None:
+        raise ConfigError(f"{path}: no run (it has no manifest.json), so there is no stage to choose: leave it out.")
+    if (directory / "value_head.safetensors").exists():
+        raise ModelError(f"{path}: a critic, which judges and does not speak. The model beside it is actor.")
+    return Found(str(directory) if directory.exists() else str(path))
+
+
+def load(path: str | Path, *, stage: str | None = None, device: str = "auto", dtype: str = "auto") -> Assistant:
+    """An assistant from a run directory, a model directory or a hub id.
+
+    Args:
+        stage: of a run: "rl" (the actor after PPO), "ema" (its average) or "sft". None: rl, or sft before PPO is done.
+        device: "auto", "cpu" or "cuda"; auto takes a GPU where there is one.
+        dtype: "auto", "float32" or "bfloat16"; auto is bfloat16 on a GPU.
+    Raises:
+        ChatsmithError: see `find`; ModelError if the model there cannot be loaded or does not speak.
+    """
+    try:
+        config = EngineConfig.model_validate({"device": device, "dtype": dtype})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{first['loc'][0]} = {first['input']!r}: {first['msg'].lower()}.") from error
+    location = find(path, stage).location
+    chosen = choose_device(config)
+    tokenizer = load_tokenizer(location)
+    model = load_actor(location, tokenizer, dtype=choose_dtype(config, chosen), device=chosen)
+    if any(name.endswith("ForSequenceClassification") for name in model.config.architectures or ()):
+        raise ModelError(f"{location}: a reward model, which scores answers and does not speak. Give a language model.")
+    max_tokens = context_length(model) or MAX_TOKENS_WITHOUT_LIMIT
+    return Assistant(model, tokenizer, load_stop_ids(location, tokenizer), max_tokens)
+
+
+def _find_in_run(run: Path, stage: str | None) -> Found:
+    try:
+        manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+        entries = manifest["stages"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{run / 'manifest.json'}: not the manifest of a run ({error!r}).") from error
+    models: dict[SpeakingStage, Path] = {
+        "rl": run / "rl" / "actor",
+        "ema": run / "rl" / "ema",
+        "sft": run / "sft" / "model",
+    }
+    # what the manifest does not call finished may be of an attempt before
+    there = [name for name, path in models.items() if ("rl" if name == "ema" else name) in entries and path.is_dir()]
+    if not there:
+        raise RunError(f"{run}: no stage that speaks is finished yet. Let the run go on: its first one is sft.")
+    chosen = next((name for name in there if stage in (None, name)), None)
+    if chosen is None:
+        raise RunError(f"{run}: has no {stage} model (yet). It has: {', '.join(there)}.")
+    return Found(str(models[chosen]), chosen, manifest)
+
+
+def _neighbours(folder: Path) -> str:
+    """What may have been meant instead."""
+    names = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
+    return f" In {folder} there are: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}." if names else ""

@@ -1,0 +1,117 @@
+"""The configuration as a run recorded it: what differs from the defaults, from the recipe, and from another run."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from chatsmith.config import Config
+from chatsmith.errors import ChatsmithError
+from chatsmith.report.reading import RecordedRun
+from chatsmith.resolve import read_recipe, resolve
+
+_NAMED = {
+    "seed": "--seed",
+    "actor_model": "--actor-model",
+    "reward_model": "--reward-model",
+    "data.sources": "--data",
+    "rl.rewards": "--reward",
+    "trackers": "--track",
+}
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key; `default` is empty where the value is the default."""
+
+    key: str
+    value: str
+    default: str
+    by_hand: bool  # differs from what the recipe says
+
+
+def settings(run: RecordedRun) -> dict[str, list[Setting]]:
+    """The recorded configuration, group by group; the keys without a group come first, under an empty name."""
+    recorded, defaults, recipe = _flat(run.get("config")), _flat(Config().model_dump(mode="json")), _recipe(run)
+    groups: dict[str, list[Setting]] = {"": []} if recorded else {}
+    for key, value in recorded.items():
+        group, _, name = key.rpartition(".")
+        differs = key in defaults and defaults[key] != value
+        groups.setdefault(group, []).append(
+            Setting(
+                name,
+                toml(value),
+                toml(defaults[key]) if differs else "",
+                recipe is not None and recipe.get(key, _ABSENT) != value,
+            )
+        )
+    return {group: rows for group, rows in groups.items() if rows}
+
+
+def differences(one: RecordedRun, two: RecordedRun) -> list[tuple[str, str, str]]:
+    """Keys in which two runs differ, with both values."""
+    here, there = _flat(one.get("config")), _flat(two.get("config"))
+    keys = [key for key in {**here, **there} if here.get(key, _ABSENT) != there.get(key, _ABSENT)]
+    return [(key, _said(here, key), _said(there, key)) for key in keys]
+
+
+def _said(flat: Mapping[str, Any], key: str) -> str:
+    return toml(flat[key]) if key in flat else "–"
+
+
+def command(run: RecordedRun) -> str:
+    """The command that repeats the run in a new directory; empty if nothing of a configuration is recorded."""
+    recorded, recipe = _flat(run.get("config")), _recipe(run)
+    stages = recorded.get("stages")
+    if not recorded or not isinstance(stages, list):
+        return ""
+    name = str(run.get("recipe") or "defaults")
+    named = [] if name == "defaults" or recipe is None else [name]
+    base = _flat(Config().model_dump(mode="json")) if recipe is None or not named else recipe
+    words = ["chatsmith", *(["train", *named] if len(stages) > 1 else [str(stages[0])])]
+    words += ["--recipe", *named] if named and len(stages) == 1 else []
+    for key, value in recorded.items():
+        if key == "stages" or base.get(key, _ABSENT) == value:
+            continue
+        values = value if key in _NAMED and isinstance(value, list) else [value]
+        words += [_NAMED.get(key, f"--{key}"), *(_word(item) for item in values)]
+    words += ["--run-dir", f"runs/{run.name}-again", *(["--force"] if run.status == "forced" else [])]
+    return shlex.join(words)
+
+
+def toml(value: Any) -> str:
+    """A value as TOML writes it; "none" where an optional key is off."""
+    if value is None:
+        return '"none"'
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _word(value: Any) -> str:
+    """A value on the command line, where a plain string needs no quotes of TOML."""
+    return value if isinstance(value, str) else toml(value).strip('"')
+
+
+def _recipe(run: RecordedRun) -> dict[str, Any] | None:
+    """What the run's recipe says as it is now; None if it is not there any more."""
+    name = str(run.get("recipe") or "defaults")
+    if name == "defaults":
+        return _flat(Config().model_dump(mode="json"))
+    try:
+        return _flat(resolve([(name, read_recipe(name))]).model_dump(mode="json"))
+    except (ChatsmithError, OSError):
+        return None
+
+
+def _flat(config: Any) -> dict[str, Any]:
+    """Dotted keys; a group that is off (null) has none."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items() if isinstance(config, Mapping) else ():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": item for name, item in value.items()}
+        elif value is not None:
+            flat[key] = value
+    return flat

@@ -1,0 +1,150 @@
+"""One configuration out of recipe, options and overrides.
+
+Later sources win: the defaults, a TOML recipe, named command-line options, dotted overrides such as
+`--rl.kl_coef 0.02`. An unknown key is an error that names the nearest known one.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from chatsmith.config import Config, Group, WorldConfig
+from chatsmith.errors import ConfigError
+
+
+def builtin_recipes() -> dict[str, str]:
+    """Name -> TOML text of the recipes that come with the package."""
+    folder = resources.files("chatsmith") / "recipes"
+    return {
+        entry.name.removesuffix(".toml"): entry.read_text(encoding="utf-8")
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".toml")
+    }
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The keys of a built-in recipe or of a TOML file.
+
+    Raises:
+        ConfigError: if there is no such recipe or the file is not TOML.
+    """
+    recipes = builtin_recipes()
+    if name in recipes:
+        return tomllib.loads(recipes[name])
+    path = Path(name)
+    if not path.is_file():
+        near = difflib.get_close_matches(name, recipes, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else "known: " + ", ".join(recipes)
+        raise ConfigError(f'no recipe or TOML file "{name}"; {hint}')
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: not valid TOML: {error}.") from error
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """`--rl.kl_coef 0.02` and `--rl.kl_coef=0.02` as nested keys. Values are TOML; anything else is a string.
+
+    Raises:
+        ConfigError: if an argument is not of that form or has no value.
+    """
+    given: dict[str, Any] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--"):
+            raise ConfigError(f"unexpected argument {argument!r}; overrides look like --rl.kl_coef 0.02.")
+        key = name[2:].replace("-", "_")
+        _check_key(key, "the command line")
+        if not equals:
+            value = next(rest, "")
+            if not value or value.startswith("--"):
+                raise ConfigError(f"{name} has no value; write {name} VALUE.")
+        given[key] = _toml_value(value)
+    return nested(given)
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"rl.lr": 1} as {"rl": {"lr": 1}}."""
+    result: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, last = key.split(".")
+        place = result
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
+    return result
+
+
+def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
+    """One configuration from (origin, keys) layers, later ones winning key by key.
+
+    Raises:
+        ConfigError: naming the key, the value, the origin, and what would be accepted.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, keys in layers:
+        for key, value in _flat(keys):
+            _check_key(key, origin)
+            # TOML has no null: "none" turns an optional key off (for the truncated score it is a choice of its own)
+            off = value == "none" and key != "rl.truncated_score"
+            merged[key], origins[key] = None if off else value, origin
+    try:
+        return Config.model_validate(nested(merged))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"] if not isinstance(part, int)]
+        candidates = [".".join(path[:n]) for n in range(len(path), 0, -1)]
+        key = next((name for name in candidates if name in origins), candidates[0])
+        where = origins.get(key, layers[-1][0] if layers else "defaults")
+        message = first["msg"].removeprefix("Value error, ")
+        given = "" if key not in origins else f" = {first['input']!r}"
+        text = message if first["type"] == "value_error" else f"{key}{given}: {message}"
+        raise ConfigError(f"{where}: {text}.") from error
+
+
+def _flat(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in keys.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the configuration."""
+    keys = []
+    for name, info in Config.model_fields.items():
+        group = WorldConfig if name == "world" else info.annotation
+        if isinstance(group, type) and issubclass(group, Group):
+            keys += [f"{name}.{key}" for key in group.model_fields]
+        else:
+            keys.append(name)
+    return keys
+
+
+def _check_key(key: str, origin: str) -> None:
+    known = known_keys()
+    if key in known:
+        return
+    by_last_part = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    near = difflib.get_close_matches(key, known, n=1) or by_last_part
+    hint = (
+        f'; did you mean "{near[0]}"?'
+        if near
+        else f"; groups are {', '.join(sorted({k.split('.')[0] for k in known}))}."
+    )
+    raise ConfigError(f'{origin}: unknown key "{key}"{hint}')
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,137 @@
+"""The runs below a directory as one table, from their manifests. Nothing here can fail on what lies there."""
+
+import fcntl
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chatsmith.console import Screen
+
+DEPTH = 3  # runs/NAME, runs/GROUP/NAME, ...
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run, or in `problem` why a directory is none."""
+
+    name: str
+    changed: float  # seconds since the epoch
+    manifest: Mapping[str, Any]
+    problem: str = ""
+
+
+def show_runs(screen: Screen, directory: Path) -> None:
+    """Print the table, the run that changed last first."""
+    entries = sorted(find_runs(directory), key=lambda entry: -entry.changed)
+    runs = [entry for entry in entries if not entry.problem]
+    if not entries:
+        screen.line(f"No runs in {directory}. To make one:")
+        screen.command("chatsmith train")
+        return
+    if runs:
+        columns, rows = _table(runs)
+        screen.table(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} in {directory}", columns, rows)
+    for entry in entries:
+        if entry.problem:
+            screen.line(f"  {entry.name}: {entry.problem}", "dim")
+
+
+def find_runs(directory: Path) -> list[Entry]:
+    """Every run below `directory`, and the directories that are none."""
+    if (directory / MANIFEST).is_file():
+        return [_read(directory, directory.name)]
+    return list(_search(directory, "", DEPTH))
+
+
+def _search(directory: Path, prefix: str, depth: int) -> Iterator[Entry]:
+    try:
+        children = sorted(child for child in directory.iterdir() if child.is_dir() and child.name[0] != ".")
+    except OSError as error:
+        if prefix:
+            yield Entry(prefix.rstrip("/"), 0.0, {}, f"cannot be read: {error.strerror}")
+        return
+    for child in children:
+        name = prefix + child.name
+        if (child / MANIFEST).is_file():
+            yield _read(child, name)
+            continue
+        below = list(_search(child, f"{name}/", depth - 1)) if depth > 1 else []
+        if any(not entry.problem for entry in below):
+            yield from below
+        else:
+            yield Entry(name, 0.0, {}, "no run of chatsmith: it holds no manifest.json")
+
+
+def _read(directory: Path, name: str) -> Entry:
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files = [path, *directory.glob("*/metrics.jsonl")]
+        changed = max(file.stat().st_mtime for file in files)
+    except OSError as error:
+        return Entry(name, 0.0, {}, f"{MANIFEST} cannot be read: {error.strerror}")
+    except (ValueError, RecursionError) as error:
+        return Entry(name, 0.0, {}, f"{MANIFEST} is broken: {error}")
+    if not isinstance(manifest, dict) or not {"status", "stages", "summary"} <= set(manifest):
+        return Entry(name, 0.0, {}, f"{MANIFEST} is not one of chatsmith")
+    if manifest["status"] == "running" and not _is_locked(directory):
+        manifest["status"] = "killed"
+    return Entry(name, changed, manifest)
+
+
+def _is_locked(directory: Path) -> bool:
+    """Whether a process holds the run, see `run.lock`."""
+    try:
+        with (directory.parent / f".{directory.name}.lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _table(runs: list[Entry]) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows; figures that no run has are left out."""
+    now = time.time()
+    rows = []
+    for run in runs:
+        summary = run.manifest["summary"] if isinstance(run.manifest["summary"], dict) else {}
+        first, last = _number(summary, "reward_mean_first"), _number(summary, "reward_mean_last")
+        rows.append(
+            {
+                "run": run.name,
+                "status": str(run.manifest["status"]),
+                "age": _coarse(max(0.0, now - run.changed)),  # since its last change
+                "took": _written(_number(summary, "seconds"), _coarse),
+                "recipe": str(run.manifest.get("recipe", "")),
+                "SFT loss": _written(_number(summary, "sft_loss_last"), "{:.3f}".format),
+                "acc.": _written(_number(summary, "reward_accuracy"), "{:.0%}".format),
+                "reward": _written(last - first, "{:+.2f}".format),
+                "gold": _written(_number(summary, "gold_gain"), "{:+.3f}".format),
+            }
+        )
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    return columns, [[row[name] for name in columns] for row in rows]
+
+
+def _coarse(seconds: float) -> str:
+    """A duration in one unit."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _number(summary: Mapping[str, Any], name: str) -> float:
+    value = summary.get(name)
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _written(value: float, write: Callable[[float], str]) -> str:
+    return write(value) if math.isfinite(value) else ""

@@ -1,0 +1,354 @@
+"""PPO with a critic, one step in its parts: roll out, score, estimate, update.
+
+`stages/rl.py` runs these parts over a whole stage; a loop of one's own is the same four calls.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chatsmith.algo.advantages import gae, whiten
+from chatsmith.algo.losses import Total, kl_estimate, masked_sum, policy_loss, value_loss
+from chatsmith.algo.rewards import adapt_kl_coef, token_rewards
+from chatsmith.assistant import Assistant
+from chatsmith.config import Config, RlConfig
+from chatsmith.data.batch import batches, micro_batches
+from chatsmith.data.chat import Encoded
+from chatsmith.engine.engine import Engine, Sampling
+from chatsmith.errors import DataError
+from chatsmith.models.critic import Critic
+from chatsmith.models.ema import Ema, default_decay
+from chatsmith.models.reward import Reward, critic_for
+from chatsmith.models.scoring import token_logprobs, token_values
+from chatsmith.seeds import derive_seed, permutation
+from chatsmith.stages.loop import Guard, Skipped, Trainable, as_text, learning_rate_factor
+from chatsmith.stages.rollout import Prompts, encode_questions, judge, roll_out, rollout_logprobs
+from chatsmith.stages.sft import language_model_backward
+from chatsmith.stages.watch import describe
+from chatsmith.types import Experience, Message, Record, Rollouts, Scores
+
+Advantages = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(token_rewards, values, mask), each [B, T] -> advantages [B, T], not whitened, 0 outside the mask.
+
+Row p * G + g is sample g of the p-th prompt, G = `rl.samples_per_prompt`.
+"""
+
+
+@dataclass(frozen=True)
+class Learners:
+    """Everything that moves."""
+
+    actor: Trainable
+    critic: Trainable
+    ema: Ema
+    guard: Guard
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in vars(self).items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in vars(self).items():
+            part.load_state_dict(state[name])
+
+
+class PPO:
+    """A policy that is trained in place, with its reference, critic, rewards and optimizers.
+
+        ppo = PPO(policy, rewards, config, steps=10)
+        experience, metrics = ppo.make_experience(questions)
+        metrics |= ppo.update(experience)
+
+    Args:
+        policy: the SFT model. Its weights move; the reference is a copy of what it is now.
+        rewards: what is maximised, summed with their weights.
+        config: of it `seed`, `rl` and `engine`; how many steps and rollouts there are is the caller's affair.
+        steps: how many there will be, for the learning rate's schedule and the average's decay.
+        critic: None: from the first reward model that reads the policy's tokens, else from the policy.
+        advantages: what to use in place of generalised advantage estimation.
+        ptx: rows for mixed training, used when `rl.ptx_coef` > 0.
+        on_skip: told of every refused optimizer step, with its batch as text; None: a Python warning.
+    """
+
+    def __init__(
+        self,
+        policy: Assistant,
+        rewards: Sequence[Reward],
+        config: Config,
+        *,
+        steps: int,
+        critic: Critic | None = None,
+        advantages: Advantages | None = None,
+        ptx: Sequence[Encoded] = (),
+        on_skip: Skipped | None = None,
+    ) -> None:
+        settings = config.rl
+        self.config, self.policy, self.rewards, self.ptx = config, policy, rewards, ptx
+        self.actor, self.tokenizer = policy.model, policy.tokenizer
+        self.reference = copy.deepcopy(self.actor).requires_grad_(False)
+        self.critic = critic or critic_for(policy.model, policy.tokenizer, rewards, max_tokens=policy.max_tokens)
+        self.steps, self.step, self.kl_coef = steps, 0, settings.kl_coef
+        self.advantages = advantages or partial(gae, gamma=settings.gamma, lam=settings.lam)
+        decay = settings.ema_decay or default_decay(steps * settings.epochs * settings.minibatches)
+        self.learners = Learners(
+            Trainable(self.actor, settings, lr=settings.lr),
+            Trainable(self.critic, settings, lr=settings.critic_lr),
+            Ema(self.actor, decay),
+            Guard("rl", on_skip or (lambda reason, _: warnings.warn(reason, stacklevel=2))),
+        )
+        self.engine = Engine(self.actor, pad_id=self.tokenizer.pad_token_id, max_batch=config.engine.max_batch)
+        self.sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
+
+    def make_experience(self, questions: Sequence[str | Record]) -> tuple[Experience, dict[str, float]]:
+        """Answer questions, `rl.samples_per_prompt` times each, and turn the answers into what `update` learns from.
+
+        Raises:
+            DataError: if a question leaves no room for an answer.
+        """
+        records = [q if isinstance(q, Record) else Record(prompt=(Message("user", q),)) for q in questions]
+        room = self.policy.max_tokens - self.config.rl.max_new_tokens
+        prompts = encode_questions(self.tokenizer, records, stops=self.policy.stops, max_tokens=room)
+        if prompts.dropped_too_long:
+            raise DataError(
+                f"{prompts.dropped_too_long} of {len(records)} questions have more than {room} tokens, which leaves no "
+                f"room for an answer of {self.config.rl.max_new_tokens}."
+            )
+        rollouts = self.roll_out(prompts, range(len(prompts.tokens)))
+        scores, metrics = self.score(rollouts)
+        experience = self.estimate(rollouts, scores)
+        return experience, metrics | describe(rollouts, scores, experience)
+
+    def roll_out(self, prompts: Prompts, index: Sequence[int]) -> Rollouts:
+        """The policy's answers to the prompts at `index`."""
+        settings = self.config.rl
+        return roll_out(
+            self.engine,
+            self.tokenizer,
+            prompts,
+            index,
+            self.sampling,
+            limit=settings.max_new_tokens,
+            stops=self.policy.stops,
+            samples=settings.samples_per_prompt,
+            seed=(self.config.seed, self.step),
+        )
+
+    @torch.no_grad()
+    def score(self, rollouts: Rollouts) -> tuple[Scores, dict[str, float]]:
+        """Old and reference log-probs, values and rewards of rollouts.
+
+        Old log-probs come from the rollout (default in fp32: then `update` measures the gap on its first mini-batch)
+        or from the training forward, also where the policy is frozen and `update` does not run it.
+        """
+        settings = self.config.rl
+        rewards, valid, metrics = judge(rollouts.samples, self.rewards, settings)
+        temperature, device = settings.temperature, rollouts.tokens.device
+        reference_logprobs, _ = rollout_logprobs(self.reference, rollouts, temperature=temperature, config=self.config)
+        takes_rollout = settings.old_logprobs == "auto" and self.actor.dtype == torch.float32
+        logprobs = rollouts.logprobs
+        if self._policy_frozen or not (takes_rollout or settings.old_logprobs == "rollout"):
+            logprobs, _ = rollout_logprobs(self.actor, rollouts, temperature=temperature, config=self.config)
+            gap = (logprobs - rollouts.logprobs).abs()[rollouts.mask]
+            metrics |= {"rollout/logprob_gap_mean": gap.mean().item(), "rollout/logprob_gap_max": gap.max().item()}
+        values = rollout_values(self.critic, rollouts, self.config)
+        return Scores(logprobs, reference_logprobs, values, rewards.to(device), valid.to(device)), metrics
+
+    def estimate(self, rollouts: Rollouts, scores: Scores) -> Experience:
+        """Rewards per token, advantages and returns."""
+        return estimate(
+            rollouts,
+            scores,
+            self.config.rl,
+            kl_coef=self.kl_coef,
+            advantages=self.advantages,
+            total=lambda x: x,
+        )
+
+    def update(self, experience: Experience) -> dict[str, float]:
+        """Epochs of mini-batches over one experience; ends early when the policy has moved too far from the old one.
+
+        Returns:
+            means over the mini-batches (maxima for `*_max`).
+        """
+        settings = self.config.rl
+        factor = learning_rate_factor(settings, self.step, self.steps)
+        order_seed = derive_seed(self.config.seed, self.step)
+        texts = self._texts() if settings.ptx_coef > 0 and not self._policy_frozen else None
+        rows = experience.tokens.shape[0]
+        size = max(1, rows // settings.minibatches)
+        per_minibatch: list[dict[str, float]] = []
+        for epoch in range(settings.epochs):
+            first_of_epoch = len(per_minibatch)
+            shuffle = permutation(rows, order_seed, epoch)
+            for first in range(0, rows, size):
+                batch = experience.rows(torch.tensor(shuffle[first : first + size], device=experience.tokens.device))
+                if batch.mask.any():  # else every sample was excluded
+                    per_minibatch.append(self._update_once(batch, factor, texts))
+            moved = [whole["rl/kl_old"] for whole in per_minibatch[first_of_epoch:] if "rl/kl_old" in whole]
+            if moved and _mean(moved) > settings.max_kl_old:
+                break
+        result = _combine(per_minibatch, _mean)
+        # Before the first optimizer step old and new policy are the same: what differs is rollout against training.
+        for name in ("rollout/logprob_gap_mean", "rollout/logprob_gap_max"):
+            if name in result:
+                result[name] = per_minibatch[0][name]
+        self.step += 1
+        return {
+            **result,
+            "rl/epochs": (epoch + 1.0),
+            "rl/lr": settings.lr * factor,
+            "rl/kl_coef": self.kl_coef,
+            "rl/skipped": float(self.learners.guard.skipped),
+        }
+
+    def adapt_kl_coef(self, kl_sequence: float, answers: int) -> None:
+        """Move the KL coefficient towards `rl.kl_target`, if there is one, after a step with `answers` answers."""
+        settings = self.config.rl
+        if settings.kl_target is not None:
+            self.kl_coef = adapt_kl_coef(
+                self.kl_coef, kl_sequence, target=settings.kl_target, horizon=settings.kl_horizon, answers=answers
+            )
+
+    def average(self) -> Any:
+        """A copy of the actor with the averaged weights."""
+        average = copy.deepcopy(self.actor)
+        self.learners.ema.copy_to(average)
+        return average
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "kl_coef": self.kl_coef, "learners": self.learners.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.kl_coef = state["step"], state["kl_coef"]
+        self.learners.load_state_dict(state["learners"])
+
+    @property
+    def _policy_frozen(self) -> bool:
+        return self.step < self.config.rl.critic_warmup
+
+    def _texts(self) -> Iterator[list[Encoded]]:
+        """Endless batches for mixed training; every step has its own seed, so a resumed one agrees."""
+        seed = derive_seed(self.config.seed, "ptx", self.step)
+        for index in batches(len(self.ptx), size=self.config.rl.ptx_batch, seed=seed):
+            yield [self.ptx[i] for i in index]
+
+    def _update_once(self, batch: Experience, factor: float, texts: Iterator[list[Encoded]] | None) -> dict[str, float]:
+        """One optimizer step of critic and (unless frozen) actor on a mini-batch."""
+        settings, learners, frozen = self.config.rl, self.learners, self._policy_frozen
+        count = batch.mask.sum()
+        parts = []
+        for group in micro_batches(batch.lengths.tolist(), max_tokens=self.config.engine.max_batch_tokens):
+            part = batch.rows(torch.tensor(group, device=batch.tokens.device))
+            metrics: dict[str, float] = {}
+            if not frozen:
+                loss, metrics = actor_loss(self.actor, part, self.config, count=count, kl_coef=self.kl_coef)
+                learners.actor.backward(loss)
+            values = token_values(self.critic, part.tokens, part.lengths, part.mask)
+            clip = None if frozen else settings.value_clip
+            loss = value_loss(values, part.values, part.returns, part.mask, count=count, clip=clip)
+            learners.critic.backward(loss)
+            parts.append({**metrics, "rl/value_loss": loss.item()})
+        whole = _combine(parts, sum)
+        if texts is not None:
+            whole["rl/ptx_loss"] = language_model_backward(
+                learners.actor, self.actor, self.tokenizer, next(texts), self.config, weight=settings.ptx_coef
+            )
+        moving = [(learners.critic, factor)] + ([] if frozen else [(learners.actor, factor)])
+        rows = zip(batch.tokens.tolist(), batch.lengths.tolist(), strict=True)
+        tokens = [row[:length] for row, length in rows]
+        norms = learners.guard.step(moving, partial(as_text, self.tokenizer, tokens))
+        if norms is not None:
+            whole |= dict(zip(("rl/grad_norm_critic", "rl/grad_norm_actor"), norms, strict=False))
+            if not frozen:
+                learners.ema.update(learners.actor.weights)
+        return whole
+
+
+def rollout_values(critic: Critic, rollouts: Rollouts, config: Config) -> Tensor:
+    """The critic's values [B, T] of the states before each sampled token, without gradient."""
+    values = torch.zeros_like(rollouts.logprobs)
+    with torch.no_grad():
+        for group in micro_batches(rollouts.lengths.tolist(), max_tokens=config.engine.max_batch_tokens):
+            rows = torch.tensor(group, device=rollouts.tokens.device)
+            width = int(rollouts.lengths[rows].max())
+            tokens, mask = rollouts.tokens[rows, :width], rollouts.mask[rows, :width]
+            values[rows, :width] = token_values(critic, tokens, rollouts.lengths[rows], mask)
+    return values
+
+
+def estimate(
+    rollouts: Rollouts, scores: Scores, settings: RlConfig, *, kl_coef: float, advantages: Advantages, total: Total
+) -> Experience:
+    """Rewards per token, advantages (whitened) and returns (from unwhitened ones of their own lambda). Pure."""
+    mask = rollouts.mask & scores.valid[:, None]
+    in_reward = kl_coef if settings.kl_in == "reward" else 0.0
+    per_token = token_rewards(scores.rewards, scores.logprobs, scores.reference_logprobs, mask, kl_coef=in_reward)
+    for_returns = gae(per_token, scores.values, mask, gamma=settings.gamma, lam=settings.returns_lam)
+    returns = torch.where(mask, for_returns + scores.values, torch.zeros_like(for_returns))
+    return Experience(
+        tokens=rollouts.tokens,
+        lengths=rollouts.lengths,
+        mask=mask,
+        logprobs=scores.logprobs,
+        reference_logprobs=scores.reference_logprobs,
+        values=scores.values,
+        advantages=whiten(advantages(per_token, scores.values, mask), mask, total=total),
+        returns=returns,
+    )
+
+
+def actor_loss(
+    actor: Any, part: Experience, config: Config, *, count: Tensor, kl_coef: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Policy loss of a micro-batch, with the KL term where it belongs to the loss.
+
+    Args:
+        count: valid sampled tokens of the global mini-batch.
+    """
+    settings = config.rl
+    logprobs, entropies = token_logprobs(
+        actor,
+        part.tokens,
+        part.lengths,
+        part.mask,
+        temperature=settings.temperature,
+        max_logits_bytes=config.engine.max_logits_mib << 20,
+    )
+    loss, parts = policy_loss(
+        logprobs,
+        part.logprobs,
+        part.advantages,
+        part.mask,
+        count=count,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        dual_clip=settings.dual_clip,
+    )
+    gap = (logprobs - part.logprobs).detach().abs()
+    metrics = {
+        "rl/policy_loss": loss.item(),
+        "rl/entropy": (masked_sum(entropies, part.mask) / count).item(),
+        "rollout/logprob_gap_mean": (masked_sum(gap, part.mask) / count).item(),
+        "rollout/logprob_gap_max": torch.where(part.mask, gap, torch.zeros_like(gap)).max().item(),
+        **{f"rl/{name}": value.item() for name, value in parts.items()},
+    }
+    if settings.kl_in == "loss":
+        kl = kl_estimate(logprobs, part.reference_logprobs, settings.kl_estimator or "k2")
+        loss = loss + kl_coef * masked_sum(kl, part.mask) / count
+    return loss, metrics
+
+
+def _combine(parts: Sequence[dict[str, float]], how: Callable[[list[float]], float]) -> dict[str, float]:
+    """Metrics of parts into one: maxima for names that end in `_max`, `how` for the others."""
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    gathered = {name: [part[name] for part in parts if name in part] for name in names}
+    return {name: max(values) if name.endswith("_max") else how(values) for name, values in gathered.items()}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,81 @@
+"""What PPO must not do unnoticed. Each tripwire speaks once, at the step where it is touched."""
+
+from collections.abc import Callable
+from typing import Any
+
+from chatsmith.config import Config
+from chatsmith.errors import TrainingStopped
+
+CONSTANT_STEPS = 3  # from the start on, after which a reward without spread stops the run
+CONSTANT = 1e-6
+ALL = 0.99
+
+
+class Tripwires:
+    """Looks at the metrics of every step.
+
+    Args:
+        warn: told what was touched.
+    """
+
+    def __init__(self, config: Config, warn: Callable[[str], None]) -> None:
+        self._config, self._warn = config, warn
+        self._said: list[str] = []
+        self._steps = 0
+        self._constant = 0  # steps in a row
+        self._first_length = 0.0
+
+    def check(self, metrics: dict[str, float]) -> None:
+        """Warn, once each, of answers that are all cut off, rewards without spread, and bounds that are left.
+
+        Raises:
+            TrainingStopped: if all answers have had the same reward from the start on: there is nothing to learn.
+        """
+        gates = self._config.gates
+        if self._steps == 0:
+            self._first_length = metrics["rl/answer_length"]
+        self._steps += 1
+        cut_off = metrics["rl/truncation_rate"] >= ALL
+        if cut_off:
+            self._say(
+                "truncated",
+                "all answers are cut off at rl.max_new_tokens: raise it, or train the SFT model until its answers end",
+            )
+        self._constant = self._constant + 1 if metrics["rl/reward_std"] < CONSTANT else 0
+        if self._constant == self._steps == CONSTANT_STEPS:
+            cause = " (they are all cut off at rl.max_new_tokens)" if cut_off else ""
+            raise TrainingStopped(
+                f"rl: every answer of the first {CONSTANT_STEPS} steps got the same reward, "
+                f"{metrics['rl/reward_mean']:.3f}{cause}: there is nothing to learn from. Look at the reward, or at "
+                "the answers in rl/answers.jsonl."
+            )
+        if self._constant == CONSTANT_STEPS:
+            self._say("constant", "all answers get the same reward: nothing more is learned")
+        if metrics["rl/kl"] > gates.max_kl:
+            self._say("kl", f"KL of {metrics['rl/kl']:.2f} nats per token: above gates.max_kl = {gates.max_kl}")
+        if metrics.get("rl/entropy", gates.min_entropy) < gates.min_entropy:
+            self._say("entropy", f"entropy fell below gates.min_entropy = {gates.min_entropy}: raise rl.kl_coef")
+        ratio = metrics["rl/answer_length"] / self._first_length
+        if not 1 / gates.max_length_ratio <= ratio <= gates.max_length_ratio:
+            self._say(
+                "length",
+                f"answers are {ratio:.1f} times as long as at the start (gates.max_length_ratio = "
+                f"{gates.max_length_ratio}): is the reward about length?",
+            )
+
+    def _say(self, name: str, text: str) -> None:
+        if name not in self._said:
+            self._said.append(name)
+            self._warn(f"step {self._steps - 1}: {text}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "said": self._said,
+            "steps": self._steps,
+            "constant": self._constant,
+            "first_length": self._first_length,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._said, self._steps = state["said"], state["steps"]
+        self._constant, self._first_length = state["constant"], state["first_length"]

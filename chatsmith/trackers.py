@@ -1,0 +1,191 @@
+"""Metrics to TensorBoard, Weights & Biases or trackio, where the user asks for it; their packages are extras.
+
+A tracker gets every finite number of `metrics.jsonl` under its own name. Its step runs on over the whole run: the steps
+of the stages before are added. A resumed run continues after its checkpoint. With `--from` the id of the run changes,
+since W&B and trackio never forget a step.
+"""
+
+import importlib.util
+import io
+import json
+import math
+import re
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, Protocol
+
+from chatsmith.checkpoint import save_text
+from chatsmith.config import STAGES, Config, StageName, TrackerName
+from chatsmith.errors import ConfigError
+
+PROJECT = "chatsmith"  # in W&B and trackio
+
+
+class Tracker(Protocol):
+    """Where metrics go besides `metrics.jsonl`."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in DIR/trackers/tensorboard: `tensorboard --logdir DIR`."""
+
+    def __init__(self, config: Config, directory: Path) -> None:
+        self._config, self._directory = config, directory / "trackers" / "tensorboard"
+        self._writer: Any = None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # readers forget what an earlier process wrote at this step or later
+            self._writer = SummaryWriter(str(self._directory), purge_step=step)
+            if step == 0:
+                text = json.dumps(self._config.model_dump(mode="json"), indent=2)
+                self._writer.add_text("config", f"```\n{text}\n```", 0)
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()  # a process that is killed leaves no gap
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class WandB:
+    """A run of the project `chatsmith`, under the account that wandb is logged in with; its files in DIR/trackers."""
+
+    def __init__(self, config: Config, directory: Path) -> None:
+        import wandb
+
+        (directory / "trackers").mkdir(parents=True, exist_ok=True)
+        try:
+            with _no_questions():
+                self._run: Any = wandb.init(
+                    project=PROJECT,
+                    name=directory.name,
+                    id=run_id(directory),
+                    resume="allow",
+                    dir=directory / "trackers",
+                    config=config.model_dump(mode="json"),
+                    # numbers only: no code, no output, no git remote
+                    settings=wandb.Settings(console="off", silent=True, save_code=False, disable_git=True),
+                )
+        except wandb.errors.Error as error:
+            raise ConfigError(
+                f"wandb: {error} Or keep the metrics on this machine: WANDB_MODE=offline, or --track tensorboard."
+            ) from error
+        self._next = self._run.step  # of a resumed run; 0 where there is no connection
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step >= self._next:  # what it already has is the same: a resumed run repeats itself exactly
+            self._run.log(dict(metrics), step=step, commit=True)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackio:
+    """A run of the project `chatsmith` in trackio's own folder on this machine: `trackio show`."""
+
+    def __init__(self, config: Config, directory: Path) -> None:
+        import trackio
+
+        with _no_questions():
+            self._run: Any = trackio.init(
+                project=PROJECT,
+                name=run_id(directory),
+                config=config.model_dump(mode="json"),
+                resume="allow",
+                embed=False,
+                auto_log_cpu=False,
+                auto_log_gpu=False,
+            )
+        self._finish: Callable[[], None] = trackio.finish
+        self._next = getattr(self._run, "_next_step", 0)  # it says so nowhere else
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step >= self._next:
+            self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        with _no_questions():
+            self._finish()
+
+
+OPEN: dict[TrackerName, Callable[[Config, Path], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "trackio": Trackio,
+}
+
+
+def check_installed(names: Sequence[TrackerName]) -> None:
+    """Raises:
+    ConfigError: if the package of a tracker is missing.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"trackers: the package {name} is not installed. Type pip install 'chatsmith[{name}]', "
+                f"or leave out --track {name}."
+            )
+
+
+@contextmanager
+def open_trackers(config: Config, directory: Path) -> Iterator[list[Tracker]]:
+    """The run's trackers, closed at the end of the context.
+
+    Raises:
+        ConfigError: if one of them cannot be opened.
+    """
+    with ExitStack() as stack:
+        trackers = []
+        for name in dict.fromkeys(config.trackers):
+            tracker = OPEN[name](config, directory)
+            stack.callback(tracker.close)
+            trackers.append(tracker)
+        yield trackers
+
+
+def first_step(directory: Path, stage: StageName) -> int:
+    """The steps of the stages before `stage`: where its own begin for a tracker."""
+    files = [directory / before / "metrics.jsonl" for before in STAGES[: STAGES.index(stage)]]
+    return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+
+
+def feed(trackers: Sequence[Tracker], offset: int, step: int, metrics: Mapping[str, float]) -> None:
+    """Give one step's finite metrics to every tracker, `offset` steps later."""
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    for tracker in trackers:
+        tracker.log(offset + step, finite)
+
+
+def run_id(directory: Path) -> str:
+    """What W&B and trackio know this run by, also when it is resumed."""
+    path = directory / "trackers" / "id"
+    if not path.exists():
+        name = re.sub(r"[^\w-]+", "-", directory.name, flags=re.ASCII)
+        save_text(path, f"{name}-{secrets.token_hex(4)}")
+    return path.read_text(encoding="utf-8")
+
+
+def forget(directory: Path) -> None:
+    """The run's history changes from here on: trackers that cannot forget a step begin a new run."""
+    (directory / "trackers" / "id").unlink(missing_ok=True)
+
+
+@contextmanager
+def _no_questions() -> Iterator[None]:
+    """Inside, nothing is asked on the terminal, and what a package prints to standard output is lost."""
+    stdin = sys.stdin
+    with redirect_stdout(io.StringIO()), io.StringIO() as sys.stdin:
+        try:
+            yield
+        finally:
+            sys.stdin = stdin

@@ -1,0 +1,377 @@
+"""Asking a model: what is streamed is what is said, nothing is cut silently, and what is given up is freed."""
+
+import gc
+import inspect
+import json
+import random
+import weakref
+
+import pytest
+import torch
+from bigram import bigram_model
+from tiny import STORIES, byte_tokenizer, require, tiny_model, tiny_reward_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import BertTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
+
+import chatsmith
+from chatsmith import cli
+from chatsmith.assistant import Assistant, load, read_conversation
+from chatsmith.chat import Exchange, Talk
+from chatsmith.data.chat import TextStream, decode_answer, encode_prompts, prepare_tokenizer, stop_ids, token_texts
+from chatsmith.engine.engine import Engine
+from chatsmith.errors import ConfigError, ModelError, RequestError, RunError
+from chatsmith.models.load import save_model
+from chatsmith.types import Message
+
+HELLO = [{"role": "user", "content": "Hi"}]
+TEXTS = (
+    "Once upon a time, there was a dog.",
+    "你好,世界!我们说中文。",
+    "a 👋🏽 b 👩‍💻 c 🇨🇳",
+    " two  spaces\n\n\ttab ",
+    "日本語とعربية и ё ï",
+)
+
+
+def assistant(model, tokenizer=None):
+    if tokenizer is None:
+        tokenizer = byte_tokenizer()
+        prepare_tokenizer(tokenizer, "test")
+    return Assistant(model, tokenizer, stop_ids(tokenizer), model.config.max_position_embeddings)
+
+
+def unigram_tokenizer():
+    """SentencePiece's way: "▁" for a space, dropped at the beginning, and bytes for what has no piece."""
+    pieces = ["<unk>", "▁", "▁a", "▁dog", "O", "n", "c", "e", "中", *(f"<0x{byte:02X}>" for byte in range(256))]
+    core = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0, byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+def wordpiece_tokenizer(tmp_path):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "once", "upon", "a", "dog", "##s", "time", ",", "."]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces))
+    return BertTokenizer(str(tmp_path / "vocab.txt"))
+
+
+# streaming text
+
+
+def test_streamed_pieces_join_to_the_decoded_text_with_every_kind_of_tokenizer(tmp_path):
+    kinds = [byte_tokenizer(), unigram_tokenizer(), ByT5Tokenizer(), wordpiece_tokenizer(tmp_path)]
+    kinds += [PreTrainedTokenizerFast.from_pretrained(STORIES)] if STORIES.exists() else []
+    for tokenizer in kinds:
+        for text in (*TEXTS, "once upon a dogs time, a dog."):
+            ids = tokenizer(text).input_ids
+            whole = tokenizer.decode(ids, skip_special_tokens=True)
+            stream = TextStream(tokenizer)
+            pieces = [stream.add(id) for id in ids]
+            assert "".join([*pieces, stream.finish()]) == whole
+            assert "�" not in "".join(pieces)
+            assert "".join(token_texts(tokenizer, ids)) == whole
+    assert sum(map(bool, pieces)) > 5, "it streams"
+
+
+def test_decoding_tokens_one_by_one_would_give_another_text():
+    tokenizer, stories = byte_tokenizer(), unigram_tokenizer()
+    assert "".join(tokenizer.decode([id]) for id in tokenizer("你").input_ids) != "你"
+    assert "".join(stories.decode([id]) for id in stories("a dog").input_ids) != "a dog"
+
+
+def test_any_bytes_a_model_may_sample_stream_as_they_decode():
+    tokenizer, rng = byte_tokenizer(), random.Random(0)
+    for _ in range(200):
+        ids = [rng.randrange(len(tokenizer)) for _ in range(rng.randrange(30))]
+        assert "".join(token_texts(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_the_bytes_of_a_character_belong_to_the_token_that_completes_it():
+    tokenizer = byte_tokenizer()
+    ids = [*tokenizer("a你").input_ids, tokenizer.eos_token_id]
+    assert token_texts(tokenizer, ids) == ["a", "", "", "你", ""]
+    assert token_texts(tokenizer, ids[:3]) == ["a", "", "�"]
+    assert token_texts(tokenizer, []) == []
+
+
+# answers
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 6, 7, 8, 9, 40])
+def test_the_pieces_of_a_stream_join_to_the_plain_answer_wherever_it_is_cut(limit):
+    asked = assistant(bigram_model(" 你👋x\t", forever=True) if limit < 40 else bigram_model("\t你👋x yz"))
+    pieces = list(asked.stream("Hi", max_new_tokens=limit, seed=1))
+    answer = asked.chat("Hi", max_new_tokens=limit, seed=1)
+    assert "".join(pieces) == answer == answer.strip()
+    assert all(pieces)
+    assert "�" not in "".join(pieces[:-1])
+    if limit == 40:
+        assert answer == "你👋x yz"
+        assert pieces == ["你", "👋", "x", " y", "z"]
+
+
+def test_special_tokens_are_never_shown():
+    tokenizer = byte_tokenizer()
+    prepare_tokenizer(tokenizer, "test")
+    model = bigram_model("ab")
+    (a, b), bos = tokenizer("ab").input_ids, tokenizer.bos_token_id
+    with torch.no_grad():
+        model.lm_head.weight[:, a] = 0
+        model.lm_head.weight[bos, a] = model.lm_head.weight[b, bos] = 3.0
+    reply = assistant(model, tokenizer).stream("Hi")
+    assert list(reply) == ["a", "b"]
+    assert reply.tokens == [a, bos, b]
+    assert reply.finish_reason == "stop"
+
+
+def generated(asked, messages, limit):
+    """What transformers says, greedily."""
+    (prompt,) = encode_prompts(asked.tokenizer, [messages], stops=asked.stops)
+    output = asked.model.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=limit,
+        do_sample=False,
+        eos_token_id=list(asked.stops),
+        pad_token_id=asked.tokenizer.pad_token_id,
+    )
+    return decode_answer(asked.tokenizer, output[0, len(prompt) :].tolist())
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "gpt2", "qwen3", "stories"])
+def test_greedy_chat_says_what_transformers_generates(name):
+    if name == "stories":
+        asked = load(require(STORIES), device="cpu")
+    else:
+        model = tiny_model(name)
+        tokenizer = byte_tokenizer()
+        prepare_tokenizer(tokenizer, "test")
+        asked = Assistant(model, tokenizer, stop_ids(tokenizer), 256)
+    talk = (Message("user", "Once upon"), Message("assistant", "a time"), Message("user", "there was 一只猫"))
+    answer = asked.chat(talk, max_new_tokens=40, temperature=0)
+    assert answer == generated(asked, talk, 40)
+    assert answer
+    assert answer != generated(asked, talk[:1], 40)
+
+
+def test_one_seed_gives_one_answer_and_other_seeds_others():
+    asked = assistant(bigram_model("a", "b", "c", "d"))
+    assert len({asked.chat("Hi", seed=7) for _ in range(5)}) == 1
+    assert len({asked.chat("Hi", seed=seed) for seed in range(20)}) > 1
+    assert len({asked.chat("Hi") for _ in range(40)}) > 1
+    assert len({asked.chat("Hi", temperature=0) for _ in range(20)}) == 1
+
+
+def test_a_string_is_one_user_turn_and_mappings_are_messages():
+    turns = [Message("system", "Be kind."), Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Bye")]
+    assert read_conversation("Hi") == (Message("user", "Hi"),)
+    assert read_conversation([vars(turn) for turn in turns]) == read_conversation(turns) == tuple(turns)
+
+
+@pytest.mark.parametrize(
+    ("messages", "part"),
+    [
+        ([], "empty list"),
+        ("  ", "turn 1 (user) is empty"),
+        ([{"content": "Hi"}], "role"),
+        ([{"role": "user"}], "content"),
+        ([{"role": "robot", "content": "Hi"}], "'robot'"),
+        ([{"role": "user", "content": 3}], "the number 3"),
+        (["Hi"], "not a message"),
+        ([*HELLO, *HELLO], "turn 2 is of role user where assistant is due"),
+        ([*HELLO, {"role": "assistant", "content": "Yes?"}], "End with a user"),
+        ([*HELLO, {"role": "system", "content": "Be kind."}], "role system"),
+        ([{"role": "system", "content": "Be kind."}], "user turn"),
+        ("\ud800", "surrogate"),
+    ],
+)
+def test_a_malformed_conversation_is_one_clear_error(messages, part):
+    with pytest.raises(RequestError, match=r"^messages") as caught:
+        assistant(tiny_model()).stream(messages)
+    assert part in str(caught.value)
+
+
+def test_a_conversation_without_room_for_an_answer_is_refused_with_its_numbers():
+    asked = assistant(bigram_model("abc", forever=True, context=64))
+    (frame,) = encode_prompts(asked.tokenizer, [read_conversation("x")], stops=asked.stops)
+    for length in (64 - len(frame) + 1, 64 - len(frame) + 50):
+        with pytest.raises(RequestError, match=f"has {len(frame) - 1 + length} tokens .* takes 64"):
+            asked.stream("x" * length)
+    reply = asked.stream("x" * (64 - len(frame)))
+    assert "".join(reply) == "a"
+    assert (reply.limit, reply.finish_reason) == (1, "length")
+
+
+def test_the_smaller_of_limit_and_room_holds():
+    asked = assistant(bigram_model("abc", forever=True, context=64))
+    (frame,) = encode_prompts(asked.tokenizer, [read_conversation("x")], stops=asked.stops)
+    whole = asked.stream("x", max_new_tokens=1000)
+    assert len("".join(whole)) == whole.limit == 64 - len(frame)
+    part = asked.stream("x", max_new_tokens=5)
+    assert "".join(part) == "abcab"
+    assert part.limit == 5
+
+
+@pytest.mark.parametrize(
+    "setting", [{"max_new_tokens": 0}, {"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 2}]
+)
+def test_settings_out_of_range_are_named(setting):
+    with pytest.raises(RequestError, match=f"^{next(iter(setting))} = "):
+        assistant(tiny_model()).chat("Hi", **setting)
+
+
+def test_what_a_chat_template_refuses_is_a_clear_error():
+    tokenizer = byte_tokenizer()
+    prepare_tokenizer(tokenizer, "test")
+    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    tokenizer.chat_template = refuse + tokenizer.chat_template
+    asked = assistant(bigram_model("a"), tokenizer)
+    assert asked.chat(HELLO) == "a"
+    with pytest.raises(RequestError, match="no system turns"):
+        asked.chat([{"role": "system", "content": "Be kind."}, *HELLO])
+
+
+# giving up
+
+
+@pytest.mark.parametrize("how", ["close", "let go", "interrupt"])
+def test_an_answer_given_up_halfway_frees_its_engine_and_the_next_one_is_whole(how, monkeypatch):
+    engines = []
+
+    class Seen(Engine):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            engines.append(self)
+
+    monkeypatch.setattr(chatsmith.assistant, "Engine", Seen)
+    asked = assistant(bigram_model("abc", forever=True).train())
+    reply = asked.stream("Hi", max_new_tokens=50)
+    assert next(reply) == "a"
+    (engine,) = engines
+    cache = weakref.ref(engine._cache)
+    assert not engine.idle
+    if how == "close":
+        reply.close()
+        assert list(reply) == []
+        assert reply.finish_reason is None
+    elif how == "let go":
+        del reply
+    else:
+        monkeypatch.setattr(Seen, "step", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            next(reply)
+        monkeypatch.undo()
+    gc.collect()
+    assert engine.idle
+    assert cache() is None
+    assert asked.model.training, "as it was before"
+    assert asked.chat("Hi", max_new_tokens=5) == "abcab"
+
+
+def test_two_answers_may_be_spoken_at_the_same_time():
+    asked = assistant(bigram_model("abc", forever=True))
+    one, other = asked.stream("Hi", max_new_tokens=4), asked.stream("Hello there", max_new_tokens=6)
+    assert [next(one), next(other), next(other), next(one)] == ["a", "a", "b", "b"]
+    assert "".join(one) == "ca"
+    assert "".join(other) == "cabc"
+
+
+# a talk in the terminal
+
+
+def talked(model, questions, seed, *, alone=False):
+    talk = Talk(assistant(model), {"max_new_tokens": 20, "temperature": 1.0, "top_p": 1.0}, seed=seed, alone=alone)
+    for question in questions:
+        talk.said = [*talk.said, Exchange(question, "".join(talk.ask(question, talk.said)), cut=False)]
+    return talk
+
+
+def test_a_seed_makes_a_talk_repeatable_and_its_answers_differ():
+    model = bigram_model(*"abcdefgh")
+    one, again, other = (talked(model, ["Hi"] * 12, seed).said for seed in (1, 1, 2))
+    assert one == again
+    assert one != other
+    assert len({exchange.answer for exchange in one}) > 1
+
+
+def test_a_question_that_is_asked_alone_has_no_past_and_is_a_record_of_its_own():
+    model, questions = tiny_model(), ["Hi", "你好", "Bye"]
+    apart = talked(model, questions, 1, alone=True)
+    together = talked(model, questions, 1)
+    for index, question in enumerate(questions):
+        fresh = talked(model, [], 1)
+        for _ in range(index):
+            fresh.ask("x", [])  # each answer has a seed of its own
+        assert "".join(fresh.ask(question, [])) == apart.said[index].answer
+    assert together.said[0] == apart.said[0]
+    assert together.said[1:] != apart.said[1:]
+    assert [len(record["messages"]) for record in apart.records()] == [2, 2, 2]
+    assert [len(record["messages"]) for record in together.records()] == [6]
+
+
+# loading
+
+
+def save(model, directory):
+    tokenizer = byte_tokenizer()
+    prepare_tokenizer(tokenizer, "test")
+    directory.mkdir(parents=True)
+    save_model(model, tokenizer, directory, stops=[tokenizer.eos_token_id], card="")
+
+
+def make_run(directory, *stages):
+    """A run whose models say the name of their stage."""
+    for stage, path, answer in (("sft", "sft/model", "sft"), ("rl", "rl/actor", "rl"), ("rl", "rl/ema", "ema")):
+        if stage in stages:
+            save(bigram_model(answer), directory / path)
+    directory.mkdir(exist_ok=True)
+    manifest = {"stages": {stage: {"status": "passed", "verdict": "good"} for stage in stages}, "config": {}}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return directory
+
+
+def test_a_run_gives_its_best_model_or_the_one_asked_for(tmp_path):
+    run = make_run(tmp_path / "run", "sft", "rl")
+    assert load(run, device="cpu").chat("Hi") == "rl"
+    assert [load(run, stage=stage, device="cpu").chat("Hi") for stage in ("sft", "rl", "ema")] == ["sft", "rl", "ema"]
+    early = make_run(tmp_path / "early", "sft")
+    save(bigram_model("rl"), early / "rl" / "actor")  # of an attempt that is being run again
+    assert load(str(early), device="cpu").chat("Hi") == "sft"
+    assert load(run / "rl" / "ema", device="cpu").chat("Hi") == "ema"
+
+
+def test_what_cannot_be_loaded_is_refused_with_the_reason(tmp_path):
+    early = make_run(tmp_path / "early", "sft")
+    save(tiny_reward_model(), tmp_path / "early" / "reward" / "model")
+    (tmp_path / "early" / "rl" / "critic").mkdir(parents=True)
+    (tmp_path / "early" / "rl" / "critic" / "value_head.safetensors").touch()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    for path, options, kind, part in [
+        (early, {"stage": "rl"}, RunError, "no rl model .yet.. It has: sft"),
+        (early, {"stage": "reward"}, ConfigError, 'no stage "reward"'),
+        (early / "sft" / "model", {"stage": "sft"}, ConfigError, "no run"),
+        (early / "reward" / "model", {}, ModelError, "reward model, which scores"),
+        (early / "rl" / "critic", {}, ModelError, "critic"),
+        (early / "manifest.json", {}, RunError, "a file"),
+        (make_run(tmp_path / "begun"), {}, RunError, "finished yet"),
+        (tmp_path / "broken", {}, RunError, "not the manifest of a run"),
+        (tmp_path / "empty", {}, ModelError, "config.json is missing"),
+        (tmp_path / "erly", {}, RunError, "no such directory. In .* there are: begun, broken, early, empty"),
+        ("runs/no-such-run", {}, RunError, "no such directory"),
+        (early, {"device": "tpu"}, ConfigError, "device = 'tpu'"),
+        (early, {"dtype": "int4"}, ConfigError, "dtype = 'int4'"),
+    ]:
+        with pytest.raises(kind, match=part):
+            load(path, **options)
+
+
+# the command
+
+
+def test_the_command_line_has_the_defaults_of_the_python_interface():
+    command, method = (inspect.signature(function).parameters for function in (cli.chat, Assistant.stream))
+    for name in ("max_new_tokens", "temperature", "top_p", "seed"):
+        assert command[name].default == method[name].default

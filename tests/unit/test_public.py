@@ -1,0 +1,43 @@
+"""What users rely on: the names in Python and the command line. A change here is a change for them.
+
+The keys of the configuration are pinned by docs/configuration.md, which the tests of the documents compare.
+"""
+
+import subprocess
+import sys
+
+import typer
+
+import chatsmith
+from chatsmith.cli import app
+
+COMMANDS = {
+    "train": {
+        *("recipe", "run_dir", "seed", "actor_model", "reward_model", "reward", "data", "only", "from_", "force"),
+        *("dry_run", "track"),
+    },
+    "sft": {"actor_model", "data", "recipe", "run_dir", "seed", "force", "dry_run", "track"},
+    "reward": {"actor_model", "reward_model", "data", "recipe", "run_dir", "seed", "force", "dry_run", "track"},
+    "rl": {"actor_model", "reward", "data", "recipe", "run_dir", "seed", "force", "dry_run", "track"},
+    "recipes": {"name"},
+    "chat": {"model", "stage", "temperature", "top_p", "max_new_tokens", "system", "seed"},
+    "runs": {"directory"},
+    "report": {"run", "other", "output"},
+}
+
+
+def test_the_public_names_are_these_and_all_can_be_had():
+    assert chatsmith.__all__ == ["Assistant", "Config", "PPO", "Reward", "load", "load_reward"]
+    for name in chatsmith.__all__:
+        assert getattr(chatsmith, name).__doc__, name
+        assert name in dir(chatsmith)
+
+
+def test_importing_chatsmith_alone_loads_neither_torch_nor_transformers():
+    code = "import sys, chatsmith; print(sorted({'torch', 'transformers', 'pydantic'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_command_line_is_this():
+    commands = typer.main.get_command(app).commands
+    assert {name: {p.name for p in command.params} - {"help"} for name, command in commands.items()} == COMMANDS

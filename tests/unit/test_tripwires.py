@@ -1,0 +1,193 @@
+"""Every tripwire is tripped here, and stays silent where nothing is wrong."""
+
+import json
+
+import pytest
+import torch
+from tiny import byte_tokenizer, saved_model, tiny_model, tiny_reward_model
+
+from chatsmith.config import Config
+from chatsmith.data.chat import DEFAULT_TEMPLATE, PAD_TOKEN, oddities, prepare_tokenizer
+from chatsmith.errors import ModelError, TrainingStopped
+from chatsmith.models.load import load_actor, load_reward_model, load_tokenizer, save_model, tokenizer_oddities
+from chatsmith.runtime import StageRun, StopSignals
+from chatsmith.stages.tripwires import Tripwires
+
+HEALTHY = {
+    "rl/answer_length": 20.0,
+    "rl/truncation_rate": 0.1,
+    "rl/reward_std": 0.5,
+    "rl/reward_mean": 0.2,
+    "rl/kl": 0.05,
+    "rl/entropy": 1.0,
+}
+
+
+def said(*steps: dict) -> list[str]:
+    """What the tripwires say of steps whose metrics differ from healthy ones as given."""
+    warnings: list[str] = []
+    tripwires = Tripwires(Config(), warnings.append)
+    for changes in steps:
+        tripwires.check(HEALTHY | changes)
+    return warnings
+
+
+def test_a_healthy_run_is_not_warned_of_anything():
+    assert said({}, {}, {}, {}, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rl/truncation_rate": 1.0}, "all answers are cut off"),
+        ({"rl/kl": 1.5}, "KL of 1.50 nats per token"),
+        ({"rl/entropy": 0.001}, "entropy fell below"),
+        ({"rl/answer_length": 100.0}, "5.0 times as long"),
+        ({"rl/answer_length": 2.0}, "0.1 times as long"),
+    ],
+)
+def test_what_leaves_its_bounds_is_named_once_with_its_step(changes, words):
+    (warning,) = said({}, {}, changes, changes)
+    assert warning.startswith("step 2: ")
+    assert words in warning
+
+
+def test_a_reward_that_never_varied_stops_the_run_and_one_that_was_solved_does_not():
+    constant = {"rl/reward_std": 0.0, "rl/reward_mean": -1.0}
+    with pytest.raises(TrainingStopped, match="every answer of the first 3 steps got the same reward, -1"):
+        said(constant, constant, constant)
+    with pytest.raises(TrainingStopped, match="they are all cut off"):
+        said(*[constant | {"rl/truncation_rate": 1.0}] * 3)
+    (warning,) = said({}, constant, constant, constant, constant)
+    assert "nothing more is learned" in warning
+
+
+def test_a_resumed_run_remembers_what_was_said():
+    warnings: list[str] = []
+    first = Tripwires(Config(), warnings.append)
+    first.check(HEALTHY | {"rl/kl": 2.0})
+    second = Tripwires(Config(), warnings.append)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    second.check(HEALTHY | {"rl/kl": 2.0, "rl/answer_length": 90.0})
+    assert [text.split(":")[0] for text in warnings] == ["step 0", "step 1"]
+    assert "4.5 times as long" in warnings[1]
+
+
+def test_a_pad_token_that_is_eos_is_named_and_replaced():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    assert oddities(tokenizer) == []
+    tokenizer.pad_token = tokenizer.eos_token
+    (oddity,) = oddities(tokenizer)
+    assert "pads with EOS" in oddity
+    prepare_tokenizer(tokenizer, "test")
+    assert tokenizer.pad_token == PAD_TOKEN
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_a_template_without_bos_or_with_two_is_named():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ bos_token }}" + DEFAULT_TEMPLATE
+    assert oddities(tokenizer) == []
+    tokenizer.chat_template = "{{ bos_token }}{{ bos_token }}" + DEFAULT_TEMPLATE
+    assert "BOS twice" in oddities(tokenizer)[0]
+    tokenizer.chat_template = DEFAULT_TEMPLATE
+    expected = tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+    assert any("leaves out BOS" in oddity for oddity in oddities(tokenizer)) == expected
+
+
+def test_oddities_are_those_of_the_tokenizer_as_it_lies_there(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    tiny_model("llama").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert any("pads with EOS" in oddity for oddity in tokenizer_oddities(str(tmp_path)))
+
+
+def save(directory, model):
+    tokenizer = byte_tokenizer()
+    prepare_tokenizer(tokenizer, "test")
+    directory.mkdir(exist_ok=True)
+    save_model(model, tokenizer, directory, stops=(2,), card="")
+    return tokenizer
+
+
+def load(directory, loader=load_actor):
+    tokenizer = load_tokenizer(str(directory))
+    return loader(str(directory), tokenizer, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("build", "loader"), [(tiny_model, load_actor), (tiny_reward_model, load_reward_model)], ids=["actor", "reward"]
+)
+def test_a_template_or_vocabulary_other_than_in_training_is_refused(build, loader, tmp_path):
+    tokenizer = save(tmp_path, build("llama"))
+    load(tmp_path, loader)
+
+    tokenizer.chat_template = tokenizer.chat_template.replace("Human", "User")
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="the chat template in this directory is not the one"):
+        load(tmp_path, loader)
+
+    other = byte_tokenizer()
+    prepare_tokenizer(other, "test")
+    other.add_tokens(["<another>"])
+    other.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="the vocabulary in this directory"):
+        load(tmp_path, loader)
+
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["vocabulary_sha256"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    load(tmp_path, loader)  # meant so
+
+
+def test_models_from_elsewhere_have_no_fingerprints_and_load(tmp_path):
+    load(saved_model(tmp_path, "llama"))
+
+
+class Spoken:
+    """A display that only remembers what it is warned of."""
+
+    def __init__(self, warned):
+        self.warn = warned.append
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def update(self, step, metrics):
+        pass
+
+    def answers(self, rows):
+        pass
+
+
+def stage_run(directory, warned):
+    return StageRun(directory, save_every_s=1e9, stop=StopSignals(), show=lambda total: Spoken(warned))
+
+
+def test_a_skipped_step_leaves_its_batch_and_a_warning_that_a_resumed_run_still_has(tmp_path):
+    warned: list[str] = []
+    run = stage_run(tmp_path / "sft", warned)
+    run.warn("before the first step")
+    run.resume()
+    for step in run.steps(0, 3):
+        run.log(step, {"sft/loss": 1.0})
+        if step == 1:
+            run.skipped("the gradient is not finite (norm nan)", ["one text", "another"])
+            run.warn("the same")
+            run.warn("the same")
+    assert (tmp_path / "sft" / "skipped-1.txt").read_text() == "one text\n\n----\n\nanother\n"
+    assert warned == run.warnings()
+    assert len(warned) == 3
+    assert warned[0] == "before the first step"
+    assert "step 1 was skipped: the gradient is not finite" in warned[1]
+    assert "sft/skipped-1.txt" in warned[1]
+
+    fresh = stage_run(tmp_path / "sft", [])
+    fresh.resume()  # without a checkpoint everything that happened in steps is forgotten
+    assert fresh.warnings() == ["before the first step"]
+    assert fresh.metrics() == []
