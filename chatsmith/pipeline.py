@@ -10,7 +10,7 @@ from chatsmith.config import STAGES, Config, DataConfig, StageName
 from chatsmith.console import Screen
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Source
-from chatsmith.errors import ConfigError, GateFailed
+from chatsmith.errors import ConfigError, GateFailed, TrainingStopped
 from chatsmith.inputs import (
     STANDARDISING_SAMPLES,
     ask,
@@ -39,6 +39,7 @@ from chatsmith.models.load import (
     tokenizer_oddities,
 )
 from chatsmith.models.reward import RewardModel, critic_for, parse_reward
+from chatsmith.report.page import write_report
 from chatsmith.run import Run, lock, model_card, open_run
 from chatsmith.runtime import Interrupted, StopSignals
 from chatsmith.seeds import permutation
@@ -92,6 +93,8 @@ def train(
         except BaseException as error:
             run.manifest["status"] = "interrupted" if isinstance(error, Interrupted) else "failed"
             run.save()
+            if isinstance(error, GateFailed | TrainingStopped):
+                run.screen.line(f"What happened, drawn: {write_report(directory)}")
             raise
 
 
@@ -328,6 +331,8 @@ def _finish(run: Run) -> None:
     seconds = run.manifest["summary"]["seconds"]
     run.screen.line("")
     run.screen.line(f"{run.manifest['status']} after {seconds:.0f} s; everything is in {run.directory}", "bold")
+    run.screen.line("What happened, drawn (open it in a browser):")
+    run.screen.command(str(write_report(run.directory)))
     for purpose, command in _next_commands(run):
         run.screen.line(f"{purpose}:")
         run.screen.command(command)
@@ -341,7 +346,10 @@ def _next_commands(run: Run) -> list[tuple[str, str]]:
         reward = f" --reward {run.directory / 'reward' / 'model'}" if following == "rl" else ""
         options = f"--actor-model {sft_location(run)}{reward} --data FILE.jsonl --run-dir DIR"
         return [("Next stage", f"chatsmith {following} {options}")]
-    commands = [("Your own model and data", "chatsmith train --actor-model MODEL --data FILE.jsonl --run-dir DIR")]
+    commands = [
+        ("Talk to it", f"chatsmith chat {run.directory}"),
+        ("Your own model and data", "chatsmith train --actor-model MODEL --data FILE.jsonl --run-dir DIR"),
+    ]
     if run.config.world is not None:
         over = f"chatsmith train {run.manifest['recipe']} --rl.kl_coef 0 --run-dir runs/no-kl --force"
         commands.append(("Watch PPO over-optimise the reward when nothing holds it", over))

@@ -6,12 +6,13 @@ import unicodedata
 from collections.abc import Sequence
 
 BARS = "▁▂▃▄▅▆▇█"
+KEPT = "\n\t\u200c\u200d"  # the last two join letters and emoji
 POINTS = 512  # that a series keeps; a power of two
 
 
 def printable(text: str) -> str:
     """Text without control characters, so that a model's answer cannot move the cursor or ring the bell."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "�" for c in text)
+    return "".join(c if c in KEPT or unicodedata.category(c)[0] != "C" else "�" for c in text)
 
 
 def one_line(text: str) -> str:

@@ -135,6 +135,7 @@ def show_aspects(screen: Screen, accuracies: dict[str, Interval]) -> None:
         ("aspect", "accuracy [95 %]"),
         [(aspect, f"{a.value:.0%} [{a.low:.0%}, {a.high:.0%}]") for aspect, a in accuracies.items()],
     )
+    screen.line("")
 
 
 def _share_won(reward_model: RewardModel, better: Sequence[Sample], worse: Sequence[Sample]) -> Interval:
