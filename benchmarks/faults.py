@@ -68,7 +68,7 @@ def wrong_template(run: Path) -> list[str]:
 
 def eos_stripped(run: Path) -> list[str]:
     file = run / "base" / "chat_template.jinja"
-    file.write_text(file.read_text(encoding="utf-8").replace("<eos>", ""), encoding="utf-8")
+    file.write_text(file.read_text(encoding="utf-8").replace("{{ eos_token }}", ""), encoding="utf-8")
     return []
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.cells import cell_len
@@ -19,10 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from chatsmith.live import LiveStage, show
-from chatsmith.runtime import Shown
 from chatsmith.text import duration
 from chatsmith.text import printable as printable
-from chatsmith.verdicts import Verdict
+
+if TYPE_CHECKING:  # both load torch, which commands that only look do not need
+    from chatsmith.runtime import Shown
+    from chatsmith.verdicts import Verdict
 
 FIGURES = {
     "sft": ("sft/loss", "sft/held_out_loss"),
@@ -90,7 +92,7 @@ class Screen:
         self.console.print(Text("  " + printable(text)), soft_wrap=True)
 
     @contextmanager
-    def stage(self, stage: str, title: str, total: int, road: Mapping[str, str] | None = None) -> Iterator[Shown]:
+    def stage(self, stage: str, title: str, total: int, road: Mapping[str, str] | None = None) -> "Iterator[Shown]":
         """Announce a stage of `total` steps and show its progress inside the context.
 
         Args:
@@ -104,7 +106,7 @@ class Screen:
         with show(self.console, LiveStage(stage, total, road or {stage: "running"})) as shown:
             yield shown
 
-    def verdict(self, stage: str, verdict: Verdict, *, forced: bool) -> None:
+    def verdict(self, stage: str, verdict: "Verdict", *, forced: bool) -> None:
         mark, style = ("PASSED", "green") if verdict.passed else ("FAILED", "red")
         text = Text(f"  {stage} {mark}", style=f"bold {style}")
         text.append(

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 
+CLEAR_CHANGE = 0.05  # of a judge's mean score in [0, 1] over a few hundred answers
+
+
 @dataclass(frozen=True)
 class Interval:
     """A point estimate with its 95 % interval."""
@@ -47,6 +50,23 @@ def paired_difference(before: Sequence[float], after: Sequence[float], *, resamp
     means = differences[draws].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(differences.mean()), float(low), float(high))
+
+
+def turning_point(
+    curve: Sequence[tuple[float, float, float]], last: float, reward_last: float
+) -> tuple[float, float, float] | None:
+    """Over-optimisation: the point where a judge's score was best before it fell while the reward rose on.
+
+    Args:
+        curve: (step, judge's score in [0, 1], reward) on the way.
+        last, reward_last: both at the end.
+    Returns:
+        that point of the curve, or None where the score did not rise and then fall by `CLEAR_CHANGE`.
+    Source: the curves of Gao et al. 2023, arXiv:2210.10760.
+    """
+    best = max(curve, key=lambda point: point[1])
+    rose, fell = best[1] - curve[0][1], best[1] - last
+    return best if min(rose, fell) > CLEAR_CHANGE and reward_last > best[2] else None
 
 
 def histogram(values: Sequence[float], *, bins: int = 20) -> dict[str, list[float]]:

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from chatsmith.config import GatesConfig
-from chatsmith.evaluate import Interval, paired_difference
+from chatsmith.evaluate import Interval, paired_difference, turning_point
 from chatsmith.stages.reward import RewardReport
 from chatsmith.stages.rl import RlReport
 from chatsmith.stages.sft import SftReport
 
 MIN_SCORE_STD = 1e-3
 GUESSING_MARGIN = 1.2  # untrained models are a little worse than guessing
-GOLD_FALL = 0.05  # of a gold score in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -165,11 +164,11 @@ def judge_rl(report: RlReport, gates: GatesConfig, judged: Judged | None) -> tup
 
 def _over_optimised(judged: Judged, reward_last: float) -> str:
     """In words, whether the judge's score rose, then fell, while the reward rose on; empty if it did not."""
-    step, best, reward = max(judged.curve, key=lambda point: point[1])
-    rose, fell = best - judged.curve[0][1] > GOLD_FALL, best - judged.last > GOLD_FALL
-    if not rose or not fell or reward_last <= reward:
+    turn = turning_point(judged.curve, judged.last, reward_last)
+    if turn is None:
         return ""
+    step, best, reward = turn
     return (
-        f"over-optimised: after {step} steps the gold score was {best:.3f}, since then it fell to {judged.last:.3f} "
+        f"over-optimised: after {step:.0f} steps the gold score was {best:.3f}, since then it fell to {judged.last:.3f} "
         f"while the reward rose from {reward:+.2f} to {reward_last:+.2f}. Raise rl.kl_coef, or take fewer rl.steps"
     )

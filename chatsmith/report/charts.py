@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from chatsmith.evaluate import CLEAR_CHANGE, turning_point
 from chatsmith.report import figures
 from chatsmith.report.figures import Line
 from chatsmith.report.reading import RecordedRun, number, numbers
 
 RUN_COLOURS = ("one", "two")  # of runs beside each other, and of two metrics of one run
-GOLD_FALL = 0.05  # below its best: from there on it is marked
 
 
 @dataclass(frozen=True)
@@ -213,16 +213,17 @@ def _judge_says(
 ) -> tuple[float | None, str]:
     """From which step on the gold score fell while the reward rose, and the story in words."""
     first, last = points[0][1], points[-1][1]
-    turn, best = max(points, key=lambda point: point[1])
     finite = [(step, reward) for step, reward in zip(steps, rewards, strict=True) if math.isfinite(reward)]
-    then = min(finite, key=lambda pair: abs(pair[0] - turn))[1]
+    curve = [(step, gold, min(finite, key=lambda pair: abs(pair[0] - step))[1]) for step, gold in points]
+    turn = turning_point(curve, last, finite[-1][1])
     intro = "The gold judge is code that training never sees. "
-    if best - last >= GOLD_FALL and finite[-1][1] > then:
-        return turn, intro + (
-            f"Over-optimised: the gold score was best after {turn:.0f} steps ({best:.3f}) and fell to {last:.3f}, "
+    if turn is not None:
+        step, best, _ = turn
+        return step, intro + (
+            f"Over-optimised: the gold score was best after {step:.0f} steps ({best:.3f}) and fell to {last:.3f}, "
             "while the reward went on rising. What PPO maximised there is a flaw of the reward."
         )
-    if last - first >= GOLD_FALL:
+    if last - first > CLEAR_CHANGE:
         return None, intro + f"It agrees with the reward: the gold score went from {first:.3f} to {last:.3f}."
     return None, intro + f"It sees little of what the reward sees: gold score {first:.3f} before, {last:.3f} after."
 

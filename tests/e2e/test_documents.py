@@ -1,8 +1,11 @@
-"""What the documents say is true: commands run, keys and names are those of the code."""
+"""What the documents say is true: commands run, keys, names and messages are those of the code."""
 
+import ast
+import io
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +23,11 @@ from chatsmith.world import evaluation
 from chatsmith.world.judge import judge
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "chatsmith"
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PICTURE = "docs/report.png"
+RUNS = ("runs/tiny-cpu", "runs/no-kl", "runs/mine")  # finished ones that the documents talk with and report on
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -49,12 +55,45 @@ def commands(page: Path) -> Iterator[str]:
         yield from block.replace("\\\n", " ").splitlines()
 
 
-CHATSMITH = [
-    pytest.param(line.removeprefix(".venv/bin/"), id=f"{page.name}-{index}")
+def without_environment(line: str) -> str:
+    return re.sub(r"(^|\| )\.venv/bin/", r"\1", line)
+
+
+CHATSMITH = {
+    f"{page.name}-{index}": without_environment(line)
     for page in PAGES
     for index, line in enumerate(commands(page))
-    if line.removeprefix(".venv/bin/").startswith("chatsmith ")
-]
+    if re.match(r"(echo \"[^\"]*\" \| )?chatsmith ", without_environment(line))
+}
+
+
+def verb(line: str) -> str:
+    """The subcommand of a line that may begin with `echo "..." |`."""
+    return line.rpartition("| ")[2].split()[1]
+
+
+def cases(*verbs: str) -> list:
+    return [pytest.param(line, id=id) for id, line in CHATSMITH.items() if verb(line) in verbs]
+
+
+@pytest.fixture(scope="session")
+def made() -> dict[str, Path]:
+    """What is made once and used by several tests."""
+    return {}
+
+
+@pytest.fixture
+def finished_run(made, chatsmith, model_directory, pairs, tmp_path_factory):
+    """A small run with all stages; mixed training is on, so that every metric is there."""
+    if not made:
+        directory = tmp_path_factory.mktemp("finished") / "run"
+        options = ("--run-dir", directory, "--force", "--rl.ptx_coef", "0.5")
+        result = chatsmith(
+            "train", "--actor-model", model_directory("llama"), "--data", pairs, f"ptx:{pairs}", *options
+        )
+        assert result.returncode == 0, result.stderr
+        made["run"] = directory
+    return made["run"]
 
 
 @pytest.fixture
@@ -85,21 +124,56 @@ def desk(tmp_path, monkeypatch, model_directory, pairs):
     return tmp_path
 
 
+@pytest.fixture
+def desk_with_runs(desk, finished_run):
+    """The same, with finished runs where the documents have them."""
+    for name in RUNS:
+        shutil.copytree(finished_run, name)
+    return desk
+
+
 def run(line: str) -> None:
     arguments = shlex.split(line)[1:]
-    if arguments[0] != "recipes":
+    if arguments[0] in ("train", "sft", "reward", "rl"):
         arguments += ["--data.held_out", "0.2", *([] if "--dry-run" in arguments else ["--dry-run"])]
     overrides, rest = split_arguments(arguments)
     app(args=rest, obj=parse_overrides(overrides), standalone_mode=False)
 
 
-@pytest.mark.parametrize("line", CHATSMITH)
-def test_every_chatsmith_command_of_the_documents_is_accepted(line, desk, capsys):
+@pytest.mark.parametrize("line", cases("train", "sft", "reward", "rl", "recipes"))
+def test_every_training_command_of_the_documents_is_accepted(line, desk, capsys):
     before = sorted(desk.rglob("*"))
     run(line)
     said = capsys.readouterr().out
     assert "tiny-cpu" in said or "nothing was written" in said or said == builtin_recipes()["tiny-cpu"]
     assert [path for path in sorted(desk.rglob("*")) if "__pycache__" not in path.parts] == before
+
+
+@pytest.mark.parametrize("line", cases("chat"))
+def test_every_chat_of_the_documents_is_answered(line, desk_with_runs, capsys, monkeypatch):
+    said, _, command = line.rpartition(" | ")
+    question = shlex.split(said)[1] if said else "red cat"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{question}\n".encode()), encoding="utf-8"))
+    run(command + " --max-new-tokens 4")
+    assert capsys.readouterr().out.endswith("\n")
+
+
+@pytest.mark.parametrize("line", cases("report"))
+def test_every_report_of_the_documents_is_written(line, desk_with_runs, capsys):
+    for page in desk_with_runs.glob("runs/*/report*.html"):
+        page.unlink()
+    run(line)
+    page = Path(capsys.readouterr().out.strip())
+    assert page.name == ("report-vs-no-kl.html" if "no-kl" in line else "report.html")
+    assert "PPO" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("line", cases("runs"))
+def test_every_list_of_runs_of_the_documents_is_shown(line, desk_with_runs, capsys):
+    run(line)
+    shown = capsys.readouterr().out
+    for name in RUNS:
+        assert Path(name).name in shown
 
 
 def test_a_command_that_is_wrong_is_noticed(desk):
@@ -110,8 +184,14 @@ def test_a_command_that_is_wrong_is_noticed(desk):
 
 
 def test_the_documents_hold_commands_of_every_kind():
-    kinds = {parameter.values[0].split()[1] for parameter in CHATSMITH if len(parameter.values[0].split()) > 1}
-    assert kinds == {"train", "sft", "reward", "rl", "recipes"}
+    tested = {"train", "sft", "reward", "rl", "recipes", "chat", "report", "runs"}
+    assert (
+        set(map(verb, CHATSMITH.values()))
+        == tested
+        == {command.callback.__name__ for command in app.registered_commands}
+    )
+    mentioned = [line for page in PAGES for line in commands(page) if "chatsmith " in without_environment(line)]
+    assert len([line for line in mentioned if not re.match(r"(git|make|cd) ", line)]) == len(CHATSMITH)
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     made = {line.split()[1] for page in PAGES for line in commands(page) if line.startswith("make ")}
     assert "demo" in made
@@ -120,8 +200,21 @@ def test_the_documents_hold_commands_of_every_kind():
 
 def test_every_link_inside_the_repository_leads_somewhere():
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+        for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
+            if "://" in target or (target == PICTURE and not (ROOT / PICTURE).exists()):
+                continue
+            there = page.parent / target if target else page
+            assert there.exists(), f"{page.name}: {target}"
+            if anchor:
+                titles = re.findall(r"^#+ (.*)", there.read_text(encoding="utf-8"), re.MULTILINE)
+                assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, anchor
+
+
+def test_the_picture_of_the_readme_is_one():
+    if not (ROOT / PICTURE).exists():
+        pytest.skip(f"{PICTURE} has not been made")
+    assert (ROOT / PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert f"]({PICTURE})" in README.read_text(encoding="utf-8")
 
 
 def test_every_file_and_function_that_the_documents_name_exists():
@@ -129,10 +222,11 @@ def test_every_file_and_function_that_the_documents_name_exists():
         for path, name in re.findall(
             r"`((?:chatsmith/)?[a-z_]+(?:/[a-z_]+)*\.py)(?::(\w+))?`", page.read_text(encoding="utf-8")
         ):
-            if path == "rewards.py":  # the user's own
+            if page.name == "coming-from.md" or path == "rewards.py":  # others' files, and the user's own
                 continue
-            file = ROOT / "chatsmith" / path.removeprefix("chatsmith/")
-            assert file.exists(), f"{page.name}: {path}"
+            candidates = [PACKAGE / path.removeprefix("chatsmith/"), ROOT / path, *PACKAGE.glob(f"*/{path}")]
+            file = next((candidate for candidate in candidates if candidate.exists()), None)
+            assert file is not None, f"{page.name}: {path}"
             assert not name or re.search(rf"^(def|class) {name}\b", file.read_text(), re.MULTILINE), f"{path}:{name}"
 
 
@@ -145,40 +239,43 @@ def test_the_configuration_page_is_what_the_code_says():
     assert sorted(listed) == sorted(known_keys())
 
 
-def test_metrics_and_manifest_of_a_run_are_those_that_the_documents_list(chatsmith, model_directory, pairs, tmp_path):
-    arguments = (
-        "train",
-        "--actor-model",
-        model_directory("llama"),
-        "--data",
-        pairs,
-        f"ptx:{pairs}",
-        "--run-dir",
-        "run",
-    )
-    result = chatsmith(*arguments, "--force", "--rl.ptx_coef", "0.5")
-    assert result.returncode == 0, result.stderr
+def test_every_option_that_the_documents_name_is_a_key_of_the_configuration():
+    keys = set(known_keys())
+    groups = "|".join(sorted({key.split(".")[0] for key in keys if "." in key}))
+    for page in PAGES:
+        for name in code(page.read_text(encoding="utf-8")):
+            match = re.match(rf"(?:--)?((?:{groups})\.[a-z_]+)(?![\w./(])", name)
+            assert not match or match[1] in keys or match[1].endswith((".py", ".jsonl")), f"{page.name}: {name}"
 
+
+def test_metrics_and_manifest_of_a_run_are_those_that_the_documents_list(finished_run):
     page = (ROOT / "docs" / "metrics.md").read_text()
     for stage in ("sft", "reward", "rl"):
-        lines = [json.loads(line) for line in (tmp_path / "run" / stage / "metrics.jsonl").open()]
+        lines = [json.loads(line) for line in (finished_run / stage / "metrics.jsonl").open()]
         written = {name.replace("reward/trained", "reward/<name>") for line in lines for name in line}
-        assert {code(row[0])[0] for row in rows(section(page, stage)) if code(row[0])} == written
+        listed = {name for row in rows(section(page, stage)) for name in code(row[0])}
+        assert {name for name in listed if not name.startswith("gold/")} == written
+        assert {name for name in listed if name.startswith("gold/")} == (
+            {f"gold/{name}" for name in ("total", *evaluation.COMPONENTS)} if stage == "rl" else set()
+        )
 
     contract = (ROOT / "docs" / "contract.md").read_text()
     named = set(code(contract))
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    manifest = json.loads((finished_run / "manifest.json").read_text())
     report = manifest["stages"]["reward"]["report"]
     parts = [manifest, manifest["versions"], *manifest["data"], *manifest["stages"].values(), manifest["summary"]]
     parts += [manifest["stages"]["sft"]["report"], report, report["accuracy"], report["margins"]]
+    parts += report["reliability"]
     parts += [manifest["stages"]["rl"]["report"], manifest["stages"]["rl"]["report"]["after"]]
     assert {key for part in parts for key in part} <= named
     top = section(contract, "manifest.json").partition("An entry of `data`")[0]
     assert {code(row[0])[0] for row in rows(top) if code(row[0])} == set(manifest)
-    for file in [*(tmp_path / "run").glob("*/*.jsonl"), *(tmp_path / "run" / "rl").glob("*/value_head.safetensors")]:
+    patterns = ("*.*", "*/*.jsonl", "rl/*/value_head.safetensors")
+    for file in (file for pattern in patterns for file in finished_run.glob(pattern)):
         assert file.name in contract
+    assert (finished_run / "report.html").exists()
     for name in ("samples", "answers"):
-        line = json.loads((tmp_path / "run" / "rl" / f"{name}.jsonl").read_text().splitlines()[0])
+        line = json.loads((finished_run / "rl" / f"{name}.jsonl").read_text().splitlines()[0])
         assert set(line) <= named
 
 
@@ -210,3 +307,92 @@ def test_the_reward_of_the_readme_judges_a_sample(desk, monkeypatch):
     ]
     assert call(reward, samples)[:2] == [1.0, 0.0]
     assert reward.function(samples)[2] is None
+
+
+def test_the_blocks_of_the_readme_that_use_python_run(desk_with_runs, monkeypatch):
+    _, talk, loop = blocks(README, "python")
+    material = Path("runs/tiny-cpu/data")
+    material.mkdir()
+    shutil.copy("prompts.jsonl", material)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    exec(talk, {})
+    assert Path("my-assistant/config.json").exists()
+    short = loop.replace("steps=20", "steps=1").replace("range(20)", "range(1)")
+    assert short.count("20") == 0
+    exec(short, {})
+    assert Path("mine/config.json").exists()
+
+
+SAYING = (
+    *("verdicts.py", "stages/*.py", "models/load.py", "models/reward.py", "data/chat.py"),
+    *("inputs.py", "pipeline.py", "run.py", "runtime.py"),
+)
+
+
+def template(node: ast.AST | None) -> str:
+    """What an expression says, with … for what is known only when it is said; "" if it is no text."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(template(part) or "…" for part in node.values)
+    return ""
+
+
+def messages(tree: ast.AST) -> Iterator[str]:
+    """What the code tells the user: errors, warnings, reasons."""
+    for node in ast.walk(tree):
+        said: list[ast.AST | None] = []
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            said = list(node.exc.args)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            heard = node.func.attr in ("warn", "_say") or ast.unparse(node.func) in ("warnings.append", "found.append")
+            said = list(node.args[-1:]) if heard else []
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "Verdict":
+            failed = isinstance(node.args[0], ast.Constant) and node.args[0].value is False
+            said = [node.args[1]] if failed else []
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "problem":
+            said = [node.value]
+        elif isinstance(node, ast.FunctionDef) and node.returns is not None and ast.unparse(node.returns) == "str":
+            said = [part.value for part in ast.walk(node) if isinstance(part, ast.Return)]
+        yield from filter(None, map(template, said))
+
+
+def explained() -> list[str]:
+    """The words that the page on troubleshooting explains: the first column of its tables."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    found = [words.replace("\\|", "|") for row in rows(page) if len(row) > 2 for words in code(row[0])]
+    assert len(found) == len(set(found)) > 60
+    return found
+
+
+def test_every_verdict_warning_and_error_of_the_stages_is_explained():
+    words = explained()
+    said = {
+        text for pattern in SAYING for file in PACKAGE.glob(pattern) for text in messages(ast.parse(file.read_text()))
+    }
+    assert len(said) > 60
+    missing = [text for text in sorted(said) if not any(each in text for each in words)]
+    assert missing == []
+
+
+def test_what_is_explained_is_what_the_code_says():
+    nodes = (node for file in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(file.read_text())))
+    said = {text for node in nodes if (text := template(node))}
+    assert [words for words in explained() if not any(words in text for text in said)] == []
+
+
+def test_the_sections_of_the_report_that_the_documents_send_to_exist():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    templates = "".join(file.read_text(encoding="utf-8") for file in (PACKAGE / "report").glob("*.*"))
+    looked_at = [row[2] for row in rows(page) if len(row) == 4]
+    named = {name for cell in looked_at for name in re.findall(r'"([A-Z][^"]*)"', cell)}
+    assert len(named) > 15
+    assert sorted(name for name in named if name not in templates) == []
+
+
+def test_the_files_of_the_guided_tour_are_six():
+    tour = section(README.read_text(encoding="utf-8"), "Read these files in this order").partition("```")[0]
+    assert len(re.findall(r"^\d\. `(chatsmith/[^`]+)`", tour, re.MULTILINE)) == 6
+    folders = {path.parent.name for path in PACKAGE.glob("*/*.py")} | {"recipes"}
+    tree = re.findall(r"^  (\w+)/ ", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(tree) == folders - {"chatsmith"}

@@ -14,6 +14,7 @@ from chatsmith.evaluate import (
     paired_difference,
     proportion,
     reliability,
+    turning_point,
 )
 from chatsmith.stages.reward import RewardReport
 from chatsmith.stages.rl import RlReport
@@ -64,6 +65,14 @@ def test_calibration_error_by_hand():
     assert expected_calibration_error([low, high]) == pytest.approx(
         (2 * (low.confidence - 0.5) + (1 - high.confidence)) / 3
     )
+
+
+def test_the_turning_point_is_the_best_score_before_a_clear_fall_under_a_rising_reward():
+    curve = [(0, 0.4, 0.0), (3, 0.7, 0.5), (6, 0.6, 0.8)]
+    assert turning_point(curve, 0.6, 0.9) == (3, 0.7, 0.5)
+    assert turning_point(curve, 0.66, 0.9) is None  # fell by 0.04
+    assert turning_point(curve, 0.6, 0.4) is None  # the reward fell as well
+    assert turning_point([(0, 0.7, 0.0), (3, 0.6, 0.5)], 0.5, 0.9) is None  # never rose
 
 
 def test_correlation_and_histogram():

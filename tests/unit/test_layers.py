@@ -16,7 +16,7 @@ ALLOWED = {
         *("types", "errors", "seeds", "config", "runtime", "evaluate", "assistant"),
         *("algo", "engine", "data", "models"),
     },
-    "report": {"errors", "config", "resolve", "text", "runs", "checkpoint"},
+    "report": {"errors", "config", "resolve", "text", "runs", "checkpoint", "evaluate"},
 }
 
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "recipes": {"name"},
     "chat": {"model", "stage", "temperature", "top_p", "max_new_tokens", "system", "seed"},
     "runs": {"directory"},
-    "report": {"run", "other", "output"},
+    "report": {"run", "run2", "output"},
 }
 
 
