@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
 CLEAR_CHANGE = 0.05  # of a judge's mean score in [0, 1] over a few hundred answers
 
 

@@ -169,6 +169,7 @@ def _over_optimised(judged: Judged, reward_last: float) -> str:
         return ""
     step, best, reward = turn
     return (
-        f"over-optimised: after {step:.0f} steps the gold score was {best:.3f}, since then it fell to {judged.last:.3f} "
-        f"while the reward rose from {reward:+.2f} to {reward_last:+.2f}. Raise rl.kl_coef, or take fewer rl.steps"
+        f"over-optimised: after {step:.0f} steps the gold score was {best:.3f}, since then it fell to "
+        f"{judged.last:.3f} while the reward rose from {reward:+.2f} to {reward_last:+.2f}. "
+        "Raise rl.kl_coef, or take fewer rl.steps"
     )
