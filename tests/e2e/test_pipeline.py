@@ -67,6 +67,21 @@ def test_three_stages_leave_everything_that_the_contract_promises(chatsmith, mod
     ):
         assert isinstance(steps[-1][name], float), name
 
+    page = (run_dir / "report.html").read_text()
+    assert str(run_dir / "report.html") in result.stdout
+    assert f"chatsmith chat {run_dir}" in result.stdout
+    for stage in manifest["stages"].values():
+        assert stage["status"].upper() in page.upper()
+    (run_dir / "report.html").unlink()
+    shown = chatsmith("report", run_dir, small=False)
+    assert shown.stdout.strip() == str(run_dir / "report.html")
+    assert (run_dir / "report.html").read_text() == page
+
+    rows = [json.loads(line) for line in (run_dir / "rl" / "samples.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert "".join(text for text, _, _ in row["tokens"]).strip() == row["rl"]
+        assert all(isinstance(kl, float) and isinstance(value, float) for _, kl, value in row["tokens"])
+
     again = chatsmith(*arguments)
     assert again.returncode == 0
     assert "sft: finished before" in again.stdout
@@ -95,6 +110,7 @@ def test_a_failed_gate_stops_with_exit_code_2_and_force_goes_on(chatsmith, model
     manifest = read(tmp_path / "run")
     assert manifest["stages"]["reward"]["status"] == "failed"
     assert "rl" not in manifest["stages"]
+    assert "no better than chance" in (tmp_path / "run" / "report.html").read_text()
     forced = chatsmith(*arguments, "--force")
     assert forced.returncode == 0, forced.stderr
     manifest = read(tmp_path / "run")
@@ -118,6 +134,9 @@ def test_the_built_in_world_ends_with_gold_scores_and_the_same_questions_answere
     assert set(summary["gold_components"]) == {"right", "polite", "concise", "ended", "right_on_polite_prompts"}
     assert "What the gold judge says" in result.stdout
     assert "Does it see what matters?" in result.stdout
+    probed = [line for line in metrics(tmp_path / "run", "rl") if "gold/total" in line]
+    assert [line["step"] for line in probed] == [0, 1]
+    assert all(0 <= line[f"gold/{part}"] <= 1 for line in probed for part in ("total", "right", "polite", "ended"))
     asked = {json.loads(line)["prompt"] for line in (tmp_path / "run" / "data" / "prompts.jsonl").open()}
     assert not asked & {task.prompt for task in evaluation_tasks()}
 
