@@ -34,7 +34,8 @@ RewardSpecs = Annotated[
     typer.Option(help="Ready rewards: DIR, FILE.py:function or `trained`, each with an optional @WEIGHT."),
 ]
 Data = Annotated[
-    list[str] | None, typer.Option(help="Sources: [STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]. Several may follow.")
+    list[str] | None,
+    typer.Option(help=r"Sources: \[STAGE\[,STAGE]:]PATH_OR_ID\[#SPLIT]\[@WEIGHT]. Several may follow."),
 ]
 Only = Annotated[list[str] | None, typer.Option(help="Run only these stages now: sft, reward, rl.")]
 Track = Annotated[
@@ -282,6 +283,15 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return overrides, rest
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether torch or Python could not get memory, on a GPU or on the CPU."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 def main() -> None:
     """Entry point of the `chatsmith` command."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -304,6 +314,14 @@ def main() -> None:
         if isinstance(error, Interrupted):
             typer.echo(f"\n{error}. The same command (without --from) continues from there.", err=True)
             code = error.exit_code
+        elif out_of_memory(error):
+            typer.echo(
+                f"Out of memory: {str(error).splitlines()[0]} Lower --engine.max_batch_tokens (training and scoring), "
+                "--engine.max_batch (generating) or --engine.max_logits_mib (vocabulary); the same command then "
+                "continues after its last checkpoint.",
+                err=True,
+            )
+            code = 1
         else:
             traceback.print_exc()
             typer.echo("This is a bug in chatsmith, not your mistake. Please report it with the lines above.", err=True)

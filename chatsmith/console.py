@@ -66,7 +66,7 @@ class _Lines:
         pass
 
     def warn(self, text: str) -> None:
-        self._console.print(Text(f"  warning: {printable(text)}", style="yellow"))
+        self._console.print(Text(f"  warning: {printable(text)}", style="yellow"), soft_wrap=True)
 
 
 class Screen:

@@ -79,8 +79,9 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
         }
         for spec, source in zip(run.config.data.sources, sources, strict=True)
     ]
-    for before, now in zip(run.manifest.get("data", entries), entries, strict=True):
-        if before["sha256"] != now["sha256"] and run.manifest["stages"]:
+    read_before = run.manifest.get("data", entries) if run.manifest["stages"] else entries
+    for before, now in zip(read_before, entries, strict=True):
+        if before["sha256"] != now["sha256"]:
             raise RunError(
                 f"{run.directory}: {now['spec']} is not what it was when this run began, so its stages would not fit "
                 "together. Choose another --run-dir, or put the old data back."

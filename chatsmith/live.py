@@ -24,7 +24,6 @@ CURVES = {
     "sft/lr": "learning rate",
     "reward/loss": "loss",
     "reward/accuracy": "accuracy",
-    "reward/held_out_accuracy": "held-out accuracy",
     "reward/lr": "learning rate",
     "gold/total": "gold score",
     "rl/reward_mean": "reward",

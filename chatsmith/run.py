@@ -38,6 +38,15 @@ TITLES = {
     "rl": "Stage 3 of 3: PPO, learning to answer as people prefer",
 }
 MANIFEST_VERSION = 1
+ANYTIME = {"gates", "engine", "trackers"}  # settings that may change between two commands on one run
+ENTERS_AT: dict[str, StageName] = {  # the first stage that a setting has a part in: it may change when that runs anew
+    "actor_model": "sft",
+    "data": "sft",
+    "sft": "sft",
+    "reward_model": "reward",
+    "reward": "reward",
+    "rl": "rl",
+}
 
 
 @dataclass
@@ -242,10 +251,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _check_same(old: dict[str, Any], config: Config, directory: Path, restart_from: StageName | None) -> None:
     """Settings of stages that run again may change, and so may how to compute and to watch; nothing else."""
     new = config.model_dump(mode="json")
-    free = {"gates", "engine", "trackers"} | set(STAGES[STAGES.index(restart_from) :] if restart_from else ())
+    anew = STAGES[STAGES.index(restart_from) :] if restart_from else ()
     differing = []
     for group, value in new.items():
-        if group in free or old[group] == value:
+        if group in ANYTIME or ENTERS_AT.get(group) in anew or old[group] == value:
             continue
         here, there = (v if isinstance(v, dict) else {"": v} for v in (value, old[group]))
         for key in here:
@@ -254,9 +263,9 @@ def _check_same(old: dict[str, Any], config: Config, directory: Path, restart_fr
                 differing.append(f"{name} ({there.get(key)!r} there, {here[key]!r} here)")
     if not differing:
         return
-    groups = {name.split(".")[0].split(" ")[0] for name in differing}
-    stage = next((stage for stage in STAGES if stage in groups), None)
-    restart = f", or run anew from the stage whose settings changed: --from {stage}" if groups <= set(STAGES) else ""
+    stages = {ENTERS_AT.get(name.split(".")[0].split(" ")[0]) for name in differing}
+    first = next((stage for stage in STAGES if stage in stages), None)
+    restart = "" if None in stages else f", or run anew from the first stage that they enter: --from {first}"
     raise RunError(
         f"{directory}: holds a run with another configuration: {', '.join(differing[:4])}. "
         f"Choose another --run-dir{restart}."

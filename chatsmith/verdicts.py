@@ -3,6 +3,7 @@
 A stage *fails* only where going on makes no sense; everything else that looks wrong is a warning.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -53,7 +54,15 @@ def judge_sft(report: SftReport) -> Verdict:
             "if good answers are longer, or train longer"
         )
     if report.repetition > 0.5:
-        warnings.append(f"greedy answers repeat themselves ({report.repetition:.0%} of their 4-grams)")
+        warnings.append(
+            f"greedy answers repeat themselves ({report.repetition:.0%} of their 4-grams): train longer, or look for "
+            "repetition in the data"
+        )
+    if math.isnan(report.eos_rate):
+        warnings.append(
+            "how answers end was not measured: no held-out prompt leaves room for rl.max_new_tokens. Lower it, or "
+            "raise data.max_tokens"
+        )
     if last > 1.02 * report.held_out_loss_min:
         warnings.append(
             f"held-out loss rose again from {report.held_out_loss_min:.3f}: fewer sft.epochs or a lower sft.lr"
@@ -84,10 +93,14 @@ def judge_reward(report: RewardReport, *, score_std: float, aspects: Mapping[str
     )
     warnings = []
     if accuracy.value <= rule.value:
-        warnings.append(f'not better than the rule "{report.length_rule}" ({rule.value:.1%}): it may only see length')
+        warnings.append(
+            f'not better than the rule "{report.length_rule}" ({rule.value:.1%}): it may only see length. Balance the '
+            "lengths in the data"
+        )
     if report.calibration_error > 0.1:
         warnings.append(
-            f"calibration error {report.calibration_error:.2f}: its margins over- or understate how sure it is"
+            f"calibration error {report.calibration_error:.2f}: its margins over- or understate how sure it is. More "
+            "preferences, or fewer reward.epochs"
         )
     inverted = [aspect for aspect, interval in aspects.items() if interval.high < 0.5]
     blind = [aspect for aspect, interval in aspects.items() if interval.low <= 0.5 <= interval.high]
@@ -132,7 +145,7 @@ def judge_rl(report: RlReport, gates: GatesConfig, judged: Judged | None) -> tup
             "raise rl.critic_lr or set rl.critic_warmup"
         )
     if after.eos_rate < 0.5:
-        warnings.append(f"only {after.eos_rate:.0%} of answers end by themselves within rl.max_new_tokens")
+        warnings.append(f"only {after.eos_rate:.0%} of answers end by themselves: raise rl.max_new_tokens")
     if judged is not None and (over_optimised := _over_optimised(judged, after.reward_mean)):
         warnings.append(over_optimised)
     problem = ""

@@ -50,9 +50,15 @@ class Tripwires:
                 "the answers in rl/answers.jsonl."
             )
         if self._constant == CONSTANT_STEPS:
-            self._say("constant", "all answers get the same reward: nothing more is learned")
+            self._say(
+                "constant",
+                "all answers get the same reward: nothing more is learned. Take fewer rl.steps, or a finer reward",
+            )
         if metrics["rl/kl"] > gates.max_kl:
-            self._say("kl", f"KL of {metrics['rl/kl']:.2f} nats per token: above gates.max_kl = {gates.max_kl}")
+            self._say(
+                "kl",
+                f"KL of {metrics['rl/kl']:.2f} nats per token: above gates.max_kl = {gates.max_kl}. Raise rl.kl_coef",
+            )
         if metrics.get("rl/entropy", gates.min_entropy) < gates.min_entropy:
             self._say("entropy", f"entropy fell below gates.min_entropy = {gates.min_entropy}: raise rl.kl_coef")
         ratio = metrics["rl/answer_length"] / self._first_length

@@ -4,7 +4,10 @@ import json
 import subprocess
 
 import pytest
+import torch
 from tiny import SHARED, byte_tokenizer, require, tiny_model
+
+from chatsmith.cli import out_of_memory
 
 
 def refused(result, *parts, code=1):
@@ -125,3 +128,28 @@ def test_a_language_model_is_no_reward(start, pairs, tmp_path):
     tiny_model("gpt2").save_pretrained(tmp_path / "lm")
     byte_tokenizer().save_pretrained(tmp_path / "lm")
     refused(start("--data", pairs, "--reward", "lm", "--dry-run"), "not a reward model", "--reward-model")
+
+
+def test_running_out_of_memory_is_told_from_a_bug():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60)
+    assert out_of_memory(caught.value)
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert not out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_settings_of_stages_that_run_anew_may_change_and_no_others(chatsmith, model_directory, pairs, tmp_path):
+    arguments = ("train", "--actor-model", model_directory("llama"), "--run-dir", "run", "--only", "sft", "--force")
+    assert chatsmith(*arguments, "--data", pairs).returncode == 0
+    other = tmp_path / "other.jsonl"
+    other.write_text(pairs.read_text().replace("red", "green"))
+    refused = chatsmith(*arguments, "--data", other)
+    assert refused.returncode == 1
+    assert "run anew from the first stage that they enter: --from sft" in refused.stderr
+    refused = chatsmith(*arguments, "--data", pairs, "--seed", "9", "--from", "sft")
+    assert "seed (1 there, 9 here)" in refused.stderr
+    assert "--from" not in refused.stderr
+    both = chatsmith(*arguments, "--data", other, f"sft:{pairs}", "--from", "sft")
+    assert both.returncode == 0, both.stderr
+    base = chatsmith(*arguments[:5], "--reward-model", model_directory("gpt2"), "--data", other, f"sft:{pairs}")
+    assert "--from reward" in base.stderr
