@@ -11,7 +11,7 @@ from chatsmith.data.chat import Encoded, encode_texts
 from chatsmith.data.mix import StageData, mix
 from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import parse_spec
-from chatsmith.engine.engine import Engine, Sampling
+from chatsmith.engine.engine import Engine, Sampling, carries
 from chatsmith.errors import DataError, RewardError, RunError
 from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer
 from chatsmith.models.packing import packs
@@ -34,6 +34,10 @@ def load_policy(run: Run, location: str) -> Assistant:
     model = load_actor(location, tokenizer, dtype=run.dtype, device=run.device)
     if not packs(model.base_model):
         run.screen.line(f"{model.config.model_type}: computed on padded rows, its attention cannot be packed", "yellow")
+    if not carries(model):
+        run.screen.line(
+            f"{model.config.model_type}: answers one prompt at a time, its rows cannot run together", "yellow"
+        )
     limit = run.config.data.max_tokens
     return Assistant(model, tokenizer, load_stop_ids(location, tokenizer), min(limit, context_length(model) or limit))
 

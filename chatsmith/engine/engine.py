@@ -1,44 +1,32 @@
 """The generation engine: requests in, tokens out, with the weights of a model that somebody else may be training.
 
 `add` queues a request, `step` advances everything that runs by one token and reports events, `generate` is the loop
-over both. Requests that wait are admitted together when the running batch is done; rows that have ended leave the
-batch as soon as they are half of it.
+over both. One step is: admit and prefill what waits, or decode one token in every row; sample; let ended rows go.
+
+Rows of different length run together in a `SlotCache`. A model that computes something else then (`carries` tries it)
+runs one sequence at a time in transformers' own cache.
 """
 
 import inspect
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from chatsmith.engine.cache import SlotCache, prefill_cache
 from chatsmith.engine.sampling import sample
+from chatsmith.engine.scheduler import Request as Request
+from chatsmith.engine.scheduler import Running, Scheduler, prompts_of
+from chatsmith.engine.scheduler import Sampling as Sampling
 from chatsmith.seeds import uniforms
 from chatsmith.types import FinishReason
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw: temperature 0 is greedy; top_k 0 and top_p 1 keep the whole vocabulary."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt and how to continue it: one sequence per seed."""
-
-    tokens: tuple[int, ...]
-    max_new_tokens: int
-    stops: tuple[int, ...]
-    sampling: Sampling
-    seeds: tuple[int, ...]
+MAX_PREFILL_TOKENS = 8192  # padded tokens of one prefill, if it has more than one prompt
 
 
 @dataclass(frozen=True)
@@ -63,80 +51,49 @@ class Completion:
     finish_reason: FinishReason = "length"
 
 
-@dataclass
-class _Sequence:
-    """A sequence that waits or runs."""
-
-    request: int
-    sample: int
-    prompt: tuple[int, ...]
-    limit: int
-    stops: frozenset[int]
-    sampling: Sampling
-    uniforms: Tensor
-    produced: int = 0
-    ended: bool = False
-
-
 class Engine:
-    """Generates with `model`, at most `max_batch` sequences at a time.
+    """Generates with `model`, at most `max_batch` sequences at a time; a place is free as soon as its sequence ends.
 
     Weights are read afresh at every step: an optimizer step is visible to the next token.
     """
 
-    def __init__(self, model: Any, *, pad_id: int, max_batch: int) -> None:
+    def __init__(self, model: Any, *, pad_id: int, max_batch: int, together: bool | None = None) -> None:
+        """
+        Args:
+            together: whether sequences run together; None: if the model `carries` it.
+        """
         self.model = model
-        self.pad_id = pad_id
-        self.max_batch = max_batch
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._last_position = positions - 1 if positions else None
+        self._pad_id = pad_id
+        self._together = carries(model) if together is None else together
+        self._scheduler = Scheduler(max_batch if self._together else 1, MAX_PREFILL_TOKENS)
         # BLOOM takes none: its ALiBi biases follow from the attention mask
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-        self._waiting: deque[_Sequence] = deque()
-        self._running: list[_Sequence] = []
+        self._cache: Any = None
         self._next_id = 0
-        self._cache: DynamicCache | None = None
-        self._attention = torch.empty(0)  # [B, T] of the running rows, left-padded
-        self._last = torch.empty(0)  # [B, 1] last token of each row
 
     @property
     def idle(self) -> bool:
-        return not self._waiting and not self._running
+        return self._scheduler.idle
 
     def add(self, request: Request) -> int:
         """Queue a request; returns the id that its events carry."""
-        for index, seed in enumerate(request.seeds):
-            self._waiting.append(
-                _Sequence(
-                    request=self._next_id,
-                    sample=index,
-                    prompt=request.tokens,
-                    limit=request.max_new_tokens,
-                    stops=frozenset(request.stops),
-                    sampling=request.sampling,
-                    uniforms=uniforms(seed, request.max_new_tokens),
-                )
-            )
         self._next_id += 1
+        self._scheduler.add(self._next_id - 1, request)
         return self._next_id - 1
 
     def cancel(self, request: int) -> None:
         """Drop a request, whether it waits or runs; no more events of it follow."""
-        self._waiting = deque(sequence for sequence in self._waiting if sequence.request != request)
-        for sequence in self._running:
-            sequence.ended |= sequence.request == request
-        self._compact()
+        for row in self._scheduler.cancel(request):
+            self._release(row)
 
     @torch.no_grad()
     def step(self) -> list[Event]:
-        """One more token for every running sequence; admits waiting ones when none runs."""
-        if not self._running:
-            if not self._waiting:
-                return []
-            logits = self._prefill()
-        else:
-            logits = self._decode()
-        return self._sample(logits)
+        """One more token: the first one for sequences that begin now, else one in every row."""
+        if admitted := self._scheduler.admit():
+            return self._sample(self._prefill(admitted), first_row=len(self._scheduler.rows) - len(admitted))
+        if not self._scheduler.rows:
+            return []
+        return self._sample(self._decode(), first_row=0)
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Completions per request, one per seed, in the order of the requests."""
@@ -160,69 +117,112 @@ class Engine:
             yield
         finally:
             self.model.train(was_training)
-            self._running, self._cache = [], None
-            self._waiting.clear()
+            self._scheduler.clear()
+            self._cache = None
 
-    def _prefill(self) -> Tensor:
-        self._running = [self._waiting.popleft() for _ in range(min(self.max_batch, len(self._waiting)))]
-        device = self.model.device
-        width = max(len(sequence.prompt) for sequence in self._running)
-        tokens = torch.full((len(self._running), width), self.pad_id)
-        attention = torch.zeros_like(tokens)
-        for row, sequence in enumerate(self._running):
-            tokens[row, width - len(sequence.prompt) :] = torch.tensor(sequence.prompt)
-            attention[row, width - len(sequence.prompt) :] = 1
-        self._attention = attention.to(device)
-        self._cache = DynamicCache(config=self.model.config)
-        return self._forward(tokens.to(device))
+    def _prefill(self, admitted: Sequence[Running]) -> Tensor:
+        """Logits [n, V] behind the prompts of sequences that begin; samples of one prompt share its pass."""
+        for sequence in admitted:
+            sequence.uniforms = uniforms(sequence.seed, sequence.limit).tolist()
+        prompts, index = prompts_of(admitted)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.model.device)
+        tokens = torch.full((len(prompts), int(lengths.max())), self._pad_id)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = torch.tensor(prompt)
+        cache = prefill_cache() if self._together else DynamicCache(config=self.model.config)
+        positions = torch.arange(tokens.shape[1], device=self.model.device)[None].expand_as(tokens)
+        with _only_last(self.model, lengths - 1):
+            logits = self._forward(tokens.to(self.model.device), positions, cache)
+        if not self._together:
+            self._cache = cache
+            return logits
+        self._cache = self._cache or SlotCache(cache)
+        first = len(self._scheduler.rows) - len(admitted)
+        self._cache.store(cache, range(first, len(self._scheduler.rows)), index)
+        return logits[index]
 
     def _decode(self) -> Tensor:
-        self._attention = torch.cat([self._attention, self._attention.new_ones(len(self._running), 1)], 1)
-        return self._forward(self._last)
+        """Logits [n, V] behind the last token of every row."""
+        rows, device = self._scheduler.rows, self.model.device
+        positions = torch.tensor([sequence.position for sequence in rows], device=device)
+        if self._together:
+            self._cache.begin(positions, max(sequence.position for sequence in rows))
+        tokens = torch.tensor([[sequence.last] for sequence in rows], device=device)
+        return self._forward(tokens, positions[:, None], self._cache)
 
-    def _forward(self, tokens: Tensor) -> Tensor:
-        # Rows that have ended are computed until they are let go: they must not run past the last position.
-        positions = (self._attention.cumsum(1) - 1).clamp(min=0, max=self._last_position)[:, -tokens.shape[1] :]
-        inputs = {"input_ids": tokens, "attention_mask": self._attention, "position_ids": positions}
-        if not self._takes_positions:
-            del inputs["position_ids"]
-        output = self.model(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        logits: Tensor = output.logits[:, -1]  # [B, V]
+    def _forward(self, tokens: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        extra = {"position_ids": positions} if self._takes_positions else {}
+        output = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, **extra)
+        logits: Tensor = output.logits[:, -1]
         return logits
 
-    def _sample(self, logits: Tensor) -> list[Event]:
-        running, device = self._running, logits.device
+    def _sample(self, logits: Tensor, first_row: int) -> list[Event]:
+        """Draw a token for the rows from `first_row` on, whose logits [n, V] these are, and let ended ones go."""
+        rows, device = self._scheduler.rows[first_row:], logits.device
         tokens, logprobs, sampled = sample(
             logits,
-            torch.stack([s.uniforms[min(s.produced, s.limit - 1)] for s in running]).to(device),
-            torch.tensor([s.sampling.temperature for s in running], device=device),
-            torch.tensor([s.sampling.top_k for s in running], device=device),
-            torch.tensor([s.sampling.top_p for s in running], device=device),
+            torch.tensor([s.uniforms[s.produced] for s in rows], device=device),
+            torch.tensor([s.sampling.temperature for s in rows], device=device),
+            torch.tensor([s.sampling.top_k for s in rows], device=device),
+            torch.tensor([s.sampling.top_p for s in rows], device=device),
         )
-        self._last = tokens[:, None]
         events = []
-        rows = zip(running, tokens.tolist(), logprobs.tolist(), sampled.tolist(), strict=True)
-        for sequence, token, logprob, sampled_logprob in rows:
-            if sequence.ended:
-                continue
-            sequence.produced += 1
-            reason: FinishReason | None = None
-            if token in sequence.stops:
-                reason = "stop"
-            elif sequence.produced == sequence.limit:
-                reason = "length"
-            sequence.ended = reason is not None
+        drawn = zip(rows, tokens.tolist(), logprobs.tolist(), sampled.tolist(), strict=True)
+        for sequence, token, logprob, sampled_logprob in drawn:
+            reason = sequence.take(token)
             events.append(Event(sequence.request, sequence.sample, token, logprob, sampled_logprob, reason))
-        self._compact()
+        for row in reversed(range(len(events))):
+            if events[row].finish_reason is not None:
+                self._release(first_row + row)
         return events
 
-    def _compact(self) -> None:
-        """Let ended rows go once they are half of the batch."""
-        alive = [row for row, sequence in enumerate(self._running) if not sequence.ended]
-        if not alive:
-            self._running, self._cache = [], None
-        elif len(alive) <= len(self._running) // 2 and self._cache is not None:
-            index = torch.tensor(alive, device=self._last.device)
-            self._cache.batch_select_indices(index)
-            self._attention, self._last = self._attention[index], self._last[index]
-            self._running = [self._running[row] for row in alive]
+    def _release(self, row: int) -> None:
+        source = self._scheduler.release(row)
+        if source is not None:
+            self._cache.move(source, row, self._scheduler.rows[row].position + 1)
+
+
+@contextmanager
+def _only_last(model: Any, last: Tensor) -> Iterator[None]:
+    """Inside, the model's head sees position `last` [B] of each row alone: no logits of whole prompts."""
+
+    def select(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = arguments[0]
+        return (hidden[torch.arange(len(hidden), device=hidden.device), last][:, None], *arguments[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+_carries: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def carries(model: Any) -> bool:
+    """Whether rows of different length that run together get this model's own log-probs: tried once, on short prompts.
+
+    Some architectures fail loudly (MPT), some silently (GPT-Neo takes a query's position for the length of the cache).
+    """
+    if model not in _carries:
+        vocabulary = model.config.get_text_config().vocab_size
+        prompts = [tuple((7 * start + i) % vocabulary for i in range(length)) for start, length in enumerate((3, 7, 5))]
+        requests = [Request(prompt, 4, (), Sampling(temperature=0.0), (0,)) for prompt in prompts]
+        try:  # three prompts through two rows: one begins where another has ended
+            answers = Engine(model, pad_id=0, max_batch=2, together=True).generate(requests)
+        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
+            _carries[model] = False
+        else:
+            gaps = [_gap(model, prompt, group[0]) for prompt, group in zip(prompts, answers, strict=True)]
+            _carries[model] = max(gaps) < (1e-3 if model.dtype == torch.float32 else 5e-2)
+    return _carries[model]
+
+
+def _gap(model: Any, prompt: Sequence[int], answer: Completion) -> float:
+    """Mean difference of an answer's log-probs from those of one plain forward pass."""
+    tokens = torch.tensor([[*prompt, *answer.tokens]], device=model.device)
+    logits = model(input_ids=tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+    plain = torch.log_softmax(logits, -1).gather(1, tokens[0, len(prompt) :, None])[:, 0]
+    return float((plain - torch.tensor(answer.logprobs, device=model.device)).abs().mean())

@@ -1,0 +1,136 @@
+"""Keys and values of running sequences in dense rows, for any decoder of transformers.
+
+Every row is left-aligned and has its own length: a decoding step writes each row's new key at that row's position and
+attends to what stands before it. The model learns of the positions through `get_query_offset`, which transformers
+hands to its mask functions; `mask_functions` teaches those of "sdpa" and "eager" that an offset may differ by row.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionMaskInterface
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+LENGTH_STEP = 16  # lengths that attention sees are multiples of it
+
+
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer's keys and values [rows, heads, length, width]; written in place."""
+
+    is_sliding = False  # sliding windows are the mask's affair
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys: Tensor = keys
+        self.values: Tensor = values
+        self.is_initialized = True
+        self.positions = torch.empty(0)  # [n] of the tokens that this step computes
+        self.length = 0  # that attention sees
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        raise NotImplementedError("a SlotLayer is made from a prefill")
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Store one new token per row, [n, heads, 1, width]; returns all keys and values that rows may attend to."""
+        rows = torch.arange(len(key_states), device=key_states.device)
+        self.keys[rows, :, self.positions] = key_states[:, :, 0]
+        self.values[rows, :, self.positions] = value_states[:, :, 0]
+        return self.keys[: len(rows), :, : self.length], self.values[: len(rows), :, : self.length]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length - 1  # of the longest row
+
+    def get_max_length(self) -> int:
+        return self.keys.shape[2]
+
+
+class SlotCache(Cache):  # type: ignore[misc]
+    """Layers of rows; `begin` says what a decoding step computes."""
+
+    def __init__(self, prefilled: Cache) -> None:
+        """Empty, with the shapes of a prefill's cache."""
+        super().__init__(
+            layers=[
+                SlotLayer(*(x.new_zeros(0, x.shape[1], 0, x.shape[3]) for x in (layer.keys, layer.values)))
+                for layer in prefilled.layers
+            ]
+        )
+
+    def begin(self, positions: Tensor, longest: int) -> None:
+        """The next forward pass computes one token per row, at `positions` [n] of at most `longest`."""
+        length = -(-(longest + 1) // LENGTH_STEP) * LENGTH_STEP
+        self._grow(len(positions), length)
+        for layer in self.layers:
+            layer.positions, layer.length = positions, length
+
+    def get_query_offset(self, layer_idx: int = 0) -> Tensor:
+        """Per row [n]; see `mask_functions`."""
+        positions: Tensor = self.layers[layer_idx].positions
+        return positions
+
+    def store(self, prefilled: Cache, rows: Sequence[int], index: Sequence[int]) -> None:
+        """Copy rows `index` of a prefill's cache to `rows`."""
+        width = prefilled.layers[0].keys.shape[2]
+        self._grow(max(rows) + 1, width)
+        for layer, source in zip(self.layers, prefilled.layers, strict=True):
+            layer.keys[list(rows), :, :width] = source.keys[list(index)]
+            layer.values[list(rows), :, :width] = source.values[list(index)]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Row `source` of `length` tokens takes the place of row `target`."""
+        for layer in self.layers:
+            layer.keys[target, :, :length] = layer.keys[source, :, :length]
+            layer.values[target, :, :length] = layer.values[source, :, :length]
+
+    def _grow(self, rows: int, length: int) -> None:
+        """Room for so many rows of such a length; growing doubles, so that it is rare."""
+        have_rows, have_length = self.layers[0].keys.shape[0], self.layers[0].keys.shape[2]
+        if rows <= have_rows and length <= have_length:
+            return
+        rows = have_rows if rows <= have_rows else max(rows, 2 * have_rows)
+        length = have_length if length <= have_length else max(length, 2 * have_length)
+        for layer in self.layers:
+            layer.keys, layer.values = (_enlarged(x, rows, length) for x in (layer.keys, layer.values))
+
+
+def prefill_cache() -> Cache:
+    """Where a prefill leaves all its keys and values, sliding layers included."""
+    return Cache(layer_class_to_replicate=DynamicLayer)
+
+
+def _enlarged(old: Tensor, rows: int, length: int) -> Tensor:
+    new = old.new_zeros(rows, old.shape[1], length, old.shape[3])
+    new[: old.shape[0], :, : old.shape[2]] = old
+    return new
+
+
+def _by_row(original: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+    """A mask function of transformers that also takes an offset [n] of the queries, one per row."""
+
+    def mask(*, q_offset: int | Tensor = 0, **arguments: Any) -> Tensor | None:
+        if not isinstance(q_offset, Tensor) or q_offset.dim() == 0:
+            return original(q_offset=q_offset, **arguments)
+        device = q_offset.device
+        rows = torch.arange(len(q_offset), device=device)[:, None, None, None]
+        queries = q_offset[:, None, None, None]
+        keys = torch.arange(arguments["kv_length"], device=device)[None, None, None]
+        allowed: Tensor = arguments["mask_function"](
+            rows, torch.zeros((), dtype=torch.long, device=device), queries, keys
+        )
+        allowed = allowed.expand(len(q_offset), 1, 1, arguments["kv_length"])
+        if original is sdpa_mask:
+            return allowed
+        dtype = arguments["dtype"]
+        return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+    return mask
+
+
+AttentionMaskInterface.register("sdpa", _by_row(sdpa_mask))
+AttentionMaskInterface.register("eager", _by_row(eager_mask))

@@ -1,0 +1,130 @@
+"""Which sequence runs in which row, and who comes next. Plain Python: it holds no tensors.
+
+Running sequences stand densely in rows 0..n-1. When one ends, the last row takes its place, so that a step never
+computes a row that nobody waits for.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from chatsmith.types import FinishReason
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw: temperature 0 is greedy; top_k 0 and top_p 1 keep the whole vocabulary."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and how to continue it: one sequence per seed."""
+
+    tokens: tuple[int, ...]
+    max_new_tokens: int
+    stops: tuple[int, ...]
+    sampling: Sampling
+    seeds: tuple[int, ...]
+
+
+@dataclass
+class Running:
+    """One sequence: sample `sample` of request `request`."""
+
+    request: int
+    sample: int
+    prompt: tuple[int, ...]
+    limit: int
+    stops: frozenset[int]
+    sampling: Sampling
+    seed: int
+    uniforms: list[float] = field(default_factory=list)  # one per token, drawn when it is admitted
+    last: int = -1
+    produced: int = 0
+
+    @property
+    def position(self) -> int:
+        """Where its last token stands."""
+        return len(self.prompt) + self.produced - 1
+
+    def take(self, token: int) -> FinishReason | None:
+        """Note a sampled token; says whether the sequence ends with it."""
+        self.last = token
+        self.produced += 1
+        return "stop" if token in self.stops else "length" if self.produced == self.limit else None
+
+
+class Scheduler:
+    """Rows and queue of an engine.
+
+    Args:
+        max_rows: sequences that run together.
+        max_prefill_tokens: padded prompt tokens that are admitted at once, if there is more than one prompt.
+    """
+
+    def __init__(self, max_rows: int, max_prefill_tokens: int) -> None:
+        self.rows: list[Running] = []
+        self._max_rows, self._max_prefill_tokens = max_rows, max_prefill_tokens
+        self._waiting: deque[Running] = deque()
+
+    @property
+    def idle(self) -> bool:
+        return not self.rows and not self._waiting
+
+    def add(self, id: int, request: Request) -> None:
+        for sample, seed in enumerate(request.seeds):
+            self._waiting.append(
+                Running(
+                    id, sample, request.tokens, request.max_new_tokens, frozenset(request.stops), request.sampling, seed
+                )
+            )
+
+    def admit(self) -> list[Running]:
+        """The sequences to begin now, in the rows behind those that run; none until a quarter of the rows is free."""
+        free = self._max_rows - len(self.rows)
+        if not self._waiting or (self.rows and free < max(1, self._max_rows // 4)):
+            return []
+        admitted: list[Running] = []
+        prompts, width = 0, 0
+        while self._waiting and len(admitted) < free:
+            sequence = self._waiting[0]
+            is_new = not admitted or sequence.request != admitted[-1].request
+            widened = max(width, len(sequence.prompt))
+            if is_new and prompts and (prompts + 1) * widened > self._max_prefill_tokens:
+                break
+            prompts, width = prompts + is_new, widened
+            admitted.append(self._waiting.popleft())
+        self.rows += admitted
+        return admitted
+
+    def release(self, row: int) -> int | None:
+        """Free a row. Returns the row that moves into it, or None if it was the last one."""
+        last = self.rows.pop()
+        if row == len(self.rows):
+            return None
+        self.rows[row] = last
+        return len(self.rows)
+
+    def cancel(self, request: int) -> list[int]:
+        """Forget what waits of a request; returns its rows, the last one first."""
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.request != request)
+        return [row for row in reversed(range(len(self.rows))) if self.rows[row].request == request]
+
+    def clear(self) -> None:
+        self.rows = []
+        self._waiting.clear()
+
+
+def prompts_of(admitted: Sequence[Running]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """The different prompts among neighbours, and for every sequence the index of its own: samples share a prefill."""
+    prompts: list[tuple[int, ...]] = []
+    index = []
+    for number, sequence in enumerate(admitted):
+        if not number or sequence.request != admitted[number - 1].request:
+            prompts.append(sequence.prompt)
+        index.append(len(prompts) - 1)
+    return prompts, index
