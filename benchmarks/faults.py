@@ -137,7 +137,7 @@ def blame(manifest: dict[str, Any], error: str) -> tuple[str, str]:
         if entry["status"] != "passed":
             return stage, entry["verdict"]
         if entry["warnings"]:
-            return stage, entry["warnings"][0]
+            return stage, " | ".join(entry["warnings"])
     return "none", ""
 
 

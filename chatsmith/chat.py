@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from chatsmith.assistant import Assistant, Found, Reply, SpeakingStage, check_settings, find, load
+from chatsmith.checkpoint import read_jsonl
 from chatsmith.errors import ChatsmithError, RequestError
 from chatsmith.seeds import derive_seed
 from chatsmith.text import printable
@@ -192,10 +193,9 @@ def _introduce(screen: _Screen, path: str, found: Found, assistant: Assistant) -
 def _examples(run: str) -> list[str]:
     """Prompts that this run has kept for looking, from all over the file: it may be sorted."""
     file = Path(run).expanduser() / "rl" / "samples.jsonl"
-    if not file.exists():
-        return []
-    prompts = [json.loads(line)["prompt"] for line in file.read_text(encoding="utf-8").splitlines()]
+    prompts = [row["prompt"] for row in read_jsonl(file)]
     short = list(dict.fromkeys(p for p in prompts if len(p) <= LONGEST_EXAMPLE and "\n" not in p))
+    short.sort(key=lambda prompt: not prompt.isascii())  # some that every keyboard can type come first
     return short[:: max(1, len(short) // EXAMPLES)][:EXAMPLES]
 
 
@@ -264,8 +264,11 @@ def _obey(talk: Talk, line: str, screen: _Screen) -> None:
 
 def _save(talk: Talk, name: str) -> str:
     """Write what has been said to a new file; returns what was done, in words."""
-    path = Path(name).expanduser()
     records = talk.records()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:
+        raise RequestError(f"/save: {error}") from error
     if path.suffix != ".jsonl":
         raise RequestError("/save takes the name of a file that ends in .jsonl.")
     if not records:
@@ -275,8 +278,8 @@ def _save(talk: Talk, name: str) -> str:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     except FileExistsError as error:
         raise RequestError(f"/save: {path} exists and stays as it is. Choose another name.") from error
-    except OSError as error:
-        raise RequestError(f"/save: {path} cannot be written: {error.strerror}.") from error
+    except (OSError, ValueError) as error:
+        raise RequestError(f"/save: {path} cannot be written: {error}.") from error
     cut = sum(exchange.cut for exchange in talk.said)
     warning = f"; {cut} of the answers did not end by themselves" if cut else ""
     return f"{len(talk.said)} answers saved to {path}{warning}"

@@ -52,8 +52,13 @@ def save_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file written here, one per line; none if there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """The objects of a file written here, one per line; none if there is no file.
+
+    The last line of a killed process may be half a line: it is left out. Lines end with a newline and nothing else:
+    texts may hold what Python's `splitlines` also takes for the end of one.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def save_text(path: Path, text: str) -> None:

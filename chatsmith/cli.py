@@ -45,7 +45,8 @@ From = Annotated[str | None, typer.Option("--from", help="Run this stage and all
 Force = Annotated[bool, typer.Option(help="Go on past a failed gate.")]
 DryRun = Annotated[bool, typer.Option(help="Check data, models and rewards, print the plan, and stop.")]
 
-_OVERRIDE = re.compile(r"--\w+\.[\w.]+(=.*)?", re.DOTALL)
+_OVERRIDE = re.compile(r"--\w+\.[\w.-]+(=.*)?", re.DOTALL)
+_TRAINING = ("train", "sft", "reward", "rl")  # commands that take a configuration
 _SEVERAL = ("--data", "--reward", "--only", "--track")  # options that may be followed by several values
 
 
@@ -86,12 +87,13 @@ def sft(
     run_dir: RunDir = None,
     seed: Seed = None,
     track: Track = None,
+    from_: From = None,
     force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
     """Only stage 1: supervised fine-tuning."""
     named = {"stages": ["sft"], "seed": seed, "actor_model": actor_model, "data.sources": data, "trackers": track}
-    _train(context.obj, recipe, named, run_dir=run_dir, force=force, dry_run=dry_run)
+    _train(context.obj, recipe, named, run_dir=run_dir, from_=from_, force=force, dry_run=dry_run)
 
 
 @app.command()
@@ -104,6 +106,7 @@ def reward(
     run_dir: RunDir = None,
     seed: Seed = None,
     track: Track = None,
+    from_: From = None,
     force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -116,7 +119,7 @@ def reward(
         "data.sources": data,
         "trackers": track,
     }
-    _train(context.obj, recipe, named, run_dir=run_dir, force=force, dry_run=dry_run)
+    _train(context.obj, recipe, named, run_dir=run_dir, from_=from_, force=force, dry_run=dry_run)
 
 
 @app.command()
@@ -131,6 +134,7 @@ def rl(
     run_dir: RunDir = None,
     seed: Seed = None,
     track: Track = None,
+    from_: From = None,
     force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -143,7 +147,7 @@ def rl(
         "data.sources": data,
         "trackers": track,
     }
-    _train(context.obj, recipe, named, run_dir=run_dir, force=force, dry_run=dry_run)
+    _train(context.obj, recipe, named, run_dir=run_dir, from_=from_, force=force, dry_run=dry_run)
 
 
 @app.command()
@@ -300,6 +304,8 @@ def main() -> None:
         from chatsmith.resolve import parse_overrides
 
         overrides, rest = split_arguments(sys.argv[1:])
+        if overrides and rest and rest[0] not in _TRAINING:
+            raise ConfigError(f"{overrides[0]}: `chatsmith {rest[0]}` takes no configuration. Leave it out.")
         app(args=rest, obj=parse_overrides(overrides))
     except SystemExit as stop:  # the command-line library reports usage errors with 2, which here means a failed gate
         code = 1 if stop.code == 2 else stop.code
@@ -315,10 +321,11 @@ def main() -> None:
             typer.echo(f"\n{error}. The same command (without --from) continues from there.", err=True)
             code = error.exit_code
         elif out_of_memory(error):
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             typer.echo(
-                f"Out of memory: {str(error).splitlines()[0]} Lower --engine.max_batch_tokens (training and scoring), "
-                "--engine.max_batch (generating) or --engine.max_logits_mib (vocabulary); the same command then "
-                "continues after its last checkpoint.",
+                f"Out of memory: {reason} Lower --engine.max_batch_tokens (training and scoring), --engine.max_batch "
+                "(generating) or --engine.max_logits_mib (vocabulary); the same command then continues after its last "
+                "checkpoint.",
                 err=True,
             )
             code = 1

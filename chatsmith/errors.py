@@ -52,6 +52,6 @@ class GateFailed(ChatsmithError):
 
 
 class TrainingStopped(ChatsmithError):
-    """Training cannot go on: steps refused in a row, a reward without spread, or rollout and training disagree."""
+    """Training cannot go on: steps refused in a row, or rollout and training disagree."""
 
     exit_code = 2

@@ -83,8 +83,7 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
         }
         for spec, source in zip(run.config.data.sources, sources, strict=True)
     ]
-    read_before = run.manifest.get("data", entries) if run.manifest["stages"] else entries
-    for before, now in zip(read_before, entries, strict=True):
+    for before, now in zip(run.manifest.get("data", entries), entries, strict=True):
         if before["sha256"] != now["sha256"]:
             raise RunError(
                 f"{run.directory}: {now['spec']} is not what it was when this run began, so its stages would not fit "

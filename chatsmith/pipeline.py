@@ -1,5 +1,8 @@
 """The road: SFT, reward model, PPO, in order, each judged before the next begins."""
 
+import math
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +13,7 @@ from chatsmith.config import STAGES, Config, DataConfig, StageName
 from chatsmith.console import Screen
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Source
-from chatsmith.errors import ConfigError, GateFailed, TrainingStopped
+from chatsmith.errors import ConfigError, DataError, GateFailed, RunError, TrainingStopped
 from chatsmith.inputs import (
     STANDARDISING_SAMPLES,
     ask,
@@ -32,6 +35,7 @@ from chatsmith.inputs import (
 from chatsmith.models.load import (
     check_reward_base,
     context_length,
+    declared_context,
     load_stop_ids,
     load_tokenizer,
     new_reward_model,
@@ -94,8 +98,12 @@ def train(
             run.manifest["status"] = "interrupted" if isinstance(error, Interrupted) else "failed"
             run.save()
             if isinstance(error, GateFailed | TrainingStopped):
-                run.screen.line(f"What happened, drawn: {write_report(directory)}")
+                _draw(run)
             raise
+        _draw(run)
+        for purpose, command in _next_commands(run):
+            run.screen.line(f"{purpose}:")
+            run.screen.command(command)
 
 
 def check(config: Config) -> None:
@@ -131,10 +139,13 @@ def plan(config: Config, directory: Path, screen: Screen) -> None:
             check_reward_base(config.reward_model or config.actor_model)
         tokenizer = load_tokenizer(config.actor_model)
         screen.line(f"model: {config.actor_model}, {len(tokenizer)} tokens")
-        shown: list[Stage] = [*stages_to_train(config), "ptx"]
-        for stage in shown:
-            records = data[stage]
-            screen.line(f"{stage}: {len(records.train)} records to train on, {len(records.held_out)} held out")
+        _check_room(config, tokenizer, data)
+        for stage in stages_to_train(config):
+            train, held_out = len(data[stage].train), len(data[stage].held_out)
+            steps, size = _steps(config, stage, train)
+            screen.line(f"{stage}: {train} records to train on, {held_out} held out; steps: {steps} of {size}")
+        if data["ptx"].train:
+            screen.line(f"ptx: {len(data['ptx'].train)} records")
     if "rl" in config.stages:
         for spec in config.rl.rewards:
             if parse_reward(spec)[0] != "trained":
@@ -142,6 +153,34 @@ def plan(config: Config, directory: Path, screen: Screen) -> None:
                 screen.line(f"reward: {reward.name}, weight {reward.weight:g}")
     screen.line(f"stages: {', '.join(stages_to_train(config))}; run directory: {directory}")
     screen.line("nothing was written (--dry-run)")
+
+
+def _steps(config: Config, stage: StageName, records: int) -> tuple[int, int]:
+    """About how many steps a stage will make, and of how many records (rl: answers); too long records take none."""
+    if stage == "rl":
+        passes = math.ceil(records * config.rl.samples_per_prompt / config.rl.rollouts)
+        return config.rl.steps or passes, config.rl.rollouts
+    settings = config.sft if stage == "sft" else config.reward
+    return max(1, math.ceil(settings.epochs * records / settings.batch)), settings.batch
+
+
+def _check_room(config: Config, tokenizer: Any, data: dict[Stage, StageData]) -> None:
+    """Refuse before any work what stage 3 would refuse: prompts that leave no room for an answer.
+
+    Raises:
+        DataError: if that holds for all of the first thousand.
+    """
+    if "rl" not in config.stages:
+        return
+    limit = declared_context(config.actor_model) or config.data.max_tokens
+    room = min(limit, config.data.max_tokens) - config.rl.max_new_tokens
+    records = data["rl"].train[:1000]
+    stops = load_stop_ids(config.actor_model, tokenizer)
+    if not encode_questions(tokenizer, records, stops=stops, max_tokens=room).tokens:
+        raise DataError(
+            f"rl: prompt and answer together may have {room + config.rl.max_new_tokens} tokens here, and answers up to "
+            f"rl.max_new_tokens = {config.rl.max_new_tokens}: none of the prompts has room. Lower --rl.max_new_tokens."
+        )
 
 
 def _run_stages(run: Run, now: Sequence[StageName]) -> None:
@@ -152,6 +191,7 @@ def _run_stages(run: Run, now: Sequence[StageName]) -> None:
         report_sources(run, sources)
         if "reward" in stages_to_train(config):
             check_reward_base(config.reward_model or config.actor_model)
+        _check_room(config, load_tokenizer(config.actor_model), deal(config, sources))
     elif not (run.directory / "base").exists():
         material.write_material(config, config.world, run.directory / "data", run.directory / "base")
     steps: dict[StageName, Callable[[Run, list[Source]], None]] = {"sft": _sft, "reward": _reward, "rl": _rl}
@@ -322,7 +362,7 @@ def _final_judge(run: Run, data: dict[Stage, StageData], report: RlReport) -> st
 
 
 def _finish(run: Run) -> None:
-    """Where everything is, and what to type next."""
+    """The run's status, and where everything is."""
     entries = run.manifest["stages"]
     forced = any(entry["status"] == "forced" for entry in entries.values())
     complete = all(run.finished(stage) for stage in run.config.stages)
@@ -331,28 +371,39 @@ def _finish(run: Run) -> None:
     seconds = run.manifest["summary"]["seconds"]
     run.screen.line("")
     run.screen.line(f"{run.manifest['status']} after {seconds:.0f} s; everything is in {run.directory}", "bold")
-    run.screen.line("What happened, drawn (open it in a browser):")
-    run.screen.command(str(write_report(run.directory)))
-    for purpose, command in _next_commands(run):
-        run.screen.line(f"{purpose}:")
-        run.screen.command(command)
+
+
+def _draw(run: Run) -> None:
+    """The report, which must not decide how a run ends."""
+    try:
+        path = write_report(run.directory)
+    except RunError as error:
+        run.screen.line(f"no report: {error}", "yellow")
+    else:
+        run.screen.line("What happened, drawn (open it in a browser):")
+        run.screen.command(str(path))
 
 
 def _next_commands(run: Run) -> list[tuple[str, str]]:
+    # as it was typed, where `chatsmith` alone would not be found
+    program = "chatsmith" if shutil.which("chatsmith") else sys.argv[0]
     if run.manifest["status"] == "partial":
         return [("The other stages", "the same command without --only")]
     if not run.finished("rl"):
         following = "rl" if run.finished("reward") else "reward"
         reward = f" --reward {run.directory / 'reward' / 'model'}" if following == "rl" else ""
         options = f"--actor-model {sft_location(run)}{reward} --data FILE.jsonl --run-dir DIR"
-        return [("Next stage", f"chatsmith {following} {options}")]
+        return [("Next stage", f"{program} {following} {options}")]
     commands = [
-        ("Talk to it", f"chatsmith chat {run.directory}"),
-        ("Your own model and data", "chatsmith train --actor-model MODEL --data FILE.jsonl --run-dir DIR"),
+        ("Talk to it", f"{program} chat {run.directory}"),
+        ("Your own model and data", f"{program} train --actor-model MODEL --data FILE.jsonl --run-dir DIR"),
     ]
-    if run.config.world is not None:
-        over = f"chatsmith train {run.manifest['recipe']} --rl.kl_coef 0 --run-dir runs/no-kl --force"
-        commands.append(("Watch PPO over-optimise the reward when nothing holds it", over))
+    if run.config.world is not None and run.config.rl.kl_coef > 0:
+        copy = run.directory.with_name(f"{run.directory.name}-no-kl")
+        again = f"{program} train {run.manifest['recipe']} --rl.kl_coef 0 --run-dir {copy} --from rl --force"
+        commands.append(
+            ("Watch PPO over-optimise the reward when nothing holds it", f"cp -r {run.directory} {copy} && {again}")
+        )
     return commands
 
 

@@ -159,6 +159,11 @@ def open_run(
         restarted = STAGES[STAGES.index(restart_from) :] if restart_from is not None else ()
         for stage in restarted:
             manifest["stages"].pop(stage, None)
+        if restart_from == "sft":
+            manifest.pop("data", None)  # every stage reads it anew
+        skipped = [stage for stage, entry in manifest["stages"].items() if entry["status"] == "skipped"]
+        for stage in skipped:  # whether it is needed follows from the settings of this command
+            del manifest["stages"][stage]
     else:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise RunError(f"{directory}: exists and is no run of chatsmith. Choose another --run-dir.")
@@ -256,7 +261,8 @@ def _check_same(old: dict[str, Any], config: Config, directory: Path, restart_fr
     for group, value in new.items():
         if group in ANYTIME or ENTERS_AT.get(group) in anew or old[group] == value:
             continue
-        here, there = (v if isinstance(v, dict) else {"": v} for v in (value, old[group]))
+        both = (value, old[group])
+        here, there = both if all(isinstance(each, dict) for each in both) else ({"": each} for each in both)
         for key in here:
             if here[key] != there.get(key):
                 name = f"{group}.{key}".removesuffix(".")

@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 import torch
 
-from chatsmith.checkpoint import finite, load_checkpoint, read_jsonl, save_checkpoint, save_text
+from chatsmith.checkpoint import finite, load_checkpoint, read_jsonl, save_checkpoint, save_jsonl
 from chatsmith.config import EngineConfig
-from chatsmith.errors import ConfigError
+from chatsmith.errors import ConfigError, RunError
+
+CHECKPOINT_FORMAT = 2
 
 
 class Interrupted(Exception):
@@ -94,14 +96,20 @@ class StageRun:
         return self._seconds_before + time.monotonic() - self._started
 
     def resume(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None at a fresh start. Metrics of steps after it are forgotten."""
+        """The last checkpoint, or None at a fresh start. Metrics of steps after it are forgotten.
+
+        Raises:
+            RunError: if the checkpoint is of another version.
+        """
         state = load_checkpoint(self._checkpoint_path)
+        if state is not None and state.get("format") != CHECKPOINT_FORMAT:
+            raise RunError(
+                f"{self._checkpoint_path}: written by another version of chatsmith, which this one cannot continue. "
+                f"Run the stage anew: --from {self.directory.name}."
+            )
         step = -1 if state is None else state["step"]
         for path in filter(Path.exists, (self._metrics, self._answers, self._warnings)):
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            # the last line of a killed process may be half a line
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            save_text(path, "".join(kept))
+            save_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= step])
         if state is not None:
             self._seconds_before = state["seconds"]
         return state
@@ -144,7 +152,8 @@ class StageRun:
     def skipped(self, reason: str, batch: list[str]) -> None:
         """Warn of a refused optimizer step, and keep its batch to be looked at."""
         path = self.directory / f"skipped-{self._step}.txt"
-        save_text(path, "\n\n----\n\n".join(batch) + "\n")
+        with path.open("a", encoding="utf-8") as file:  # a step of PPO has several optimizer steps
+            file.write(f"==== {reason}\n\n" + "\n\n----\n\n".join(batch) + "\n\n")
         self.warn(f"step {self._step} was skipped: {reason}; its batch is in {path.parent.name}/{path.name}")
 
     def warnings(self) -> list[str]:
@@ -163,7 +172,8 @@ class StageRun:
         """
         due = time.monotonic() - self._saved_at >= self._save_every_s
         if due or self._stop.received is not None:
-            save_checkpoint(self._checkpoint_path, {**state, "step": step, "seconds": self.seconds})
+            facts = {"format": CHECKPOINT_FORMAT, "step": step, "seconds": self.seconds}
+            save_checkpoint(self._checkpoint_path, {**state, **facts})
             self._saved_at = time.monotonic()
         if self._stop.received is not None:
             raise Interrupted(self._stop.received)

@@ -103,6 +103,10 @@ class Experience:
     advantages: Tensor  # [B, T] whitened over the valid tokens of the global batch
     returns: Tensor  # [B, T] from unwhitened advantages
 
+    def sequences(self) -> list[list[int]]:
+        """The real tokens of every row."""
+        return [row[:length] for row, length in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)]
+
     def rows(self, index: Tensor) -> "Experience":
         """The sub-batch of rows `index` [M], trimmed to its longest row."""
         width = int(self.lengths[index].max())

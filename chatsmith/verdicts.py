@@ -14,6 +14,8 @@ from chatsmith.stages.rl import RlReport
 from chatsmith.stages.sft import SftReport
 
 MIN_SCORE_STD = 1e-3
+FEW_STEPS = 5
+FEW_PAIRS = 30
 GUESSING_MARGIN = 1.2  # untrained models are a little worse than guessing
 
 
@@ -40,7 +42,7 @@ class Judged:
 
 def judge_sft(report: SftReport) -> Verdict:
     first, last = report.held_out_loss_first, report.held_out_loss_last
-    warnings = []
+    warnings = _few_steps("sft", report.steps, "more sft.epochs, or a smaller sft.batch")
     if first > GUESSING_MARGIN * report.guessing_loss:
         warnings.append(
             f"before training the model was worse than guessing (loss {first:.2f}, guessing has "
@@ -88,10 +90,15 @@ def judge_reward(report: RewardReport, *, score_std: float, aspects: Mapping[str
         aspects: where a gold judge exists, accuracy on pairs that differ in one aspect alone.
     """
     accuracy, rule = report.accuracy, report.length_rule_accuracy
+    few = report.pairs < FEW_PAIRS
     measured = (
         f"held-out accuracy {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] over {report.pairs} pairs"
     )
-    warnings = []
+    warnings = _few_steps("reward", report.steps, "more reward.epochs, or a smaller reward.batch")
+    if few:
+        warnings.append(
+            f"only {report.pairs} held-out pairs to measure on: more preferences, or a larger data.held_out"
+        )
     if accuracy.value <= rule.value:
         warnings.append(
             f'not better than the rule "{report.length_rule}" ({rule.value:.1%}): it may only see length. Balance the '
@@ -111,8 +118,8 @@ def judge_reward(report: RewardReport, *, score_std: float, aspects: Mapping[str
     if accuracy.low <= 0.5:
         return Verdict(
             False,
-            f"{measured}: no better than chance. More or cleaner preferences, a larger reward_model, "
-            "or another reward.lr.",
+            f"{measured}: no better than chance, as far as {'so few' if few else 'these'} pairs tell. More or cleaner "
+            "preferences, more reward.epochs, another reward.lr, or a larger reward_model.",
             tuple(warnings),
         )
     if score_std < MIN_SCORE_STD:
@@ -130,7 +137,7 @@ def judge_rl(report: RlReport, gates: GatesConfig, judged: Judged | None) -> tup
     before, after, ema = report.before, report.after, report.ema
     gain = paired_difference(before.rewards, after.rewards)
     ratio = after.length / before.length
-    warnings = []
+    warnings = _few_steps("rl", report.steps, "a smaller rl.rollouts, or more rl.steps")
     best = "EMA" if ema.reward_mean > after.reward_mean else "actor"
     if len(after.rewards) < 64:
         warnings.append(f"only {len(after.rewards)} held-out prompts: give more data, or raise data.held_out")
@@ -148,31 +155,38 @@ def judge_rl(report: RlReport, gates: GatesConfig, judged: Judged | None) -> tup
         warnings.append(f"only {after.eos_rate:.0%} of answers end by themselves: raise rl.max_new_tokens")
     if judged is not None and (over_optimised := _over_optimised(judged, after.reward_mean)):
         warnings.append(over_optimised)
-    problem = ""
+    problems = []
     if not gain.low > 0:
-        problem = "the reward did not rise: more rl.steps, a higher rl.lr, or a lower rl.kl_coef"
-    elif after.kl > gates.max_kl:
-        problem = (
+        went_far = after.kl > gates.max_kl or gain.high < 0
+        advice = "a lower rl.lr, or a higher rl.kl_coef" if went_far else "more rl.steps, or a higher rl.lr"
+        problems.append(f"the reward did not rise: {advice}")
+    if after.kl > gates.max_kl:
+        problems.append(
             f"the policy left the SFT model (gates.max_kl = {gates.max_kl}): what it maximises now may be a flaw "
             "of the reward. Raise rl.kl_coef or take fewer rl.steps"
         )
-    elif not 1 / gates.max_length_ratio <= ratio <= gates.max_length_ratio:
-        problem = (
+    if not 1 / gates.max_length_ratio <= ratio <= gates.max_length_ratio:
+        problems.append(
             f"answers changed their length {ratio:.1f}-fold (gates.max_length_ratio = {gates.max_length_ratio}): "
             "the reward may only see length. Raise rl.kl_coef"
         )
-    elif after.entropy < gates.min_entropy:
-        problem = (
+    if after.entropy < gates.min_entropy:
+        problems.append(
             f"the policy says always the same (entropy {after.entropy:.3f}, gates.min_entropy = {gates.min_entropy}): "
             "raise rl.kl_coef or lower rl.lr"
         )
-    elif judged is not None and judged.gain.high < 0:
-        problem = (
-            f"the reward rose, but the gold judge says that answers became worse ({judged.gain}): the reward prefers "
-            "what is not better. Look at stage 2 and its data, or raise rl.kl_coef"
+    if judged is not None and judged.gain.high < 0:
+        problems.append(
+            f"the gold judge says that answers became worse ({judged.gain}): the reward prefers what is not better. "
+            "Look at stage 2 and its data, or raise rl.kl_coef"
         )
-    text = f"{measured}. Failed: {problem}." if problem else measured
-    return Verdict(not problem, text, tuple(warnings)), gain
+    text = f"{measured}. Failed: {'; '.join(problems)}." if problems else measured
+    return Verdict(not problems, text, tuple(warnings)), gain
+
+
+def _few_steps(stage: str, steps: int, remedy: str) -> list[str]:
+    plural = "s" if steps > 1 else ""
+    return [f"only {steps} optimizer step{plural} of {stage}: {remedy}"] if steps < FEW_STEPS else []
 
 
 def _over_optimised(judged: Judged, reward_last: float) -> str:

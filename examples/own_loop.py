@@ -16,8 +16,10 @@ from leave_one_out import leave_one_out
 import chatsmith
 
 STEPS, PROMPTS, SAMPLES = 20, 32, 4
+if len(sys.argv) != 5:
+    sys.exit(__doc__)
 actor, reward, file, directory = sys.argv[1:]
-questions = [json.loads(line)["prompt"] for line in Path(file).read_text(encoding="utf-8").splitlines()]
+questions = [json.loads(line)["prompt"] for line in Path(file).read_text(encoding="utf-8").strip().split("\n")]
 
 config = chatsmith.Config(rl={"samples_per_prompt": SAMPLES, "max_new_tokens": 16, "lr": 2e-4, "kl_coef": 0.15})
 policy = chatsmith.load(actor)

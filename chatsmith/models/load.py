@@ -130,16 +130,21 @@ def save_model(model: Any, tokenizer: Any, directory: Path, *, stops: Sequence[i
 
 def same_tokenizer(one: Any, other: Any) -> bool:
     """Whether two tokenizers turn conversations into the same tokens."""
-    return bool(
-        one.get_vocab() == other.get_vocab()
-        and one.chat_template == other.chat_template
-        and one.eos_token_id == other.eos_token_id
-    )
+    return _fingerprints(one) == _fingerprints(other) and bool(one.eos_token_id == other.eos_token_id)
 
 
 def context_length(model: Any) -> int | None:
     """Longest sequence in tokens that the model was built for, or None where it sets no limit (ALiBi)."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return _context(model.config)
+
+
+def declared_context(location: str) -> int | None:
+    """The same, of a model directory or hub id, without loading its weights."""
+    return _context(_config(location))
+
+
+def _context(config: Any) -> int | None:
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit else None
 
 
@@ -167,10 +172,12 @@ def _fit(model: Any, tokenizer: Any, device: torch.device, origin: str) -> Any:
 
 def _fingerprints(tokenizer: Any) -> dict[str, str]:
     """SHA-256 of what turns conversations into tokens, under the names that a saved model's config has for them."""
+    template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
+    template = template.replace("\r\n", "\n")  # as files are read back
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
     return {
         "vocabulary_sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
-        "chat_template_sha256": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
     }
 
 

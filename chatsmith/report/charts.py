@@ -133,7 +133,8 @@ def draw(chart: Chart, runs: Sequence[RecordedRun]) -> Drawn | None:
             lines.append(Line(x, y, colour, dashed, marked=metric in RARE))
             if len(chart.metrics) > 1 and (dashed or len(runs) == 1 or not run_index):
                 keys.append((name, "muted" if len(runs) > 1 else colour, dashed))
-            last.append(next(value for value in reversed(y) if math.isfinite(value)))
+            settled = figures.running_mean(y) if figures.is_noisy(y) else y  # as the eye reads the bold curve
+            last.append(next(value for value in reversed(settled) if math.isfinite(value)))
     if not lines:
         return None
     shown = "" if len(chart.metrics) > 1 or len(runs) > 1 else f"{last[0]:.0%}" if chart.percent else f"{last[0]:.3g}"
@@ -189,7 +190,9 @@ def second_act(run: RecordedRun) -> SecondAct | None:
     turn = None
     if len(points) > 1:
         title, labels = "Reward and gold score", ("reward", "gold score")
-        turn, text = _judge_says(points, steps, rewards)
+        # the verdict ends with the held-out reward, too
+        held_out = run.number("summary", "reward_mean_last")
+        turn, text = _judge_says(points, steps, rewards, held_out)
         other = Line([a for a, _ in points], [b for _, b in points], "two", marked=True)
     else:
         title, labels = "Reward, and its price", ("reward", "KL per answer, nats")
@@ -209,13 +212,13 @@ def second_act(run: RecordedRun) -> SecondAct | None:
 
 
 def _judge_says(
-    points: Sequence[tuple[float, float]], steps: Sequence[float], rewards: Sequence[float]
+    points: Sequence[tuple[float, float]], steps: Sequence[float], rewards: Sequence[float], reward_last: float
 ) -> tuple[float | None, str]:
     """From which step on the gold score fell while the reward rose, and the story in words."""
     first, last = points[0][1], points[-1][1]
     finite = [(step, reward) for step, reward in zip(steps, rewards, strict=True) if math.isfinite(reward)]
     curve = [(step, gold, min(finite, key=lambda pair: abs(pair[0] - step))[1]) for step, gold in points]
-    turn = turning_point(curve, last, finite[-1][1])
+    turn = turning_point(curve, last, reward_last if math.isfinite(reward_last) else finite[-1][1])
     intro = "The gold judge is code that training never sees. "
     if turn is not None:
         step, best, _ = turn

@@ -14,6 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from chatsmith.checkpoint import save_text
+from chatsmith.errors import RunError
 from chatsmith.report import answers, charts, sections
 from chatsmith.report.reading import RecordedRun, harmless, number, numbers, read_run
 from chatsmith.report.sections import STAGE_NAMES
@@ -29,7 +30,7 @@ def write_report(run_directory: Path, output: Path | None = None) -> Path:
         RunError: if there is no run, or the page cannot be written.
     """
     run = read_run(run_directory)
-    path = output or run_directory / "report.html"
+    path = _file(output or run_directory / "report.html")
     save_text(path, _render("page.html", _page(run)))
     return path
 
@@ -42,8 +43,14 @@ def write_comparison(run_directory: Path, other_directory: Path, output: Path | 
     """
     one, two = read_run(run_directory), read_run(other_directory)
     name = re.sub(r"[^\w.-]+", "-", two.name)
-    path = output or run_directory / f"report-vs-{name}.html"
+    path = _file(output or run_directory / f"report-vs-{name}.html")
     save_text(path, _render("comparison.html", _comparison(one, two)))
+    return path
+
+
+def _file(path: Path) -> Path:
+    if path.is_dir():
+        raise RunError(f"{path}: a directory. Give --output a file.")
     return path
 
 

@@ -73,7 +73,7 @@ def command(run: RecordedRun) -> str:
     words = ["chatsmith", *(["train", *named] if len(stages) > 1 else [str(stages[0])])]
     words += ["--recipe", *named] if named and len(stages) == 1 else []
     for key, value in recorded.items():
-        if key == "stages" or base.get(key, _ABSENT) == value:
+        if key == "stages" or base.get(key, _ABSENT) == value or value == []:
             continue
         values = value if key in _NAMED and isinstance(value, list) else [value]
         words += [_NAMED.get(key, f"--{key}"), *(_word(item) for item in values)]

@@ -13,6 +13,7 @@ from chatsmith.errors import TrainingStopped
 
 MAX_SKIPPED_IN_A_ROW = 3
 EXPLODED = 1000.0  # times the median norm
+FAR_ABOVE_CLIP = 100.0
 MIN_NORMS, REMEMBERED_NORMS = 20, 100
 
 
@@ -23,7 +24,7 @@ def learning_rate_factor(config: OptimizerConfig, step: int, total: int) -> floa
         return (step + 1) / (warmup + 1)
     if config.schedule == "constant":
         return 1.0
-    progress = (step - warmup) / max(1, total - warmup)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))  # beyond the end it stays where it is
     left = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1.0 - progress
     return config.final_lr + (1 - config.final_lr) * left
 
@@ -102,8 +103,9 @@ def as_text(tokenizer: Any, rows: Iterable[Sequence[int]]) -> list[str]:
 class Guard:
     """Lets optimizer steps through unless a gradient is not finite or exploded; stops after three refusals in a row.
 
-    A gradient has exploded when its norm, before clipping, is `EXPLODED` times the median of the last steps: clipping
-    would bound its length, but its direction comes from one broken batch.
+    A gradient has exploded when its norm, before clipping, is `EXPLODED` times the median of the last steps and
+    `FAR_ABOVE_CLIP` times the norm that it is clipped to: clipping would bound its length, but its direction comes from
+    one broken batch. (Where rewards are rare, norms begin near zero: the second condition lets the first success in.)
     """
 
     def __init__(self, stage: str, on_skip: Skipped) -> None:
@@ -127,7 +129,8 @@ class Guard:
         tensors = [trainable.gradient_norm() for trainable, _ in trainables]
         norms = torch.stack(tensors).tolist()  # waits for the device once
         self._norms += [[] for _ in range(len(norms) - len(self._norms))]
-        reasons = [self._refusal(norm, before) for norm, before in zip(norms, self._norms, strict=False)]
+        limits = [FAR_ABOVE_CLIP * trainable.grad_clip for trainable, _ in trainables]
+        reasons = [_refusal(*judged) for judged in zip(norms, self._norms, limits, strict=False)]
         if not any(reasons):
             self.in_a_row = 0
             for (trainable, factor), tensor, norm, before in zip(trainables, tensors, norms, self._norms, strict=False):
@@ -149,15 +152,17 @@ class Guard:
             )
         return None
 
-    def _refusal(self, norm: float, before: list[float]) -> str:
-        if not math.isfinite(norm):
-            return f"the gradient is not finite (norm {norm})"
-        if len(before) >= MIN_NORMS and norm > EXPLODED * median(before):
-            return f"the gradient exploded (norm {norm:.3g}, median of the last steps {median(before):.3g})"
-        return ""
-
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped, "in_a_row": self.in_a_row, "norms": self._norms}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.skipped, self.in_a_row, self._norms = state["skipped"], state["in_a_row"], state["norms"]
+
+
+def _refusal(norm: float, before: Sequence[float], limit: float) -> str:
+    """Why a gradient of this norm is refused; empty if it is not."""
+    if not math.isfinite(norm):
+        return f"the gradient is not finite (norm {norm})"
+    if len(before) >= MIN_NORMS and norm > max(limit, EXPLODED * median(before)):
+        return f"the gradient exploded (norm {norm:.3g}, median of the last steps {median(before):.3g})"
+    return ""

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from chatsmith.seeds import derive_seed, permutation
 from chatsmith.stages.loop import Guard, Skipped, Trainable, as_text, learning_rate_factor
 from chatsmith.stages.rollout import Prompts, encode_questions, judge, roll_out, rollout_logprobs
 from chatsmith.stages.sft import language_model_backward
-from chatsmith.stages.watch import describe
+from chatsmith.stages.watch import check_logprob_gap, describe, kl_per_answer
 from chatsmith.types import Experience, Message, Record, Rollouts, Scores
 
 Advantages = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -73,6 +74,8 @@ class PPO:
         advantages: what to use in place of generalised advantage estimation.
         ptx: rows for mixed training, used when `rl.ptx_coef` > 0.
         on_skip: told of every refused optimizer step, with its batch as text; None: a Python warning.
+    Raises:
+        DataError: if `rl.ptx_coef` > 0 and there are no rows for it.
     """
 
     def __init__(
@@ -88,6 +91,11 @@ class PPO:
         on_skip: Skipped | None = None,
     ) -> None:
         settings = config.rl
+        if settings.ptx_coef > 0 and not ptx:
+            raise DataError(
+                f"rl.ptx_coef = {settings.ptx_coef}, but there is no text for mixed training. Add a ptx: source, such "
+                "as --data ptx:FILE.txt, or sft data."
+            )
         self.config, self.policy, self.rewards, self.ptx = config, policy, rewards, ptx
         self.actor, self.tokenizer = policy.model, policy.tokenizer
         self.reference = copy.deepcopy(self.actor).requires_grad_(False)
@@ -107,9 +115,14 @@ class PPO:
     def make_experience(self, questions: Sequence[str | Record]) -> tuple[Experience, dict[str, float]]:
         """Answer questions, `rl.samples_per_prompt` times each, and turn the answers into what `update` learns from.
 
+        Before the next `update`, the same questions get the same answers.
+
         Raises:
-            DataError: if a question leaves no room for an answer.
+            DataError: if there is no question, or if one leaves no room for an answer.
+            TrainingStopped: if rollout and training disagree, see `check_logprob_gap`.
         """
+        if isinstance(questions, str) or not questions:
+            raise DataError("make_experience takes a list of questions, one or more.")
         records = [q if isinstance(q, Record) else Record(prompt=(Message("user", q),)) for q in questions]
         room = self.policy.max_tokens - self.config.rl.max_new_tokens
         prompts = encode_questions(self.tokenizer, records, stops=self.policy.stops, max_tokens=room)
@@ -155,6 +168,7 @@ class PPO:
             logprobs, _ = rollout_logprobs(self.actor, rollouts, temperature=temperature, config=self.config)
             gap = (logprobs - rollouts.logprobs).abs()[rollouts.mask]
             metrics |= {"rollout/logprob_gap_mean": gap.mean().item(), "rollout/logprob_gap_max": gap.max().item()}
+            check_logprob_gap(metrics["rollout/logprob_gap_mean"], self.actor.dtype, settings)
         values = rollout_values(self.critic, rollouts, self.config)
         return Scores(logprobs, reference_logprobs, values, rewards.to(device), valid.to(device)), metrics
 
@@ -172,23 +186,27 @@ class PPO:
     def update(self, experience: Experience) -> dict[str, float]:
         """Epochs of mini-batches over one experience; ends early when the policy has moved too far from the old one.
 
+        Then the KL coefficient moves towards `rl.kl_target`, if there is one.
+
         Returns:
             means over the mini-batches (maxima for `*_max`).
+        Raises:
+            TrainingStopped: after refused steps in a row, or if rollout and training disagree.
         """
         settings = self.config.rl
         factor = learning_rate_factor(settings, self.step, self.steps)
         order_seed = derive_seed(self.config.seed, self.step)
         texts = self._texts() if settings.ptx_coef > 0 and not self._policy_frozen else None
         rows = experience.tokens.shape[0]
-        size = max(1, rows // settings.minibatches)
+        edges = [rows * i // settings.minibatches for i in range(settings.minibatches + 1)]
         per_minibatch: list[dict[str, float]] = []
         for epoch in range(settings.epochs):
             first_of_epoch = len(per_minibatch)
             shuffle = permutation(rows, order_seed, epoch)
-            for first in range(0, rows, size):
-                batch = experience.rows(torch.tensor(shuffle[first : first + size], device=experience.tokens.device))
-                if batch.mask.any():  # else every sample was excluded
-                    per_minibatch.append(self._update_once(batch, factor, texts))
+            for first, end in pairwise(edges):
+                index = torch.tensor(shuffle[first:end], device=experience.tokens.device)
+                if len(index) and experience.mask[index].any():  # else every sample was excluded
+                    per_minibatch.append(self._update_once(experience.rows(index), factor, texts))
             moved = [whole["rl/kl_old"] for whole in per_minibatch[first_of_epoch:] if "rl/kl_old" in whole]
             if moved and _mean(moved) > settings.max_kl_old:
                 break
@@ -197,22 +215,23 @@ class PPO:
         for name in ("rollout/logprob_gap_mean", "rollout/logprob_gap_max"):
             if name in result:
                 result[name] = per_minibatch[0][name]
-        self.step += 1
-        return {
-            **result,
-            "rl/epochs": (epoch + 1.0),
+        check_logprob_gap(result.get("rollout/logprob_gap_mean", 0.0), self.actor.dtype, settings)
+        result |= {
+            "rl/epochs": epoch + 1.0,
             "rl/lr": settings.lr * factor,
             "rl/kl_coef": self.kl_coef,
             "rl/skipped": float(self.learners.guard.skipped),
         }
-
-    def adapt_kl_coef(self, kl_sequence: float, answers: int) -> None:
-        """Move the KL coefficient towards `rl.kl_target`, if there is one, after a step with `answers` answers."""
-        settings = self.config.rl
+        self.step += 1
         if settings.kl_target is not None:
             self.kl_coef = adapt_kl_coef(
-                self.kl_coef, kl_sequence, target=settings.kl_target, horizon=settings.kl_horizon, answers=answers
+                self.kl_coef,
+                kl_per_answer(experience),
+                target=settings.kl_target,
+                horizon=settings.kl_horizon,
+                answers=rows,
             )
+        return result
 
     def average(self) -> Any:
         """A copy of the actor with the averaged weights."""
@@ -259,9 +278,7 @@ class PPO:
                 learners.actor, self.actor, self.tokenizer, next(texts), self.config, weight=settings.ptx_coef
             )
         moving = [(learners.critic, factor)] + ([] if frozen else [(learners.actor, factor)])
-        rows = zip(batch.tokens.tolist(), batch.lengths.tolist(), strict=True)
-        tokens = [row[:length] for row, length in rows]
-        norms = learners.guard.step(moving, partial(as_text, self.tokenizer, tokens))
+        norms = learners.guard.step(moving, lambda: as_text(self.tokenizer, batch.sequences()))
         if norms is not None:
             whole |= dict(zip(("rl/grad_norm_critic", "rl/grad_norm_actor"), norms, strict=False))
             if not frozen:

@@ -54,6 +54,7 @@ class RewardReport:
     calibration_error: float
     length_correlation: float
     dropped_too_long: int
+    steps: int
     skipped_steps: int
 
 
@@ -107,7 +108,7 @@ def train_reward(
             metrics["reward/grad_norm"] = norms[0]
         run.log(step, metrics)
         run.checkpoint(step, {"learner": learner.state_dict(), "guard": guard.state_dict()})
-    return _report(model, tokenizer, rows, held_out_rows, config, dropped + also_dropped, guard.skipped)
+    return _report(model, tokenizer, rows, held_out_rows, config, dropped + also_dropped, total, guard.skipped)
 
 
 def encode_ranked(
@@ -172,6 +173,7 @@ def _report(
     held_out: Sequence[Ranked],
     config: Config,
     dropped: int,
+    steps: int,
     skipped: int,
 ) -> RewardReport:
     flat = [row for record in held_out for row in record.rows]
@@ -195,6 +197,7 @@ def _report(
         calibration_error=expected_calibration_error(reliability(every_margin)),
         length_correlation=correlation(scores, lengths),
         dropped_too_long=dropped,
+        steps=steps,
         skipped_steps=skipped,
     )
 

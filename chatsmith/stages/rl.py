@@ -16,7 +16,7 @@ from chatsmith.runtime import StageRun, measure_peak_flops
 from chatsmith.stages.ppo import PPO, rollout_values
 from chatsmith.stages.rollout import PolicyScores, Prompts, evaluate_policy
 from chatsmith.stages.tripwires import Tripwires
-from chatsmith.stages.watch import PhaseClock, answer_table, check_logprob_gap, describe
+from chatsmith.stages.watch import PhaseClock, answer_table, describe
 
 LOGGED_TABLES = 10  # of answers, per run
 PROBES = 12  # per run
@@ -90,8 +90,8 @@ def train_rl(
     Returns:
         the report, and the averaged actor.
     Raises:
-        DataError: if there are too few prompts.
-        TrainingStopped: if training cannot sensibly go on, see `Guard`, `Tripwires` and `check_logprob_gap`.
+        DataError: if there are too few prompts, or no text for mixed training.
+        TrainingStopped: if training cannot sensibly go on, see `Guard` and `check_logprob_gap`.
         Interrupted: after saving a checkpoint.
     """
     settings = config.rl
@@ -101,11 +101,6 @@ def train_rl(
             f"rl: {len(prompts.tokens)} prompts to train on and {len(held_out.tokens)} held out leave room for an "
             f"answer of {settings.max_new_tokens} tokens ({prompts.dropped_too_long} were too long). Give more "
             "prompts, or a smaller --rl.max_new_tokens."
-        )
-    if settings.ptx_coef > 0 and not ptx:
-        raise DataError(
-            f"rl.ptx_coef = {settings.ptx_coef}, but there is no text for mixed training. Add a ptx: source, such as "
-            "--data ptx:FILE.txt, or sft data."
         )
     total = settings.steps or math.ceil(len(prompts.tokens) / per_step)
     ppo = PPO(policy, rewards, config, steps=total, critic=critic, ptx=ptx, on_skip=run.skipped)
@@ -140,10 +135,8 @@ def train_rl(
         with clock("update"):
             metrics = ppo.update(experience) | metrics
         tripwires.check(metrics)
-        check_logprob_gap(metrics.get("rollout/logprob_gap_mean", 0.0), ppo.actor.dtype, settings)
         variances.append(metrics["rl/explained_variance"])
         metrics |= clock.metrics(rollouts, metrics["rl/epochs"], parameters, peak_flops) | probed
-        ppo.adapt_kl_coef(metrics["rl/kl_sequence"], settings.rollouts)
         run.log(step, metrics)
         if step % max(1, total // LOGGED_TABLES) == 0:
             run.log_answers(step, answer_table(rollouts, scores))

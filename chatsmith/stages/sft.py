@@ -35,6 +35,7 @@ class SftReport:
     repetition: float  # share of repeated 4-grams in them
     guessing_loss: float  # of the uniform distribution over the vocabulary
     dropped_too_long: int
+    steps: int
     skipped_steps: int
 
     @property
@@ -111,6 +112,7 @@ def train_sft(
         repetition=repetition,
         guessing_loss=math.log(actor.config.get_text_config().vocab_size),
         dropped_too_long=dropped + also_dropped,
+        steps=total,
         skipped_steps=guard.skipped,
     )
 

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from chatsmith.config import Config
-from chatsmith.errors import TrainingStopped
 
-CONSTANT_STEPS = 3  # from the start on, after which a reward without spread stops the run
+CONSTANT_STEPS = 3  # in a row
 CONSTANT = 1e-6
 ALL = 0.99
 
@@ -22,15 +21,12 @@ class Tripwires:
         self._config, self._warn = config, warn
         self._said: list[str] = []
         self._steps = 0
-        self._constant = 0  # steps in a row
+        self._constant = 0  # steps in a row in which every answer got the reward `_reward`
+        self._reward = 0.0
         self._first_length = 0.0
 
     def check(self, metrics: dict[str, float]) -> None:
-        """Warn, once each, of answers that are all cut off, rewards without spread, and bounds that are left.
-
-        Raises:
-            TrainingStopped: if all answers have had the same reward from the start on: there is nothing to learn.
-        """
+        """Warn, once each, of answers that are all cut off, rewards without spread, and bounds that are left."""
         gates = self._config.gates
         if self._steps == 0:
             self._first_length = metrics["rl/answer_length"]
@@ -41,18 +37,14 @@ class Tripwires:
                 "truncated",
                 "all answers are cut off at rl.max_new_tokens: raise it, or train the SFT model until its answers end",
             )
-        self._constant = self._constant + 1 if metrics["rl/reward_std"] < CONSTANT else 0
-        if self._constant == self._steps == CONSTANT_STEPS:
-            cause = " (they are all cut off at rl.max_new_tokens)" if cut_off else ""
-            raise TrainingStopped(
-                f"rl: every answer of the first {CONSTANT_STEPS} steps got the same reward, "
-                f"{metrics['rl/reward_mean']:.3f}{cause}: there is nothing to learn from. Look at the reward, or at "
-                "the answers in rl/answers.jsonl."
-            )
+        reward = metrics["rl/reward_mean"]
+        same = metrics["rl/reward_std"] < CONSTANT and (not self._constant or abs(reward - self._reward) < CONSTANT)
+        self._constant, self._reward = self._constant + 1 if same else 0, reward
         if self._constant == CONSTANT_STEPS:
             self._say(
                 "constant",
-                "all answers get the same reward: nothing more is learned. Take fewer rl.steps, or a finer reward",
+                f"every answer of {CONSTANT_STEPS} steps got the same reward, {reward:.3f}: nothing is learned from "
+                "that. Look at the reward, and at the answers in rl/answers.jsonl",
             )
         if metrics["rl/kl"] > gates.max_kl:
             self._say(
@@ -79,9 +71,11 @@ class Tripwires:
             "said": self._said,
             "steps": self._steps,
             "constant": self._constant,
+            "reward": self._reward,
             "first_length": self._first_length,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._said, self._steps = state["said"], state["steps"]
-        self._constant, self._first_length = state["constant"], state["first_length"]
+        self._constant, self._reward = state["constant"], state["reward"]
+        self._first_length = state["first_length"]

@@ -21,20 +21,26 @@ def describe(rollouts: Rollouts, scores: Scores, experience: Experience) -> dict
     """Metrics of rollouts and advantages, before any update."""
     mask, count = experience.mask, experience.mask.sum().clamp(min=1)
     rewards = scores.rewards[scores.valid]
-    difference = scores.logprobs - scores.reference_logprobs
     returns, errors = experience.returns[mask], (experience.returns - experience.values)[mask]
     finished = [sample.finish_reason == "stop" for sample in rollouts.samples]
     return {
         "rl/reward_mean": rewards.mean().item(),
         "rl/reward_std": rewards.std(correction=0).item(),
         "rl/kl": (masked_sum(kl_estimate(scores.logprobs, scores.reference_logprobs, "k3"), mask) / count).item(),
-        "rl/kl_sequence": (masked_sum(difference, mask) / scores.valid.sum().clamp(min=1)).item(),
+        "rl/kl_sequence": kl_per_answer(experience),
         "rl/explained_variance": (1 - errors.var() / returns.var()).item() if returns.var() > 0 else 0.0,
         "rl/advantage_std": errors.std(correction=0).item(),  # before whitening, with the critic's lambda
         "rl/answer_length": rollouts.mask.sum().item() / len(finished),
         "rl/eos_rate": sum(finished) / len(finished),
         "rl/truncation_rate": 1 - sum(finished) / len(finished),
     }
+
+
+def kl_per_answer(experience: Experience) -> float:
+    """KL to the reference in nats, k1, summed over each answer, mean over the answers that count."""
+    difference = experience.logprobs - experience.reference_logprobs
+    answers = experience.mask.any(1).sum().clamp(min=1)
+    return float(masked_sum(difference, experience.mask) / answers)
 
 
 def check_logprob_gap(gap: float, dtype: torch.dtype, settings: RlConfig) -> None:

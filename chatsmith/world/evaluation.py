@@ -67,7 +67,11 @@ def probe(policy: Assistant, config: Config) -> dict[str, float]:
 def judged(before: GoldScores, after: GoldScores, metrics: Sequence[dict[str, Any]]) -> Judged:
     """What the gold judge says of PPO: the gain, and the way there from the logged probes."""
     gain = paired_difference(before.totals(), after.totals())
-    curve = [(row["step"], row["gold/total"], row["rl/reward_mean"]) for row in metrics if "gold/total" in row]
+    curve = [
+        (row["step"], row["gold/total"], row["rl/reward_mean"])
+        for row in metrics
+        if row.get("gold/total") and row["rl/reward_mean"] is not None
+    ]
     return Judged(gain, sum(after.totals()) / len(after.tasks), tuple(curve))
 
 

@@ -1,7 +1,10 @@
 """The user's mistakes: one clear message, exit code 1, no traceback, nothing lost."""
 
 import json
+import os
+import signal
 import subprocess
+import time
 
 import pytest
 import torch
@@ -153,3 +156,58 @@ def test_settings_of_stages_that_run_anew_may_change_and_no_others(chatsmith, mo
     assert both.returncode == 0, both.stderr
     base = chatsmith(*arguments[:5], "--reward-model", model_directory("gpt2"), "--data", other, f"sft:{pairs}")
     assert "--from reward" in base.stderr
+
+
+def test_data_that_changed_while_its_first_stage_was_interrupted_is_refused(command, model_directory, pairs, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text(pairs.read_text())
+    arguments = [
+        "train",
+        "--actor-model",
+        model_directory("llama"),
+        "--data",
+        data,
+        "--run-dir",
+        "run",
+        "--sft.epochs",
+        200,
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    full = [*command(*arguments, "--only", "sft"), "--sft.epochs", "200"]
+    process = subprocess.Popen(full, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    metrics = tmp_path / "run" / "sft" / "metrics.jsonl"
+    while not metrics.exists() or not metrics.read_text():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 130
+    data.write_text(pairs.read_text().replace("red", "green"))
+    again = subprocess.run(full, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    refused(again, "RunError", "is not what it was when this run began")
+
+
+def test_a_configuration_is_refused_by_commands_that_take_none(chatsmith):
+    refused(chatsmith("runs", "--rl.kl_coef", "0.1", small=False), "--rl.kl_coef", "takes no configuration")
+    assert chatsmith("runs", small=False).returncode == 0
+
+
+def test_a_dry_run_counts_steps_and_refuses_prompts_without_room_for_an_answer(chatsmith, model_directory, pairs):
+    arguments = ("train", "--actor-model", model_directory("llama"), "--data", pairs, "--run-dir", "run", "--dry-run")
+    said = chatsmith(*arguments).stdout
+    assert "of 8" in said
+    assert "steps: 3 of 16" in said
+    refused(
+        chatsmith(*arguments, "--rl.max_new_tokens", "95"), "none of the prompts has room", "rl.max_new_tokens = 95"
+    )
+
+
+def test_a_report_into_a_directory_is_refused(chatsmith, model_directory, pairs, tmp_path):
+    arguments = ("train", "--actor-model", model_directory("llama"), "--data", pairs, "--run-dir", "run", "--force")
+    result = chatsmith(*arguments, "--only", "sft")
+    assert result.returncode == 0
+    refused(chatsmith("report", "run", "--output", tmp_path, small=False), "a directory. Give --output a file")
+    (tmp_path / "run" / "report.html").unlink()
+    (tmp_path / "run" / "report.html").mkdir()
+    again = chatsmith(*arguments, "--only", "sft")  # a report that cannot be written changes no outcome
+    assert again.returncode == 0
+    assert "no report: " in again.stdout

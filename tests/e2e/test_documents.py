@@ -27,7 +27,7 @@ PACKAGE = ROOT / "chatsmith"
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 PICTURE = "docs/report.png"
-RUNS = ("runs/tiny-cpu", "runs/no-kl", "runs/mine")  # finished ones that the documents talk with and report on
+RUNS = ("runs/tiny-cpu", "runs/tiny-cpu-no-kl", "runs/mine")  # finished ones that the documents talk with and report on
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -164,7 +164,7 @@ def test_every_report_of_the_documents_is_written(line, desk_with_runs, capsys):
         page.unlink()
     run(line)
     page = Path(capsys.readouterr().out.strip())
-    assert page.name == ("report-vs-no-kl.html" if "no-kl" in line else "report.html")
+    assert page.name == ("report-vs-tiny-cpu-no-kl.html" if "no-kl" in line else "report.html")
     assert "PPO" in page.read_text(encoding="utf-8")
 
 
@@ -345,7 +345,11 @@ def messages(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             said = list(node.exc.args)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            heard = node.func.attr in ("warn", "_say") or ast.unparse(node.func) in ("warnings.append", "found.append")
+            heard = node.func.attr in ("warn", "_say") or ast.unparse(node.func) in (
+                "warnings.append",
+                "problems.append",
+                "found.append",
+            )
             said = list(node.args[-1:]) if heard else []
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "Verdict":
             failed = isinstance(node.args[0], ast.Constant) and node.args[0].value is False

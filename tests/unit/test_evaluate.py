@@ -91,6 +91,7 @@ def sft(**changes):
         "repetition": 0.1,
         "guessing_loss": 5.0,
         "dropped_too_long": 0,
+        "steps": 100,
         "skipped_steps": 0,
     }
     return judge_sft(SftReport(**(values | changes)))
@@ -117,6 +118,7 @@ def reward(score_std=1.0, aspects=None, **changes):
         "calibration_error": 0.05,
         "length_correlation": 0.0,
         "dropped_too_long": 0,
+        "steps": 100,
         "skipped_steps": 0,
     }
     return judge_reward(RewardReport(**(values | changes)), score_std=score_std, aspects=aspects or {})
@@ -198,3 +200,20 @@ def test_over_optimisation_is_named_where_the_gold_score_fell_while_the_reward_r
     from_the_start = ((0, 0.40, 0.0), (9, 0.35, 0.5))
     assert not rl(judged=Judged(worse, 0.30, from_the_start)).warnings
     assert "the reward prefers what is not better" in rl(judged=Judged(worse, 0.30, from_the_start)).text
+
+
+def test_few_steps_and_few_pairs_are_named():
+    assert "only 1 optimizer step of sft: more sft.epochs" in sft(steps=1).warnings[0]
+    assert "only 3 optimizer steps of reward" in reward(steps=3).warnings[0]
+    assert "only 2 optimizer steps of rl" in rl(steps=2).warnings[0]
+    few = reward(pairs=6, accuracy=proportion(4, 6))
+    assert "only 6 held-out pairs" in few.warnings[0]
+    assert "as far as so few pairs tell" in few.text
+
+
+def test_the_advice_fits_what_happened_and_every_bound_that_was_left_is_named():
+    assert "more rl.steps, or a higher rl.lr" in rl(scores(0.0)).text
+    fell = rl(scores(-1.0, kl=3.0)).text
+    assert "the reward did not rise: a lower rl.lr, or a higher rl.kl_coef" in fell
+    assert "the policy left the SFT model" in fell
+    assert "a lower rl.lr" in rl(scores(-1.0)).text

@@ -94,7 +94,7 @@ def test_a_non_finite_gradient_moves_nothing_anywhere_and_the_third_in_a_row_sto
 
     def attempt(spoil: bool):
         for model, learner in zip(models, learners, strict=True):
-            factor = float("nan") if spoil and model is models[0] else 1.0
+            factor = float("nan") if spoil and model is models[1] else 1.0
             learner.backward(factor * model(torch.ones(1, 2)).sum())
         return guard.step([(learner, 1.0) for learner in learners], lambda: ["the batch"])
 
@@ -134,3 +134,21 @@ def test_an_exploded_gradient_is_refused_and_an_ordinary_one_after_it_is_not():
     guard = resumed
     assert attempt(1.0) is not None
     assert attempt(1100.0) is None
+
+
+def test_the_first_success_after_many_empty_steps_is_not_refused():
+    model = torch.nn.Linear(2, 1, bias=False)
+    learner = Trainable(model, settings(), lr=0.0)
+    guard = Guard("rl", lambda reason, batch: None)
+    for size in [1e-5] * 30 + [1.0, 50.0]:  # rewards are rare: norms begin near zero
+        learner.backward(size * model.weight.sum())
+        assert guard.step([(learner, 1.0)], list) is not None
+    learner.backward(1e3 * model.weight.sum())
+    assert guard.step([(learner, 1.0)], list) is None
+
+
+def test_beyond_its_end_a_schedule_stays_where_it_ended():
+    for schedule in ("linear", "cosine"):
+        config = settings(schedule=schedule, warmup=0.0, final_lr=0.1)
+        assert learning_rate_factor(config, 12, 10) == pytest.approx(0.1)
+        assert learning_rate_factor(config, 5, 10) > 0.1

@@ -11,7 +11,7 @@ from chatsmith.assistant import Assistant
 from chatsmith.config import Config, RlConfig
 from chatsmith.data.chat import Encoded, encode_texts, prepare_tokenizer
 from chatsmith.engine.engine import Engine, Sampling
-from chatsmith.errors import TrainingStopped
+from chatsmith.errors import DataError, TrainingStopped
 from chatsmith.models.critic import critic_from_actor
 from chatsmith.models.reward import Reward
 from chatsmith.models.scoring import token_logprobs
@@ -256,3 +256,68 @@ def test_kl_in_the_loss_pulls_the_policy_back_to_the_reference():
     difference = actor_loss(world.actor, flat, settings, count=count, kl_coef=0.0)[0]
     assert loss > difference
     assert world.actor.lm_head.weight.grad.norm() > 0
+
+
+def assistant(**rl):
+    tokenizer = byte_tokenizer()
+    prepare_tokenizer(tokenizer, "test")
+    policy = Assistant(tiny_model(), tokenizer, STOPS, max_tokens=64)
+    return PPO(policy, [Reward("test", vowels, 1.0)], config(**rl), steps=4)
+
+
+def test_every_step_draws_other_answers_and_every_prompt_gets_its_samples():
+    ppo = assistant(samples_per_prompt=4, rollouts=8)
+    first, _ = ppo.make_experience(["a", "b"])
+    again, _ = ppo.make_experience(["a", "b"])
+    torch.testing.assert_close(first.tokens, again.tokens)
+    ppo.update(first)
+    second, _ = ppo.make_experience(["a", "b"])
+    assert first.sequences() != second.sequences()
+    assert len(first.tokens) == 8
+    prompts = [row[: first.mask[i].nonzero()[0, 0]] for i, row in enumerate(first.sequences())]
+    assert prompts[0] == prompts[3] != prompts[4] == prompts[7]
+    assert len({tuple(row) for row in first.sequences()[:4]}) > 1
+
+
+def test_a_frozen_policy_stays_out_of_everything_until_its_warm_up_is_over():
+    ppo = assistant(critic_warmup=1, ptx_coef=0.0, old_logprobs="rollout")
+    before = {
+        name: weight.clone() for name, weight in ppo.learners.ema.state_dict().items() if hasattr(weight, "clone")
+    }
+    experience, metrics = ppo.make_experience(["a", "b", "c"])
+    assert "rollout/logprob_gap_mean" in metrics  # from the training forward, as `update` does not run it
+    ppo.update(experience)
+    after = {name: weight for name, weight in ppo.learners.ema.state_dict().items() if hasattr(weight, "clone")}
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    experience, metrics = ppo.make_experience(["a", "b", "c"])
+    assert "rollout/logprob_gap_mean" not in metrics
+    assert "rl/policy_loss" in ppo.update(experience)
+
+
+@pytest.mark.parametrize("rows", [7, 9, 10])
+def test_rows_that_mini_batches_do_not_divide_make_as_many_steps_of_nearly_the_same_size(rows, monkeypatch):
+    ppo = assistant(minibatches=4, rollouts=8)
+    sizes = []
+    once = ppo._update_once
+    monkeypatch.setattr(ppo, "_update_once", lambda batch, *rest: sizes.append(len(batch.tokens)) or once(batch, *rest))
+    experience, _ = ppo.make_experience([f"question {i}" for i in range(rows)])
+    ppo.update(experience)
+    assert len(sizes) == 4
+    assert sum(sizes) == rows
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_an_own_loop_is_told_what_it_lacks():
+    with pytest.raises(DataError, match="no text for mixed training"):
+        assistant(ptx_coef=0.5)
+    for questions in ([], "one question"):
+        with pytest.raises(DataError, match="a list of questions"):
+            assistant().make_experience(questions)
+
+
+def test_the_adaptive_coefficient_moves_within_an_update():
+    ppo = assistant(kl_target=0.1, kl_horizon=8)
+    experience, _ = ppo.make_experience(["a", "b", "c", "d"])
+    assert ppo.update(experience)["rl/kl_coef"] == 0.1
+    assert ppo.kl_coef < 0.1  # the first KL is 0, below the target
+    assert assistant().kl_coef == 0.1
