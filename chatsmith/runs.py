@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def _search(directory: Path, prefix: str, depth: int) -> Iterator[Entry]:
         return
     for child in children:
         name = prefix + child.name
-        if (child / MANIFEST).is_file():
+        if os.access(child, os.X_OK) and (child / MANIFEST).is_file():
             yield _read(child, name)
             continue
         below = list(_search(child, f"{name}/", depth - 1)) if depth > 1 else []
@@ -130,7 +131,10 @@ def _coarse(seconds: float) -> str:
 
 def _number(summary: Mapping[str, Any], name: str) -> float:
     value = summary.get(name)
-    return float(value) if isinstance(value, int | float) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # JSON knows integers of any size
+        return math.nan
 
 
 def _written(value: float, write: Callable[[float], str]) -> str:

@@ -158,8 +158,8 @@ class TextStream:
     """Turns sampled tokens into text while they arrive, with any tokenizer.
 
     A character whose bytes are spread over several tokens is held back until the last of them. Special tokens give
-    no text. All that `add` and `finish` return, joined, is what decoding all tokens at once gives; only bytes that
-    never form a character may come out as another number of replacement characters.
+    no text. All that `add` and `finish` return, joined, is what decoding all tokens at once gives. The two may
+    differ where bytes never form a character, which a vocabulary with byte fallback allows.
     """
 
     def __init__(self, tokenizer: Any) -> None:

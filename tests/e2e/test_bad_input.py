@@ -86,10 +86,16 @@ def test_a_model_without_tokenizer_or_that_is_none_is_refused(chatsmith, pairs, 
     refused(chatsmith("train", "--actor-model", "empty", "--data", pairs, "--dry-run"), "config.json is missing")
 
 
-def test_prompts_longer_than_the_context_are_counted_and_none_left_is_an_error(start, tmp_path):
+def test_prompts_longer_than_the_context_are_counted_and_none_left_is_an_error(
+    start, chatsmith, model_directory, tmp_path
+):
     rows = [{"prompt": "long " * 200 + str(i), "chosen": "a", "rejected": "b"} for i in range(60)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    refused(start("--data", "long.jsonl"), "sft: no usable record", "have at most 96 tokens")
+    refused(
+        start("--data", "long.jsonl"), "prompt and answer together may have 96 tokens", "none of the prompts has room"
+    )
+    alone = chatsmith("sft", "--actor-model", model_directory("llama"), "--data", "long.jsonl", "--run-dir", "sft")
+    refused(alone, "sft: no usable record", "have at most 96 tokens")
 
 
 @pytest.mark.parametrize(
@@ -196,9 +202,8 @@ def test_a_dry_run_counts_steps_and_refuses_prompts_without_room_for_an_answer(c
     said = chatsmith(*arguments).stdout
     assert "of 8" in said
     assert "steps: 3 of 16" in said
-    refused(
-        chatsmith(*arguments, "--rl.max_new_tokens", "95"), "none of the prompts has room", "rl.max_new_tokens = 95"
-    )
+    long = chatsmith(*arguments, "--data.held_out", "0.2", "--rl.max_new_tokens", "255", small=False)
+    refused(long, "none of the prompts has room", "rl.max_new_tokens = 255")
 
 
 def test_a_report_into_a_directory_is_refused(chatsmith, model_directory, pairs, tmp_path):
