@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rich.text import Text
 from chatsmith.assistant import Assistant, Found, Reply, SpeakingStage, check_settings, find, load
 from chatsmith.checkpoint import read_jsonl
 from chatsmith.errors import ChatsmithError, RequestError
+from chatsmith.runtime import StopSignals
 from chatsmith.seeds import derive_seed
 from chatsmith.text import printable
 from chatsmith.types import Message
@@ -215,18 +217,20 @@ def _answer(talk: Talk, question: str, before: Sequence[Exchange], screen: _Scre
         if not before:
             raise
         raise RequestError(f"{error} (/clear)") from error
-    answer, stopped = "", False
-    try:
+    answer = ""
+    with StopSignals() as stop:  # noted between two pieces: an exception inside the model's code could get lost
         for piece in reply:
             answer += piece
             screen.say(piece)
-    except KeyboardInterrupt:
-        if not screen.interactive:
-            raise
-        stopped = True
-        reply.close()
+            if stop.received is not None:
+                reply.close()
+                break
     screen.say("\n")
-    if stopped:
+    if stop.received == signal.SIGTERM:
+        raise SystemExit(128 + signal.SIGTERM)
+    if stop.received is not None and not screen.interactive:
+        raise KeyboardInterrupt
+    if stop.received is not None:
         screen.note("(stopped)")
     elif reply.finish_reason == "length" and reply.limit < talk.settings["max_new_tokens"]:
         screen.note(f"(stopped: {talk.assistant.max_tokens} tokens are all that the model takes; /clear begins anew)")

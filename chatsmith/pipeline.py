@@ -385,8 +385,8 @@ def _draw(run: Run) -> None:
 
 
 def _next_commands(run: Run) -> list[tuple[str, str]]:
-    # as it was typed, where `chatsmith` alone would not be found
-    program = "chatsmith" if shutil.which("chatsmith") else sys.argv[0]
+    typed = sys.argv[0]  # to be typed again, where `chatsmith` alone would not be found
+    program = typed if Path(typed).name == "chatsmith" and not shutil.which("chatsmith") else "chatsmith"
     if run.manifest["status"] == "partial":
         return [("The other stages", "the same command without --only")]
     if not run.finished("rl"):

@@ -252,7 +252,7 @@ def test_a_run_says_what_it_is_and_what_to_try(terminal, speaking, tmp_path):
     heading = screen.until("Ctrl-D leaves")
     assert "the assistant after PPO (rl)" in heading
     assert "rl failed: gain +0.1, KL 9. Failed: �[2Jthe policy left" in heading
-    assert "Try: Say red 3 times.\r\n     把红说2遍。\r\n     2 + 3?\r\n" in heading
+    assert "Try: Say red 3 times.\r\n     2 + 3?\r\n     Spell�[2J cat.\r\n" in heading  # those in ASCII come first
     assert "each is asked by itself" in heading
     for question in ("One?", "Two?"):
         screen.type(question)
