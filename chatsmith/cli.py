@@ -310,7 +310,7 @@ def main() -> None:
     except SystemExit as stop:  # the command-line library reports usage errors with 2, which here means a failed gate
         code = 1 if stop.code == 2 else stop.code
     except ChatsmithError as error:
-        from chatsmith.console import printable
+        from chatsmith.text import printable
 
         typer.echo(f"{type(error).__name__}: {printable(str(error))}", err=True)
         code = error.exit_code

@@ -19,8 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chatsmith.live import LiveStage, show
-from chatsmith.text import duration
-from chatsmith.text import printable as printable
+from chatsmith.text import duration, printable
 
 if TYPE_CHECKING:  # both load torch, which commands that only look do not need
     from chatsmith.runtime import Shown

@@ -148,12 +148,11 @@ class LiveStage:
         return max(0.0, per_step * (self._total - last) - (time.monotonic() - until))
 
     def _curves(self, width: int) -> list[Text]:
-        known = [(CURVES[name], series) for name, series in self._series.items() if series.points]
-        label_width = max((len(label) for label, _ in known), default=0)
-        columns = max(4, min(24, width - len(INDENT) - label_width - 12))
+        known = _labelled(self._series)
+        columns = max(4, min(24, width - len(INDENT) - max((len(label) for label, _ in known), default=0) - 12))
         cells = []
         for label, series in known:
-            cell = Text(f"{label:<{label_width}}", style="dim")
+            cell = Text(label, style="dim")
             cell.append(f"  {figure(series.last):>8}", style="bold")
             cell.append(f"  {sparkline(series.points, columns):<{columns}}", style="cyan")
             cells.append(cell)
@@ -178,15 +177,20 @@ class LiveStage:
         head = Text(INDENT)
         head.append("✓ " if whole else "■ ", style="green" if whole else "yellow")
         head.append(f"{steps} in {duration(time.monotonic() - self._started)}", style="dim")
-        known = [(CURVES[n], s) for n, s in self._series.items() if s.points and not n.endswith("/lr")]
-        label_width = max((len(label) for label, _ in known), default=0)
         cells = []
-        for label, series in known:
-            cell = Text(f"{label:<{label_width}}", style="dim")
+        for label, series in _labelled({n: s for n, s in self._series.items() if not n.endswith("/lr")}):
+            cell = Text(label, style="dim")
             cell.append(f" {figure(series.first):>7} → {figure(series.last):<7}", style="default not dim")
             cell.append(f" {sparkline(series.points, 8):<8}", style="cyan")
             cells.append(cell)
         return [head, *_grid(cells, indent=2 * INDENT, gap=INDENT, width=width)]
+
+
+def _labelled(all_series: Mapping[str, Series]) -> list[tuple[str, Series]]:
+    """The curves that have begun, under their names on the screen, which are padded to one width."""
+    known = [(CURVES[name], series) for name, series in all_series.items() if series.points]
+    width = max((len(label) for label, _ in known), default=0)
+    return [(f"{label:<{width}}", series) for label, series in known]
 
 
 def _grid(cells: Sequence[Text], *, indent: str, gap: str, width: int) -> list[Text]:

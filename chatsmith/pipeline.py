@@ -1,6 +1,5 @@
 """The road: SFT, reward model, PPO, in order, each judged before the next begins."""
 
-import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -48,6 +47,7 @@ from chatsmith.run import Run, lock, model_card, open_run
 from chatsmith.runtime import Interrupted, StopSignals
 from chatsmith.seeds import permutation
 from chatsmith.stages import final_judge
+from chatsmith.stages.loop import total_steps
 from chatsmith.stages.reward import train_reward
 from chatsmith.stages.rl import RlReport, train_rl
 from chatsmith.stages.rollout import encode_questions
@@ -140,9 +140,11 @@ def plan(config: Config, directory: Path, screen: Screen) -> None:
         tokenizer = load_tokenizer(config.actor_model)
         screen.line(f"model: {config.actor_model}, {len(tokenizer)} tokens")
         _check_room(config, tokenizer, data)
+        sizes = {"sft": config.sft.batch, "reward": config.reward.batch, "rl": config.rl.rollouts}
         for stage in stages_to_train(config):
             train, held_out = len(data[stage].train), len(data[stage].held_out)
-            steps, size = _steps(config, stage, train)
+            # about: records that turn out too long take part in none
+            steps, size = total_steps(config, stage, train), sizes[stage]
             screen.line(f"{stage}: {train} records to train on, {held_out} held out; steps: {steps} of {size}")
         if data["ptx"].train:
             screen.line(f"ptx: {len(data['ptx'].train)} records")
@@ -153,15 +155,6 @@ def plan(config: Config, directory: Path, screen: Screen) -> None:
                 screen.line(f"reward: {reward.name}, weight {reward.weight:g}")
     screen.line(f"stages: {', '.join(stages_to_train(config))}; run directory: {directory}")
     screen.line("nothing was written (--dry-run)")
-
-
-def _steps(config: Config, stage: StageName, records: int) -> tuple[int, int]:
-    """About how many steps a stage will make, and of how many records (rl: answers); too long records take none."""
-    if stage == "rl":
-        passes = math.ceil(records * config.rl.samples_per_prompt / config.rl.rollouts)
-        return config.rl.steps or passes, config.rl.rollouts
-    settings = config.sft if stage == "sft" else config.reward
-    return max(1, math.ceil(settings.epochs * records / settings.batch)), settings.batch
 
 
 def _check_room(config: Config, tokenizer: Any, data: dict[Stage, StageData]) -> None:
@@ -191,7 +184,8 @@ def _run_stages(run: Run, now: Sequence[StageName]) -> None:
         report_sources(run, sources)
         if "reward" in stages_to_train(config):
             check_reward_base(config.reward_model or config.actor_model)
-        _check_room(config, load_tokenizer(config.actor_model), deal(config, sources))
+        if not run.finished("rl"):
+            _check_room(config, load_tokenizer(config.actor_model), deal(config, sources))
     elif not (run.directory / "base").exists():
         material.write_material(config, config.world, run.directory / "data", run.directory / "base")
     steps: dict[StageName, Callable[[Run, list[Source]], None]] = {"sft": _sft, "reward": _reward, "rl": _rl}

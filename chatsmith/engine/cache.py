@@ -2,7 +2,7 @@
 
 Every row is left-aligned and has its own length: a decoding step writes each row's new key at that row's position and
 attends to what stands before it. The model learns of the positions through `get_query_offset`, which transformers
-hands to its mask functions; `mask_functions` teaches those of "sdpa" and "eager" that an offset may differ by row.
+hands to its mask functions; `_by_row` teaches those of "sdpa" and "eager" that an offset may differ by row.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.keys: Tensor = keys
         self.values: Tensor = values
         self.is_initialized = True
-        self.positions = torch.empty(0)  # [n] of the tokens that this step computes
+        self.rows = self.positions = torch.empty(0)  # [n] of the tokens that this step computes
         self.length = 0  # that attention sees
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -35,10 +35,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Store one new token per row, [n, heads, 1, width]; returns all keys and values that rows may attend to."""
-        rows = torch.arange(len(key_states), device=key_states.device)
-        self.keys[rows, :, self.positions] = key_states[:, :, 0]
-        self.values[rows, :, self.positions] = value_states[:, :, 0]
-        return self.keys[: len(rows), :, : self.length], self.values[: len(rows), :, : self.length]
+        self.keys[self.rows, :, self.positions] = key_states[:, :, 0]
+        self.values[self.rows, :, self.positions] = value_states[:, :, 0]
+        return self.keys[: len(self.rows), :, : self.length], self.values[: len(self.rows), :, : self.length]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length, 0
@@ -66,11 +65,12 @@ class SlotCache(Cache):  # type: ignore[misc]
         """The next forward pass computes one token per row, at `positions` [n] of at most `longest`."""
         length = -(-(longest + 1) // LENGTH_STEP) * LENGTH_STEP
         self._grow(len(positions), length)
+        rows = torch.arange(len(positions), device=positions.device)
         for layer in self.layers:
-            layer.positions, layer.length = positions, length
+            layer.rows, layer.positions, layer.length = rows, positions, length
 
     def get_query_offset(self, layer_idx: int = 0) -> Tensor:
-        """Per row [n]; see `mask_functions`."""
+        """Per row [n]; see `_by_row`."""
         positions: Tensor = self.layers[layer_idx].positions
         return positions
 

@@ -8,13 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chatsmith.config import OptimizerConfig
+from chatsmith.config import Config, OptimizerConfig, StageName
 from chatsmith.errors import TrainingStopped
 
 MAX_SKIPPED_IN_A_ROW = 3
 EXPLODED = 1000.0  # times the median norm
 FAR_ABOVE_CLIP = 100.0
 MIN_NORMS, REMEMBERED_NORMS = 20, 100
+
+
+def total_steps(config: Config, stage: StageName, records: int) -> int:
+    """Steps of a whole stage over so many records (rl: prompts)."""
+    if stage == "rl":
+        per_step = config.rl.rollouts // config.rl.samples_per_prompt
+        return config.rl.steps or math.ceil(records / per_step)
+    settings = config.sft if stage == "sft" else config.reward
+    return max(1, math.ceil(settings.epochs * records / settings.batch))
 
 
 def learning_rate_factor(config: OptimizerConfig, step: int, total: int) -> float:

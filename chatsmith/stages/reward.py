@@ -1,6 +1,5 @@
 """Stage 2: a reward model from ranked answers."""
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from chatsmith.evaluate import (
 from chatsmith.models.reward import score_rows
 from chatsmith.models.scoring import sequence_scores
 from chatsmith.runtime import StageRun
-from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor
+from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, total_steps
 from chatsmith.types import Message, Record
 
 
@@ -87,7 +86,7 @@ def train_reward(
             f"{len(rows)} and {len(held_out_rows)} have two answers of at most {max_tokens} tokens. "
             "Give more data, or a model with a longer context and a larger --data.max_tokens."
         )
-    total = max(1, math.ceil(settings.epochs * len(rows) / settings.batch))
+    total = total_steps(config, "reward", len(rows))
     learner = Trainable(model, settings, lr=settings.lr)
     guard = Guard("reward", run.skipped)
     start = 0

@@ -1,6 +1,5 @@
 """Stage 3: PPO over a whole run. What one step does stands in `stages/ppo.py`."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from chatsmith.errors import DataError
 from chatsmith.models.critic import Critic
 from chatsmith.models.reward import Reward
 from chatsmith.runtime import StageRun, measure_peak_flops
+from chatsmith.stages.loop import total_steps
 from chatsmith.stages.ppo import PPO, rollout_values
 from chatsmith.stages.rollout import PolicyScores, Prompts, evaluate_policy
 from chatsmith.stages.tripwires import Tripwires
@@ -102,7 +102,7 @@ def train_rl(
             f"answer of {settings.max_new_tokens} tokens ({prompts.dropped_too_long} were too long). Give more "
             "prompts, or a smaller --rl.max_new_tokens."
         )
-    total = settings.steps or math.ceil(len(prompts.tokens) / per_step)
+    total = total_steps(config, "rl", len(prompts.tokens))
     ppo = PPO(policy, rewards, config, steps=total, critic=critic, ptx=ptx, on_skip=run.skipped)
     tripwires = Tripwires(config, run.warn)
 

@@ -17,7 +17,7 @@ from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import DataError
 from chatsmith.models.scoring import token_logprobs
 from chatsmith.runtime import StageRun
-from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor
+from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, total_steps
 from chatsmith.types import Message, Record
 
 EVALUATIONS = 10  # held-out evaluations per run
@@ -74,7 +74,7 @@ def train_sft(
             f"{len(rows)} and {len(held_out_rows)} have at most {max_tokens} tokens. "
             "Give more data, or a model with a longer context and a larger --data.max_tokens."
         )
-    total = max(1, math.ceil(settings.epochs * len(rows) / settings.batch))
+    total = total_steps(config, "sft", len(rows))
     learner = Trainable(actor, settings, lr=settings.lr)
     guard = Guard("sft", run.skipped)
     evaluate_every = max(1, total // EVALUATIONS)

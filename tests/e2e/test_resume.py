@@ -86,5 +86,6 @@ def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_continue(number, code,
     run_dir = tmp_path / "run"
     command = arguments(run_dir, save_every_s=3600)  # no checkpoint but the last one
     assert kill_in("sft", command, run_dir, number, random.Random(1)) == code
-    assert (run_dir / "sft" / "checkpoint.pt").exists()
+    stages = ("sft", "reward", "rl")  # on a fast machine the few steps of one may be over when the signal arrives
+    assert sum((run_dir / stage / "checkpoint.pt").exists() for stage in stages) == 1
     assert json.loads((run_dir / "manifest.json").read_text())["status"] == "interrupted"
