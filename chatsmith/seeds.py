@@ -14,9 +14,11 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def uniforms(seed: int, count: int) -> Tensor:
-    """`count` numbers in [0, 1), fp32, that belong to one sequence."""
+    """`count` numbers in (0, 1), fp32, that belong to one sequence."""
     # numpy: torch's CPU generator takes only the low 32 bits of a seed
-    return torch.from_numpy(np.random.default_rng(seed).random(count, dtype=np.float32))
+    drawn = np.random.default_rng(seed).random(count, dtype=np.float32)  # multiples of 2^-24
+    # 0 would draw the first token of the vocabulary, however unlikely it is
+    return torch.from_numpy(np.maximum(drawn, np.float32(2**-25)))
 
 
 def permutation(count: int, *parts: int | str) -> list[int]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from chatsmith.engine.cache import SlotCache, prefill_cache
-from chatsmith.engine.sampling import sample
+from chatsmith.engine.sampling import Draws, sample
 from chatsmith.engine.scheduler import Request as Request
 from chatsmith.engine.scheduler import Running, Scheduler, prompts_of
 from chatsmith.engine.scheduler import Sampling as Sampling
@@ -69,6 +69,7 @@ class Engine:
         # BLOOM takes none: its ALiBi biases follow from the attention mask
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._cache: Any = None
+        self._draws: Draws | None = None
         self._next_id = 0
 
     @property
@@ -159,18 +160,17 @@ class Engine:
     def _sample(self, logits: Tensor, first_row: int) -> list[Event]:
         """Draw a token for the rows from `first_row` on, whose logits [n, V] these are, and let ended ones go."""
         rows, device = self._scheduler.rows[first_row:], logits.device
-        tokens, logprobs, sampled = sample(
-            logits,
-            torch.tensor([s.uniforms[s.produced] for s in rows], device=device),
-            torch.tensor([s.sampling.temperature for s in rows], device=device),
-            torch.tensor([s.sampling.top_k for s in rows], device=device),
-            torch.tensor([s.sampling.top_p for s in rows], device=device),
-        )
+        if self._draws is None or rows != self._draws.rows:
+            self._draws = Draws.of(rows, logits.shape[1], device)
+        uniform = torch.tensor([sequence.uniforms[sequence.produced] for sequence in rows], device=device)
+        drawn = sample(logits, uniform, self._draws)
+        self._draws.note(drawn[0])
         events = []
-        drawn = zip(rows, tokens.tolist(), logprobs.tolist(), sampled.tolist(), strict=True)
-        for sequence, token, logprob, sampled_logprob in drawn:
-            reason = sequence.take(token)
-            events.append(Event(sequence.request, sequence.sample, token, logprob, sampled_logprob, reason))
+        # one transfer from the device; fp64 holds token ids exactly
+        tokens, logprobs, sampled = torch.stack([part.double() for part in drawn]).tolist()
+        for sequence, token, logprob, sampled_logprob in zip(rows, tokens, logprobs, sampled, strict=True):
+            reason = sequence.take(int(token))
+            events.append(Event(sequence.request, sequence.sample, sequence.last, logprob, sampled_logprob, reason))
         for row in reversed(range(len(events))):
             if events[row].finish_reason is not None:
                 self._release(first_row + row)

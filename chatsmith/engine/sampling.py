@@ -3,47 +3,122 @@
 The uniform decides everything, so a sequence depends on its own seed and never on what else is in the batch.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from chatsmith.engine.scheduler import Running
 
-def sample(
-    logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+
+@dataclass(frozen=True)
+class Draws:
+    """How each of B rows is to be drawn; what no row asks for is None and costs nothing.
+
+    It holds as long as the rows are the same: `note` what is drawn.
+    """
+
+    rows: list[Running]
+    greedy: Tensor | None  # [B] bool
+    temperature: Tensor | None  # [B, 1]; 1 where greedy
+    top_k: Tensor | None  # [B, 1]; the whole vocabulary where it is off
+    most: int  # the largest of them
+    top_p: Tensor | None  # [B, 1]; 2 where it is off
+    penalty: Tensor | None  # [B, 1]
+    seen: Tensor | None  # [B, V] bool, the tokens of prompt and answer; where there is a penalty
+
+    @classmethod
+    def of(cls, rows: list[Running], vocabulary: int, device: torch.device) -> "Draws":
+        def column(values: list[float], off: float) -> Tensor | None:
+            return torch.tensor(values, device=device)[:, None] if any(value != off for value in values) else None
+
+        samplings = [row.sampling for row in rows]
+        greedy = [sampling.temperature == 0 for sampling in samplings]
+        top_k = [min(sampling.top_k, vocabulary) or vocabulary for sampling in samplings]
+        penalty = column([sampling.repetition_penalty for sampling in samplings], off=1.0)
+        return cls(
+            rows=rows,
+            greedy=torch.tensor(greedy, device=device) if any(greedy) else None,
+            temperature=column([sampling.temperature or 1.0 for sampling in samplings], off=1.0),
+            top_k=column([*top_k], off=vocabulary),
+            most=max(top_k),
+            # the mass before a token may round to 1, so 1 would cut where others in the batch are cut
+            top_p=column([sampling.top_p if sampling.top_p < 1 else 2.0 for sampling in samplings], off=2.0),
+            penalty=penalty,
+            seen=None if penalty is None else _seen(rows, vocabulary, device),
+        )
+
+    def note(self, tokens: Tensor) -> None:
+        """What has been drawn, [B], is seen at the next draw."""
+        if self.seen is not None:
+            self.seen.scatter_(1, tokens[:, None], True)
+
+
+def sample(logits: Tensor, uniform: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
     """Sample one token per row by inverting the cumulative distribution.
+
+    Repetition penalty, temperature, top-k and top-p act in this order, as in transformers.
 
     Args:
         logits: [B, V].
-        uniform: [B] in [0, 1).
-        temperature: [B]; 0 takes the most likely token.
-        top_k: [B] int64; 0 keeps all tokens.
-        top_p: [B]; 1 keeps all tokens.
+        uniform: [B] in (0, 1).
     Returns:
         tokens [B]; logprobs [B] under softmax(logits / temperature) over the whole vocabulary (temperature 1 where it
-        is 0); sampled_logprobs [B] under the distribution they were drawn from, after top-k and top-p.
+        is 0); sampled_logprobs [B] under the distribution they were drawn from: after penalty, top-k and top-p.
     """
-    greedy = temperature == 0
-    logprobs = torch.log_softmax(logits.float() / torch.where(greedy, 1.0, temperature)[:, None], -1)  # [B, V]
-    drawn_from = logprobs
-    if bool((top_k > 0).any()) or bool((top_p < 1).any()):
-        drawn_from = _restrict(logprobs, top_k, top_p)
-    cdf = drawn_from.exp().cumsum(-1)
-    target = uniform[:, None] * cdf[:, -1:]
-    # right=True finds the first entry *above* the target, so a token of probability 0 is never drawn.
-    tokens = torch.searchsorted(cdf, target, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
-    tokens = torch.where(greedy, logprobs.argmax(-1), tokens)
-    here = tokens[:, None]
-    sampled = torch.where(greedy, 0.0, drawn_from.gather(1, here)[:, 0])
-    return tokens, logprobs.gather(1, here)[:, 0], sampled
+    policy = _tempered(logits.float(), draws)  # [B, V]
+    drawn = policy if draws.penalty is None else _tempered(_penalised(logits.float(), draws), draws)
+    if draws.top_k is not None or draws.top_p is not None:
+        drawn = _restricted(drawn, draws)
+    probs = torch.softmax(drawn, -1)
+    cdf = probs.cumsum(-1)
+    # right=True finds the first entry *above* the target, so a token of probability 0 is never drawn; the clamp is for
+    # logits that are not numbers
+    tokens = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).clamp_(max=logits.shape[1] - 1)
+    if draws.greedy is not None:
+        tokens = torch.where(draws.greedy[:, None], drawn.argmax(-1, keepdim=True), tokens)
+    sampled = probs.gather(1, tokens).log()[:, 0]
+    logprobs = sampled if drawn is policy else policy.gather(1, tokens)[:, 0] - policy.logsumexp(-1)
+    if draws.greedy is not None:
+        sampled = torch.where(draws.greedy, 0.0, sampled)
+    return tokens[:, 0], logprobs, sampled
 
 
-def _restrict(logprobs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Renormalised log-probs [B, V] of the top-k tokens and, among those, the smallest set that holds mass top-p."""
-    ordered, index = logprobs.sort(-1, descending=True)
-    rank = torch.arange(logprobs.shape[1], device=logprobs.device)[None]
-    ordered = torch.where((top_k[:, None] > 0) & (rank >= top_k[:, None]), float("-inf"), ordered)
-    probs = torch.softmax(ordered, -1)
-    before = probs.cumsum(-1) - probs  # mass of the more likely tokens; the first token always stays
-    ordered = torch.where((before >= top_p[:, None]) & (rank > 0), float("-inf"), ordered)
-    ordered = torch.log_softmax(ordered, -1)
-    return torch.empty_like(ordered).scatter_(1, index, ordered)
+def _tempered(logits: Tensor, draws: Draws) -> Tensor:
+    return logits if draws.temperature is None else logits / draws.temperature
+
+
+def _penalised(logits: Tensor, draws: Draws) -> Tensor:
+    """Logits [B, V] in which seen tokens are less likely. Source: Keskar et al. 2019, arXiv:1909.05858, section 4.1.
+
+    As in transformers, negative logits are multiplied: the paper's division would make them more likely.
+    """
+    assert draws.penalty is not None
+    assert draws.seen is not None
+    less = torch.where(logits < 0, logits * draws.penalty, logits / draws.penalty)
+    return torch.where(draws.seen, less, logits)
+
+
+def _restricted(logits: Tensor, draws: Draws) -> Tensor:
+    """Logits [B, V] of the top-k tokens and, among those, of the smallest set that holds mass top-p; others -inf.
+
+    Tokens as likely as the last one kept are kept, too.
+    """
+    ordered = logits.topk(draws.most).values  # [B, K], the most likely first
+    keep = torch.ones_like(ordered, dtype=torch.bool)
+    if draws.top_k is not None:
+        keep = torch.arange(draws.most, device=logits.device)[None] < draws.top_k
+    if draws.top_p is not None:
+        probs = torch.softmax(ordered.masked_fill(~keep, float("-inf")), -1)
+        keep = keep & (probs.cumsum(-1) - probs < draws.top_p)  # the mass of more likely tokens, 0 for the first
+    least = ordered.masked_fill(~keep, float("inf")).amin(-1, keepdim=True)
+    return logits.masked_fill(logits < least, float("-inf"))
+
+
+def _seen(rows: Sequence[Running], vocabulary: int, device: torch.device) -> Tensor:
+    seen = torch.zeros(len(rows), vocabulary, dtype=torch.bool)
+    for row, sequence in enumerate(rows):
+        if sequence.sampling.repetition_penalty != 1:
+            seen[row, torch.tensor([*sequence.prompt, *sequence.answer])] = True
+    return seen.to(device)

@@ -13,11 +13,16 @@ from chatsmith.types import FinishReason
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw: temperature 0 is greedy; top_k 0 and top_p 1 keep the whole vocabulary."""
+    """How to draw: temperature 0 is greedy; top_k 0 and top_p 1 keep the whole vocabulary.
+
+    Logits of tokens that stand in the prompt or the answer are divided by `repetition_penalty`, negative ones
+    multiplied: above 1 they become less likely.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Request:
     seeds: tuple[int, ...]
 
 
-@dataclass
+@dataclass(eq=False)  # each is itself, whatever another one holds
 class Running:
     """One sequence: sample `sample` of request `request`."""
 
@@ -43,8 +48,17 @@ class Running:
     sampling: Sampling
     seed: int
     uniforms: list[float] = field(default_factory=list)  # one per token, drawn when it is admitted
-    last: int = -1
-    produced: int = 0
+    answer: list[int] = field(default_factory=list)
+
+    @property
+    def last(self) -> int:
+        """Its last sampled token."""
+        return self.answer[-1]
+
+    @property
+    def produced(self) -> int:
+        """How many tokens have been sampled."""
+        return len(self.answer)
 
     @property
     def position(self) -> int:
@@ -53,8 +67,7 @@ class Running:
 
     def take(self, token: int) -> FinishReason | None:
         """Note a sampled token; says whether the sequence ends with it."""
-        self.last = token
-        self.produced += 1
+        self.answer.append(token)
         return "stop" if token in self.stops else "length" if self.produced == self.limit else None
 
 

@@ -38,6 +38,27 @@ def test_greedy_tokens_equal_generate(family):
         assert tokens == theirs
 
 
+def test_greedy_tokens_with_a_repetition_penalty_equal_generate():
+    model = tiny_model("llama")
+    found = []
+    for penalty in (1.0, 1.5):
+        engine = Engine(model, pad_id=0, max_batch=4)
+        answers = engine.generate(requests(Sampling(temperature=0.0, repetition_penalty=penalty)))
+        found.append([group[0].tokens for group in answers])
+        for prompt, tokens in zip(PROMPTS, found[-1], strict=True):
+            expected = model.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=24,
+                do_sample=False,
+                repetition_penalty=penalty,
+                eos_token_id=list(STOPS),
+                pad_token_id=0,
+            )
+            assert tokens == expected[0, len(prompt) :].tolist()
+    assert found[0] != found[1]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_rollout_logprobs_equal_the_training_forward(family, temperature):

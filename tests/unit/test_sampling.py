@@ -1,21 +1,33 @@
 """The sampler draws from the distribution it claims to draw from."""
 
+import numpy
 import pytest
 import torch
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from chatsmith.engine.sampling import sample
+from chatsmith.engine.sampling import Draws, sample
+from chatsmith.engine.scheduler import Running, Sampling
 from chatsmith.seeds import derive_seed, permutation, uniforms
 
 
-def draw(logits, uniform, temperature=1.0, top_k=0, top_p=1.0):
-    rows = len(uniform)
-    return sample(
-        logits.expand(rows, -1),
-        uniform,
-        torch.full((rows,), temperature),
-        torch.full((rows,), top_k),
-        torch.full((rows,), top_p),
-    )
+def draws(samplings, vocabulary, prompt=(), answer=()):
+    rows = [Running(0, i, tuple(prompt), 99, frozenset(), s, i, answer=[*answer]) for i, s in enumerate(samplings)]
+    return Draws.of(rows, vocabulary, torch.device("cpu"))
+
+
+def draw(logits, uniform, prompt=(), answer=(), **options):
+    """One token per uniform from the same logits [1, V]."""
+    settings = draws([Sampling(**options)], logits.shape[1], prompt, answer)
+    parts = [
+        sample(logits.expand(len(part), -1), part, settings) for part in uniform.split(max(1, 2**22 // logits.shape[1]))
+    ]
+    return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
 
 LOGITS = torch.log(torch.tensor([[0.4, 0.3, 0.2, 0.1]]))
@@ -27,16 +39,15 @@ def test_inverse_cdf_by_hand():
     assert tokens.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def chi_square(tokens, expected):
+def fits(tokens, expected):
+    """The p-value of Pearson's chi-square test that tokens [N] are drawn from `expected` [V]; 0 if they cannot be."""
     observed = torch.bincount(tokens, minlength=len(expected)).double()
-    expected = torch.tensor(expected, dtype=torch.float64) * len(tokens)
+    expected = torch.as_tensor(expected, dtype=torch.float64) * len(tokens)
     used = expected > 0
-    assert (observed[~used] == 0).all()
-    return (((observed - expected) ** 2)[used] / expected[used]).sum().item(), int(used.sum()) - 1
-
-
-# critical values of chi-square at 1e-6: 1 degree 23.93, 2 degrees 27.63, 3 degrees 30.66
-CRITICAL = {1: 23.93, 2: 27.63, 3: 30.66}
+    if observed[~used].any():
+        return 0.0
+    statistic = (((observed - expected) ** 2)[used] / expected[used]).sum()
+    return torch.special.gammaincc((used.sum() - 1) / 2, statistic / 2).item()
 
 
 @pytest.mark.parametrize(
@@ -49,18 +60,97 @@ CRITICAL = {1: 23.93, 2: 27.63, 3: 30.66}
         # 0.4, 0.3 hold 0.7 < 0.75, so the third belongs to the smallest set that holds it
         ({"top_p": 0.75}, [4 / 9, 3 / 9, 2 / 9, 0]),
         ({"top_k": 3, "top_p": 0.7}, [4 / 7, 3 / 7, 0, 0]),
+        # logits are negative: p ** 2 for tokens 0 and 3, so 0.16, 0.3, 0.2, 0.01 over 0.67
+        ({"repetition_penalty": 2.0, "prompt": [3], "answer": [0, 3]}, [16 / 67, 30 / 67, 20 / 67, 1 / 67]),
     ],
 )
 def test_frequencies_follow_the_distribution(options, expected):
-    uniform = uniforms(7, 200_000)
-    tokens, logprobs, sampled = draw(LOGITS, uniform, **options)
-    statistic, freedom = chi_square(tokens, expected)
-    assert statistic < CRITICAL[freedom]
-    flat, _ = chi_square(tokens[tokens < 2], [0.5, 0.5, 0, 0])
-    assert flat > CRITICAL[1]  # the test can fail
+    tokens, logprobs, sampled = draw(LOGITS, uniforms(7, 200_000), **options)
+    assert fits(tokens, expected) > 1e-6
+    assert fits(tokens[tokens < 2], [0.5, 0.5, 0, 0]) < 1e-6  # the test can fail
     torch.testing.assert_close(sampled.exp(), torch.tensor(expected)[tokens])
     if not options.keys() & {"temperature"}:
         torch.testing.assert_close(logprobs.exp(), torch.tensor([0.4, 0.3, 0.2, 0.1])[tokens])
+
+
+def transformers_probs(logits, prompt=(), *, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0):
+    """Its processors in the order in which `generate` applies them."""
+    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(repetition_penalty)])
+    processors.append(TemperatureLogitsWarper(temperature))
+    processors += [TopKLogitsWarper(top_k)] if top_k else []
+    processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    return torch.softmax(processors(torch.tensor([prompt], dtype=torch.long), logits.clone()), -1)[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.7},
+        {"temperature": 1.5},
+        {"top_k": 7},
+        {"top_p": 0.8},
+        {"repetition_penalty": 1.5},
+        {"repetition_penalty": 0.7},
+        {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.3},
+    ],
+    ids=str,
+)
+def test_every_way_to_draw_is_that_of_transformers(options):
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(3))
+    prompt = [*range(0, 50, 3), 0, 3, 3]
+    tokens, logprobs, sampled = draw(logits, uniforms(5, 200_000), prompt[:9], prompt[9:], **options)
+    expected = transformers_probs(logits, prompt, **options)
+    assert fits(tokens, expected) > 1e-6
+    for name in options:  # a setting that is not heeded would be noticed
+        assert (
+            fits(tokens, transformers_probs(logits, prompt, **{k: v for k, v in options.items() if k != name})) < 1e-6
+        )
+    torch.testing.assert_close(sampled, expected.log()[tokens])
+    policy = torch.log_softmax(logits[0] / options.get("temperature", 1.0), -1)
+    torch.testing.assert_close(logprobs, policy[tokens])
+
+
+def test_top_p_before_temperature_would_be_noticed():
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(3))
+    tokens, _, _ = draw(logits, uniforms(5, 200_000), temperature=0.5, top_p=0.8)
+    swapped = torch.softmax(transformers_probs(logits, top_p=0.8).log() / 0.5, -1)
+    assert fits(tokens, swapped) < 1e-6
+
+
+def test_a_large_vocabulary_is_drawn_from_as_exactly_as_a_small_one():
+    logits = 2 * torch.randn(1, 50_272, generator=torch.Generator().manual_seed(1))
+    tokens, logprobs, _ = draw(logits, uniforms(11, 8000))
+    exact = torch.log_softmax(logits[0].double(), -1)
+    torch.testing.assert_close(logprobs.double(), exact[tokens], atol=5e-6, rtol=0)
+    entropy = -(exact.exp() * exact).sum()
+    error = logprobs.std() / len(logprobs) ** 0.5
+    assert abs(logprobs.mean() + entropy) < 4 * error
+    assert abs(logprobs.mean() - exact.mean()) > 40 * error  # the test can fail: uniform draws have this mean
+    slices = torch.arange(50_272) * 100 // 50_272  # of about 500 tokens
+    probs = torch.zeros(100, dtype=torch.float64).index_add(0, slices, exact.exp())
+    assert fits(slices[tokens], probs) > 1e-6
+    assert fits(slices[tokens], probs.roll(1)) < 1e-6
+    # one more fp32 rounding per entry than fp64 has: 2^-24, and what softmax's own sum is off by
+    cdf = torch.softmax(logits, -1).cumsum(-1)
+    assert (cdf.double() - exact.exp().cumsum(-1)).abs().max() < 5e-7
+
+
+def test_a_row_that_nothing_restricts_is_drawn_alike_beside_rows_that_are_restricted():
+    logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(2)).expand(400, -1) * 4
+    uniform = uniforms(3, 400)
+    alone = sample(logits, uniform, draws([Sampling()] * 400, 300))
+    other = [Sampling(), Sampling(0.0), Sampling(0.5, 3, 0.5, 2.0), Sampling(top_p=0.1)]
+    mixed = sample(logits, uniform, draws(other * 100, 300, prompt=[5, 7]))
+    for one, two in zip(alone, mixed, strict=True):
+        torch.testing.assert_close(one[::4], two[::4], atol=2e-6, rtol=0)
+    assert not torch.equal(alone[0][2::4], mixed[0][2::4])
+
+
+def test_nothing_is_computed_for_what_no_row_asks():
+    settings = draws([Sampling(), Sampling(top_k=0, top_p=1.0)], 300)
+    asked = (settings.greedy, settings.temperature, settings.top_k, settings.top_p, settings.penalty, settings.seen)
+    assert asked == (None,) * 6
+    assert draws([Sampling(), Sampling(repetition_penalty=1.2)], 300, prompt=[4]).seen.nonzero().tolist() == [[1, 4]]
 
 
 def test_greedy_takes_the_most_likely_token_with_its_logprob_at_temperature_1():
@@ -79,13 +169,11 @@ def test_a_token_of_probability_zero_is_never_drawn():
 
 def test_rows_of_one_batch_may_be_drawn_differently():
     tokens, _, _ = sample(
-        LOGITS.expand(3, -1),
-        torch.tensor([0.95, 0.95, 0.95]),
-        torch.tensor([1.0, 0.0, 1.0]),
-        torch.tensor([0, 0, 2]),
-        torch.tensor([1.0, 1.0, 1.0]),
+        LOGITS.expand(4, -1),
+        torch.full((4,), 0.95),
+        draws([Sampling(), Sampling(temperature=0.0), Sampling(top_k=2), Sampling(0.0, repetition_penalty=9)], 4, [0]),
     )
-    assert tokens.tolist() == [3, 0, 1]
+    assert tokens.tolist() == [3, 0, 1, 1]
 
 
 def test_a_seed_depends_on_each_of_its_parts():
@@ -100,6 +188,19 @@ def test_seeds_beyond_32_bits_are_told_apart():
     assert not torch.equal(uniforms(5, 4), uniforms(5 + 2**32, 4))
     same = [torch.rand(4, generator=torch.Generator().manual_seed(s)) for s in (5, 5 + 2**32)]
     assert torch.equal(*same)
+
+
+def test_a_uniform_is_never_zero_which_would_draw_the_first_token_however_unlikely(monkeypatch):
+    class Zeros:
+        def random(self, count, dtype):
+            return numpy.zeros(count, dtype)
+
+    monkeypatch.setattr(numpy.random, "default_rng", lambda seed: Zeros())
+    uniform = uniforms(1, 3)
+    assert (uniform > 0).all()
+    tokens, _, _ = draw(torch.tensor([[-30.0, 0.0]]), uniform)
+    assert tokens.tolist() == [1, 1, 1]
+    assert draw(torch.tensor([[-30.0, 0.0]]), torch.zeros(1))[0].item() == 0
 
 
 def test_a_date_is_a_good_seed():
