@@ -98,7 +98,7 @@ class RlConfig(OptimizerConfig):
     rollouts: Positive = 512
     """Answers per step."""
     samples_per_prompt: Positive = 1
-    """Answers to the same prompt in a step; divides `rl.rollouts`."""
+    """Answers to the same prompt in a step, in one mini-batch where possible; divides `rl.rollouts`."""
     max_new_tokens: Positive = 256
     """Longest answer, in stage 1's greedy check too."""
     temperature: Rate = 1.0

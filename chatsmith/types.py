@@ -76,6 +76,7 @@ class Rollouts:
     lengths: Tensor  # [B] int64: real tokens of the row
     mask: Tensor  # [B, T] bool: sampled tokens, a sampled end of sequence included
     logprobs: Tensor  # [B, T] log-softmax(logits / temperature) of sampled tokens, 0 elsewhere
+    prompts: Tensor  # [B] int64: number of the prompt that the row answers
     samples: tuple[Sample, ...]  # B of them
 
 
@@ -96,6 +97,7 @@ class Experience:
 
     tokens: Tensor  # [B, T]
     lengths: Tensor  # [B]
+    prompts: Tensor  # [B] number of the prompt that the row answers
     mask: Tensor  # [B, T] bool: sampled tokens of valid samples
     logprobs: Tensor  # [B, T] old log-probs
     reference_logprobs: Tensor  # [B, T]

@@ -3,7 +3,7 @@
 Orders are functions of (seed, epoch) and nothing else, so that a resumed run continues at the very next batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -41,12 +41,25 @@ def batches(count: int, *, size: int, seed: int, start: int = 0) -> Iterator[lis
         order = order[size:]
 
 
-def micro_batches(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
-    """Groups of row indices of similar length, each at most `max_tokens` when padded (or a single longer row)."""
-    by_length = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+def micro_batches(
+    lengths: Sequence[int], *, max_tokens: int, prompts: Sequence[Hashable] | None = None
+) -> list[list[int]]:
+    """Groups of row indices of similar length, each at most `max_tokens` when padded (or a single longer row).
+
+    Args:
+        prompts: which one each row begins with; rows of one prompt follow each other, so that few groups compute it
+            twice. None: every row has its own.
+    """
+    prompts = range(len(lengths)) if prompts is None else prompts
+    longest: dict[Hashable, int] = {}
+    first: dict[Hashable, int] = {}
+    for row, (length, prompt) in enumerate(zip(lengths, prompts, strict=True)):
+        longest[prompt] = max(length, longest.get(prompt, 0))
+        first.setdefault(prompt, row)
+    by_length = sorted(range(len(lengths)), key=lambda row: (longest[prompts[row]], first[prompts[row]], row))
     groups: list[list[int]] = []
     for row in by_length:
-        if groups and lengths[row] * (len(groups[-1]) + 1) <= max_tokens:
+        if groups and longest[prompts[row]] * (len(groups[-1]) + 1) <= max_tokens:
             groups[-1].append(row)
         else:
             groups.append([row])

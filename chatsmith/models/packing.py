@@ -1,8 +1,10 @@
-"""Rows of different length without padding: `[B, T]` becomes one row of N real tokens at the model's door.
+"""The tokens of a batch, each computed once: rows [B, T] become the N nodes of their prefix tree at the model's door.
 
-Everything but attention works token by token, so only attention needs to know the rows: it sees them again as
-`[B, T]`, and no token attends to another row's. This goes through transformers' attention interface and leaves the
-model untouched. Architectures that do not use that interface (BLOOM) compute padded rows; `packs` tells which.
+Everything but attention works token by token, and with causal attention a token's states depend on nothing but the
+tokens before it. So padding is left out, and what several rows begin with (the prompt of two answers, a system prompt)
+is computed for all of them at once. Only attention needs to know the rows: it sees them again as `[B, T]`, and no token
+attends to another row's. This goes through transformers' attention interface and leaves the model untouched.
+Architectures that do not use that interface (BLOOM) compute padded rows; `packs` tells which.
 """
 
 from collections.abc import Iterator
@@ -22,33 +24,42 @@ _packs: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of packed rows stand: token n is token `positions[n]` of its row, and flat index in [B * T]."""
+    """The prefix tree of right-padded rows: a node is a token with all tokens before it, whatever rows it stands in."""
 
-    rows: int
-    width: int
-    flat: Tensor  # [N] int64: index into [B * T]
-    positions: Tensor  # [N]
+    index: Tensor  # [B, T] int64: the node of each token; in the padding any node
+    flat: Tensor  # [N]: a place of each node, as index into [B * T]
+    positions: Tensor  # [N]: of each node in its rows
 
     @classmethod
-    def of(cls, lengths: Tensor, width: int) -> "Layout":
-        """The layout of right-padded rows [B, T] with `lengths` [B] real tokens."""
-        steps = torch.arange(width, device=lengths.device)
-        flat = (steps < lengths[:, None]).flatten().nonzero()[:, 0]
-        return cls(len(lengths), width, flat, flat % width)
+    def of(cls, tokens: Tensor, lengths: Tensor) -> "Layout":
+        """The layout of tokens [B, T] with `lengths` [B] real ones."""
+        width = tokens.shape[1]
+        real = torch.arange(width, device=tokens.device) < lengths[:, None]
+        keys = torch.where(real, tokens, -1)  # padding equals no token
+        # Rows in lexicographic order: what a row shares with any row above, it shares with the one right above it.
+        order = torch.unique(keys, dim=0, return_inverse=True)[1].argsort(stable=True)
+        keys, real = keys[order], real[order]
+        shared = torch.zeros_like(real)
+        shared[1:] = (keys[1:] == keys[:-1]).cumprod(1).bool()
+        new = real & ~shared
+        numbers = new.flatten().cumsum(0).view_as(new) - 1
+        nodes = torch.where(new, numbers, 0).cummax(0).values  # numbers grow downwards: the last new one above
+        first = new.flatten().nonzero()[:, 0]
+        flat = order[first // width] * width + first % width
+        return cls(torch.empty_like(nodes).index_copy_(0, order, nodes), flat, first % width)
 
     def pack(self, padded: Tensor) -> Tensor:
-        """[B, T, ...] -> [N, ...]."""
-        return padded.flatten(0, 1)[self.flat]
+        """[B, T, ...] -> [N, ...], for what is the same wherever a node stands."""
+        return padded.flatten(0, 1).index_select(0, self.flat)
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """[N, ...] -> [B, T, ...], zero in the padding."""
-        padded = packed.new_zeros(self.rows * self.width, *packed.shape[1:])
-        return padded.index_copy(0, self.flat, packed).view(self.rows, self.width, *packed.shape[1:])
+        """[N, ...] -> [B, T, ...]; padding is undefined. Gradients of a node add up over its rows."""
+        return packed.index_select(0, self.index.flatten()).view(*self.index.shape, *packed.shape[1:])
 
 
 def packed_hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Last hidden states [B, T, d] of right-padded tokens [B, T], computed without the padding."""
-    layout = Layout.of(lengths, tokens.shape[1])
+    """Last hidden states [B, T, d] of right-padded tokens [B, T], each node of their prefix tree computed once."""
+    layout = Layout.of(tokens, lengths)
     with _attention(backbone.config):
         states = backbone(
             input_ids=layout.pack(tokens)[None],
@@ -63,23 +74,22 @@ def packed_hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor) -> Tens
 def packs(backbone: Any) -> bool:
     """Whether packed rows give this model's own hidden states: tried once, on three short rows."""
     if backbone not in _packs:
-        tokens = (
-            torch.arange(3, 18, device=backbone.device).reshape(3, 5) % backbone.config.get_text_config().vocab_size
-        )
+        rows = [[3, 4, 5, 0, 0], [3, 4, 6, 7, 8], [9, 10, 11, 12, 0]]
+        tokens = torch.tensor(rows, device=backbone.device) % backbone.config.get_text_config().vocab_size
         lengths = torch.tensor([3, 5, 4], device=backbone.device)
         try:
             packed = packed_hidden_states(backbone, tokens, lengths)
         except (TypeError, ValueError, RuntimeError, KeyError):
             _packs[backbone] = False
         else:
-            layout = Layout.of(lengths, 5)
             alone = [
                 backbone(input_ids=t[None, :n], use_cache=False).last_hidden_state[0]
-                for t, n in zip(tokens, lengths, strict=False)
+                for t, n in zip(tokens, lengths, strict=True)
             ]
             expected = torch.cat(alone)
             tolerance = 1e-3 if expected.dtype == torch.float32 else 5e-2  # another row's tokens would cost ~1
-            difference = (layout.pack(packed) - expected).norm() / expected.norm()
+            together = torch.cat([states[:n] for states, n in zip(packed, lengths, strict=True)])
+            difference = (together - expected).norm() / expected.norm()
             _packs[backbone] = bool(difference < tolerance)
     return _packs[backbone]
 
@@ -118,8 +128,9 @@ def _packed_attention(
     layout = packed_layout
     q, k, v = (layout.unpack(x[0].transpose(0, 1)).transpose(1, 2) for x in (query, key, value))  # [B, H, T, D]
     mask = None
-    if sliding_window is not None and sliding_window < layout.width:
-        steps = torch.arange(layout.width, device=query.device)
+    width = layout.index.shape[1]
+    if sliding_window is not None and sliding_window < width:
+        steps = torch.arange(width, device=query.device)
         distance = steps[:, None] - steps[None]
         mask = (distance >= 0) & (distance < sliding_window)
     grouped = query.shape[1] != key.shape[1]

@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,15 +45,17 @@ class RewardModel:
         """Raw scores, read at the last token of the answer; None where the conversation exceeds the model's context."""
         rows = encode_samples(self.tokenizer, samples, stops=self.stops)
         limit = context_length(self.model) or max(map(len, rows))
-        scores = iter(self._score([row for row in rows if len(row) <= limit]))
+        fitting = [(row, sample) for row, sample in zip(rows, samples, strict=True) if len(row) <= limit]
+        scores = iter(self._score([row for row, _ in fitting], [sample for _, sample in fitting]))
         return [next(scores) if len(row) <= limit else None for row in rows]
 
     def scores(self, samples: Sequence[Sample]) -> list[float]:
         """Raw scores of samples that are known to fit."""
-        return self._score(encode_samples(self.tokenizer, samples, stops=self.stops))
+        return self._score(encode_samples(self.tokenizer, samples, stops=self.stops), samples)
 
-    def _score(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        return score_rows(self.model, self.tokenizer, rows, self.max_tokens_per_pass)
+    def _score(self, rows: Sequence[Sequence[int]], samples: Sequence[Sample]) -> list[float]:
+        prompts = [sample.messages for sample in samples]
+        return score_rows(self.model, self.tokenizer, rows, self.max_tokens_per_pass, prompts=prompts)
 
 
 def encode_samples(tokenizer: Any, samples: Sequence[Sample], *, stops: Sequence[int]) -> list[list[int]]:
@@ -68,10 +70,17 @@ def encode_samples(tokenizer: Any, samples: Sequence[Sample], *, stops: Sequence
 
 
 @torch.no_grad()
-def score_rows(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_tokens: int) -> list[float]:
-    """Raw scores of tokenised conversations, each read at its last token."""
+def score_rows(
+    model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_tokens: int, *, prompts: Sequence[Hashable]
+) -> list[float]:
+    """Raw scores of tokenised conversations, each read at its last token.
+
+    Args:
+        max_tokens: padded, in one forward pass.
+        prompts: which one each row answers; those of the same are scored together.
+    """
     scores = [0.0] * len(rows)
-    for group in micro_batches([len(row) for row in rows], max_tokens=max_tokens):
+    for group in micro_batches([len(row) for row in rows], max_tokens=max_tokens, prompts=prompts):
         tokens, lengths = pad([rows[i] for i in group], pad_id=tokenizer.pad_token_id)
         values = sequence_scores(model, tokens.to(model.device), lengths.to(model.device)).tolist()
         for index, value in zip(group, values, strict=True):

@@ -2,8 +2,8 @@
 
 A hidden state at position t predicts token t + 1; everything that leaves this file is stored at the index of the token
 it speaks about. Rows are right-padded and attention is causal, so a real token never attends to padding and no
-attention mask is needed: padded, packed and one-by-one forward passes compute the same function. Rows of different
-length run packed where the architecture allows it.
+attention mask is needed: padded, packed and one-by-one forward passes compute the same function. Rows run packed where
+the architecture allows it.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from chatsmith.models.packing import packed_hidden_states, packs
 
 def hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
     """Last hidden states [B, T, d] of right-padded tokens [B, T] with `lengths` [B] real ones; padding is undefined."""
-    if int(lengths.sum()) < tokens.numel() and packs(backbone):
+    if packs(backbone):
         return packed_hidden_states(backbone, tokens, lengths)
     extra: dict[str, Any] = {"use_cache": False}
     if "position_ids" in inspect.signature(backbone.forward).parameters:  # BLOOM has none: ALiBi

@@ -5,6 +5,7 @@
 
 import copy
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -198,11 +199,16 @@ class PPO:
         order_seed = derive_seed(self.config.seed, self.step)
         texts = self._texts() if settings.ptx_coef > 0 and not self._policy_frozen else None
         rows = experience.tokens.shape[0]
+        rows_of: dict[int, list[int]] = defaultdict(list)
+        for row, prompt in enumerate(experience.prompts.tolist()):
+            rows_of[prompt].append(row)
+        prompts = list(rows_of.values())
         edges = [rows * i // settings.minibatches for i in range(settings.minibatches + 1)]
         per_minibatch: list[dict[str, float]] = []
         for epoch in range(settings.epochs):
             first_of_epoch = len(per_minibatch)
-            shuffle = permutation(rows, order_seed, epoch)
+            # The rows of a prompt stay together: a mini-batch computes what they share once.
+            shuffle = [row for number in permutation(len(prompts), order_seed, epoch) for row in prompts[number]]
             for first, end in pairwise(edges):
                 index = torch.tensor(shuffle[first:end], device=experience.tokens.device)
                 if len(index) and experience.mask[index].any():  # else every sample was excluded
@@ -261,7 +267,11 @@ class PPO:
         settings, learners, frozen = self.config.rl, self.learners, self._policy_frozen
         count = batch.mask.sum()
         parts = []
-        for group in micro_batches(batch.lengths.tolist(), max_tokens=self.config.engine.max_batch_tokens):
+        for group in micro_batches(
+            batch.lengths.tolist(),
+            max_tokens=self.config.engine.max_batch_tokens,
+            prompts=batch.prompts.tolist(),
+        ):
             part = batch.rows(torch.tensor(group, device=batch.tokens.device))
             metrics: dict[str, float] = {}
             if not frozen:
@@ -290,7 +300,9 @@ def rollout_values(critic: Critic, rollouts: Rollouts, config: Config) -> Tensor
     """The critic's values [B, T] of the states before each sampled token, without gradient."""
     values = torch.zeros_like(rollouts.logprobs)
     with torch.no_grad():
-        for group in micro_batches(rollouts.lengths.tolist(), max_tokens=config.engine.max_batch_tokens):
+        for group in micro_batches(
+            rollouts.lengths.tolist(), max_tokens=config.engine.max_batch_tokens, prompts=rollouts.prompts.tolist()
+        ):
             rows = torch.tensor(group, device=rollouts.tokens.device)
             width = int(rollouts.lengths[rows].max())
             tokens, mask = rollouts.tokens[rows, :width], rollouts.mask[rows, :width]
@@ -310,6 +322,7 @@ def estimate(
     return Experience(
         tokens=rollouts.tokens,
         lengths=rollouts.lengths,
+        prompts=rollouts.prompts,
         mask=mask,
         logprobs=scores.logprobs,
         reference_logprobs=scores.reference_logprobs,

@@ -176,7 +176,8 @@ def _report(
     skipped: int,
 ) -> RewardReport:
     flat = [row for record in held_out for row in record.rows]
-    scores = score_rows(model, tokenizer, flat, config.engine.max_batch_tokens)
+    prompts = [number for number, record in enumerate(held_out) for _ in record.rows]
+    scores = score_rows(model, tokenizer, flat, config.engine.max_batch_tokens, prompts=prompts)
     lengths = [length for record in held_out for length in record.lengths]
     margins = _margins(held_out, scores)
     every_margin = [margin for values in margins for margin in values]

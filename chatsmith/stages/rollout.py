@@ -75,6 +75,7 @@ def roll_out(
         lengths=lengths.to(device),
         mask=mask.to(device),
         logprobs=logprobs.to(device),
+        prompts=torch.arange(len(index), device=device).repeat_interleave(samples),
         samples=tuple(
             Sample(prompts.records[i].prompt, decode_answer(tokenizer, a.tokens), a.finish_reason, prompts.records[i])
             for i, a in answers
@@ -86,7 +87,9 @@ def roll_out(
 def rollout_logprobs(model: Any, rollouts: Rollouts, *, temperature: float, config: Config) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies [B, T] of the sampled tokens under `model`, without gradient."""
     logprobs, entropies = torch.zeros_like(rollouts.logprobs), torch.zeros_like(rollouts.logprobs)
-    for group in micro_batches(rollouts.lengths.tolist(), max_tokens=config.engine.max_batch_tokens):
+    for group in micro_batches(
+        rollouts.lengths.tolist(), max_tokens=config.engine.max_batch_tokens, prompts=rollouts.prompts.tolist()
+    ):
         rows = torch.tensor(group, device=rollouts.tokens.device)
         width = int(rollouts.lengths[rows].max())
         logprobs[rows, :width], entropies[rows, :width] = token_logprobs(

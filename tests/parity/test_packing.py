@@ -16,17 +16,92 @@ ROWS = [torch.randint(3, 300, (n,)).tolist() for n in (9, 26, 14, 3)]
 PACKING = [family for family in FAMILIES if family != "bloom"]
 
 
-def alone(backbone):
-    return [backbone(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0] for row in ROWS]
+def random_row(count):
+    return torch.randint(3, 300, (count,)).tolist()
+
+
+COMMON = random_row(11)
+TREES = {  # rows, and how many nodes their prefix tree has
+    "a preferred and a refused answer": ([[*COMMON, 7, *random_row(4)], [*COMMON, 8, *random_row(9)]], 11 + 5 + 10),
+    "identical rows": ([COMMON, ROWS[0], COMMON], 11 + 9),
+    "a row that another begins with": ([[*COMMON, 5], COMMON, [*COMMON, 5, 6]], 13),
+    "one row": ([COMMON], 11),
+    "nothing shared": ([[n, *row] for n, row in enumerate(ROWS, 300)], 4 + sum(map(len, ROWS))),
+    "three generations": ([[9, 1, 2], [9, 1, 2, 3, 4], [9, 1, 5], [9, 6, 2, 3], [8, 1, 2]], 3 + 2 + 1 + 3 + 3),
+    "the same tokens behind different ones": ([[4, *COMMON], [5, *COMMON]], 24),
+    "padding that is a real token elsewhere": ([[9, 5], [9, 5, 0, 0], [9, 5, 0]], 4),
+}
+
+
+def alone(backbone, rows=ROWS):
+    return [backbone(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0] for row in rows]
 
 
 def test_layout_by_hand():
-    layout = Layout.of(torch.tensor([1, 3]), 3)
-    assert layout.flat.tolist() == [0, 3, 4, 5]
-    assert layout.positions.tolist() == [0, 0, 1, 2]
-    padded = torch.tensor([[7, 0, 0], [4, 5, 6]])
-    assert layout.pack(padded).tolist() == [7, 4, 5, 6]
-    assert layout.unpack(layout.pack(padded)).tolist() == padded.tolist()
+    layout = Layout.of(torch.tensor([[7, 6, 0, 0], [4, 5, 0, 0], [7, 6, 0, 5]]), torch.tensor([2, 1, 4]))
+    tree = [(0, 4), (0, 7), (1, 6), (2, 0), (3, 5)]  # (position, token) of each node, row after sorted row
+    assert layout.positions.tolist() == [position for position, _ in tree]
+    assert layout.index[0, :2].tolist() == [1, 2]
+    assert layout.index[1, :1].tolist() == [0]
+    assert layout.index[2].tolist() == [1, 2, 3, 4]
+    padded = torch.tensor([[7, 6, 99, 99], [4, 99, 99, 99], [7, 6, 0, 5]])
+    assert layout.pack(padded).tolist() == [token for _, token in tree]
+    assert layout.unpack(layout.pack(padded))[2].tolist() == padded[2].tolist()
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_every_node_of_the_prefix_tree_is_computed_once(tree):
+    rows, nodes = TREES[tree]
+    assert nodes == len({tuple(row[: n + 1]) for row in rows for n in range(len(row))})
+    backbone = tiny_model().base_model
+    assert packs(backbone)  # its trial is not to be counted
+    seen = []
+    backbone.get_input_embeddings().register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape))
+    hidden_states(backbone, *pad(rows, pad_id=0))
+    assert seen == [(1, nodes)]
+
+
+def states_and_gradients(rows, family="llama", packed=True):
+    backbone = tiny_model(family).base_model
+    weights = torch.Generator().manual_seed(5)
+    if packed:
+        tokens, lengths = pad(rows, pad_id=0)
+        padded = hidden_states(backbone, tokens, lengths)
+        states = torch.cat([padded[i, :n] for i, n in enumerate(lengths)])
+    else:
+        states = torch.cat(alone(backbone, rows))
+    (states * torch.randn(states.shape, generator=weights)).sum().backward()
+    return states.detach(), {n: p.grad for n, p in backbone.named_parameters() if p.grad is not None}
+
+
+def difference(one, two):
+    """Largest relative error of states and of any parameter's gradient."""
+    pairs = [(one[0], two[0]), *((one[1][name], gradient) for name, gradient in two[1].items())]
+    return max((float((a - b).norm() / b.norm()) for a, b in pairs if b.norm() > 1e-4), default=0.0)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "opt-350m", "qwen3", "gpt-neox", "gemma"])
+@pytest.mark.parametrize("tree", TREES)
+def test_shared_prefixes_change_neither_states_nor_gradients(tree, family):
+    rows, _ = TREES[tree]
+    packed, plain = states_and_gradients(rows, family), states_and_gradients(rows, family, packed=False)
+    assert packed[1].keys() == plain[1].keys()
+    assert difference(packed, plain) < 1e-5
+
+
+def test_one_token_shared_too_many_would_be_noticed(monkeypatch):
+    rows, _ = TREES["a preferred and a refused answer"]
+    plain = states_and_gradients(rows, packed=False)
+    assert difference(states_and_gradients(rows), plain) < 1e-5
+    layout_of = Layout.of
+
+    def first_difference_ignored(tokens, lengths):
+        tokens = tokens.clone()
+        tokens[:, 11:12] = tokens[1:2, 11:12]  # none in the short rows of the trial
+        return layout_of(tokens, lengths)
+
+    monkeypatch.setattr(Layout, "of", first_difference_ignored)
+    assert difference(states_and_gradients(rows), plain) > 1e-2
 
 
 @pytest.mark.parametrize("family", FAMILIES)

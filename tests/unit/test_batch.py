@@ -39,6 +39,15 @@ def test_micro_batches_hold_every_row_once_and_keep_to_the_budget():
     assert len(groups) < len(lengths)
 
 
+def test_micro_batches_keep_the_rows_of_a_prompt_together():
+    lengths = [9, 2, 5, 3, 9, 4, 2, 5]
+    prompts = ["a", "b", "c", "b", "a", "c", "b", "a"]
+    assert micro_batches(lengths, max_tokens=100, prompts=prompts) == [[1, 3, 6, 2, 5, 0, 4, 7]]
+    assert micro_batches(lengths, max_tokens=27, prompts=prompts) == [[1, 3, 6, 2, 5], [0, 4, 7]]
+    assert micro_batches(lengths, max_tokens=10, prompts=prompts) == [[1, 3, 6], [2, 5], [0], [4], [7]]
+    assert micro_batches([9, 2, 5], max_tokens=100, prompts=[4, 2, 3]) == micro_batches([9, 2, 5], max_tokens=100)
+
+
 def test_padding_is_on_the_right():
     tokens, lengths = pad([[5, 6, 7], [8]], pad_id=0)
     assert tokens.tolist() == [[5, 6, 7], [8, 0, 0]]

@@ -1,6 +1,7 @@
 """The invariants of stage 3, on a tiny real model."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -8,13 +9,15 @@ from tiny import byte_tokenizer, tiny_model
 
 from chatsmith.algo.losses import language_model_loss
 from chatsmith.assistant import Assistant
-from chatsmith.config import Config, RlConfig
+from chatsmith.config import Config, EngineConfig, RlConfig
 from chatsmith.data.chat import Encoded, encode_texts, prepare_tokenizer
 from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.errors import DataError, TrainingStopped
 from chatsmith.models.critic import critic_from_actor
+from chatsmith.models.packing import packs
 from chatsmith.models.reward import Reward
 from chatsmith.models.scoring import token_logprobs
+from chatsmith.seeds import derive_seed, permutation
 from chatsmith.stages.loop import Guard
 from chatsmith.stages.ppo import PPO, actor_loss
 from chatsmith.stages.rollout import encode_questions, roll_out
@@ -305,6 +308,59 @@ def test_rows_that_mini_batches_do_not_divide_make_as_many_steps_of_nearly_the_s
     assert len(sizes) == 4
     assert sum(sizes) == rows
     assert max(sizes) - min(sizes) <= 1
+
+
+def mini_batches(ppo, questions, monkeypatch):
+    """The experience that is made, and the mini-batches of an update on it."""
+    seen = []
+    monkeypatch.setattr(ppo, "_update_once", lambda batch, *_: seen.append(batch) or {})
+    experience, _ = ppo.make_experience(questions)
+    ppo.update(experience)
+    return experience, seen
+
+
+def test_a_mini_batch_holds_all_answers_to_its_prompts(monkeypatch):
+    ppo = assistant(samples_per_prompt=4, rollouts=24, minibatches=3, epochs=2)
+    experience, seen = mini_batches(ppo, [f"question {i}" for i in range(6)], monkeypatch)
+    assert experience.prompts.tolist() == [row // 4 for row in range(24)]
+    assert len(seen) == 6
+    visited = [batch.prompts.tolist() for batch in seen]
+    for prompts in visited:
+        assert len(prompts) == 8
+        assert all(prompts.count(prompt) == 4 for prompt in prompts)
+    assert sorted(visited[0] + visited[1] + visited[2]) == experience.prompts.tolist()
+    assert visited[:3] != visited[3:]
+
+
+def test_single_answers_are_visited_in_the_order_of_the_permutation(monkeypatch):
+    ppo = assistant(rollouts=8, minibatches=2)
+    experience, seen = mini_batches(ppo, [f"question {i}" for i in range(8)], monkeypatch)
+    order = permutation(8, derive_seed(ppo.config.seed, 0), 0)
+    expected = [experience.sequences()[row] for row in order]
+    assert [row for batch in seen for row in batch.sequences()] == expected
+
+
+def count_tokens(seen, _module, inputs, _output):
+    seen += inputs[0].numel()
+
+
+def test_answers_to_one_prompt_compute_it_once_and_give_the_same_update():
+    questions = ["a rather long question", "another rather long question"]
+    results = []
+    for tokens in (10_000, 1):  # all rows together; one row per forward pass, nothing shared
+        ppo = assistant(samples_per_prompt=4, rollouts=8)
+        ppo.config = ppo.config.model_copy(update={"engine": EngineConfig(max_batch_tokens=tokens)})
+        experience, _ = ppo.make_experience(questions)
+        assert packs(ppo.actor.base_model)  # its trial is not to be counted
+        seen = torch.zeros(1)
+        ppo.actor.get_input_embeddings().register_forward_hook(partial(count_tokens, seen))
+        metrics = ppo.update(experience)
+        results.append((metrics["rl/grad_norm_actor"], metrics["rl/grad_norm_critic"]))
+        prefixes = {tuple(row[: n + 1]) for row in experience.sequences() for n in range(len(row))}
+        in_rows = sum(map(len, experience.sequences()))
+        assert seen == (in_rows if tokens == 1 else len(prefixes))
+        assert len(prefixes) < 0.6 * in_rows
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
 def test_an_own_loop_is_told_what_it_lacks():
