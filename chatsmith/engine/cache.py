@@ -14,7 +14,8 @@ from transformers import AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-LENGTH_STEP = 16  # lengths that attention sees are multiples of it
+LENGTH_STEP = 64  # lengths of rows are multiples of it
+Shapes = Sequence[tuple[int, int]]
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -52,19 +53,33 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 class SlotCache(Cache):  # type: ignore[misc]
     """Layers of rows; `begin` says what a decoding step computes."""
 
-    def __init__(self, prefilled: Cache) -> None:
-        """Empty, with the shapes of a prefill's cache."""
-        super().__init__(
-            layers=[
-                SlotLayer(*(x.new_zeros(0, x.shape[1], 0, x.shape[3]) for x in (layer.keys, layer.values)))
-                for layer in prefilled.layers
-            ]
-        )
+    def __init__(self, keys: Shapes, values: Shapes, *, device: torch.device, dtype: torch.dtype) -> None:
+        """
+        Args:
+            keys, values: heads and width per layer.
+        """
+        self._empty = [
+            [torch.empty(0, heads, 0, width, device=device, dtype=dtype) for heads, width in layer]
+            for layer in zip(keys, values, strict=True)
+        ]
+        super().__init__(layers=[SlotLayer(*pair) for pair in self._empty])
+        self.bytes_per_token = sum(x.shape[1] * x.shape[3] * x.itemsize for pair in self._empty for x in pair)
 
-    def begin(self, positions: Tensor, longest: int) -> None:
-        """The next forward pass computes one token per row, at `positions` [n] of at most `longest`."""
-        length = -(-(longest + 1) // LENGTH_STEP) * LENGTH_STEP
-        self._grow(len(positions), length)
+    @property
+    def rows(self) -> int:
+        return int(self.layers[0].keys.shape[0])
+
+    @property
+    def length(self) -> int:
+        """Tokens that a row has room for."""
+        return int(self.layers[0].keys.shape[2])
+
+    @property
+    def bytes(self) -> int:
+        return self.rows * self.length * self.bytes_per_token
+
+    def begin(self, positions: Tensor, length: int) -> None:
+        """The next forward pass computes one token per row, at `positions` [n], and attends to `length` tokens."""
         rows = torch.arange(len(positions), device=positions.device)
         for layer in self.layers:
             layer.rows, layer.positions, layer.length = rows, positions, length
@@ -74,13 +89,14 @@ class SlotCache(Cache):  # type: ignore[misc]
         positions: Tensor = self.layers[layer_idx].positions
         return positions
 
-    def store(self, prefilled: Cache, rows: Sequence[int], index: Sequence[int]) -> None:
-        """Copy rows `index` of a prefill's cache to `rows`."""
-        width = prefilled.layers[0].keys.shape[2]
-        self._grow(max(rows) + 1, width)
+    def store(
+        self, prefilled: Cache, rows: Sequence[int], index: Sequence[int], padded: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Copy rows `index` of a prefill's cache to `rows`; `padded` brings its tensors to [B, heads, T, width]."""
         for layer, source in zip(self.layers, prefilled.layers, strict=True):
-            layer.keys[list(rows), :, :width] = source.keys[list(index)]
-            layer.values[list(rows), :, :width] = source.values[list(index)]
+            keys, values = padded(source.keys), padded(source.values)
+            layer.keys[list(rows), :, : keys.shape[2]] = keys[list(index)]
+            layer.values[list(rows), :, : keys.shape[2]] = values[list(index)]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Row `source` of `length` tokens takes the place of row `target`."""
@@ -88,15 +104,19 @@ class SlotCache(Cache):  # type: ignore[misc]
             layer.keys[target, :, :length] = layer.keys[source, :, :length]
             layer.values[target, :, :length] = layer.values[source, :, :length]
 
-    def _grow(self, rows: int, length: int) -> None:
-        """Room for so many rows of such a length; growing doubles, so that it is rare."""
-        have_rows, have_length = self.layers[0].keys.shape[0], self.layers[0].keys.shape[2]
-        if rows <= have_rows and length <= have_length:
-            return
-        rows = have_rows if rows <= have_rows else max(rows, 2 * have_rows)
-        length = have_length if length <= have_length else max(length, 2 * have_length)
+    def holds(self, rows: int, length: int) -> bool:
+        return rows <= self.rows and length <= self.length
+
+    def grow(self, rows: int, length: int, *, most_rows: int) -> None:
+        """Room for so many rows of such a length; rows grow to twice as many, so that it is rare."""
+        rows = max(rows, min(2 * self.rows, most_rows)) if rows > self.rows else self.rows
+        length = max(-(-length // LENGTH_STEP) * LENGTH_STEP, self.length)
         for layer in self.layers:
             layer.keys, layer.values = (_enlarged(x, rows, length) for x in (layer.keys, layer.values))
+
+    def free(self) -> None:
+        for layer, (keys, values) in zip(self.layers, self._empty, strict=True):
+            layer.keys, layer.values = keys, values
 
 
 def prefill_cache() -> Cache:

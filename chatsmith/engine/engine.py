@@ -1,13 +1,12 @@
 """The generation engine: requests in, tokens out, with the weights of a model that somebody else may be training.
 
-`add` queues a request, `step` advances everything that runs by one token and reports events, `generate` is the loop
-over both. One step is: admit and prefill what waits, or decode one token in every row; sample; let ended rows go.
+`add` queues a request, `step` advances everything that runs and reports events, `generate` is the loop over both. One
+step is: admit and prefill what waits, or decode the next token of every row; sample; let ended rows go.
 
-Rows of different length run together in a `SlotCache`. A model that computes something else then (`carries` tries it)
-runs one sequence at a time in transformers' own cache.
+Rows of different length run together. A model that computes something else then (`carries` tries it) runs one sequence
+at a time.
 """
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,12 +15,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from chatsmith.engine.cache import SlotCache, prefill_cache
+from chatsmith.engine.forward import OneByOne, Together
 from chatsmith.engine.sampling import Draws, sample
 from chatsmith.engine.scheduler import Request as Request
-from chatsmith.engine.scheduler import Running, Scheduler, prompts_of
+from chatsmith.engine.scheduler import Running, Scheduler
 from chatsmith.engine.scheduler import Sampling as Sampling
 from chatsmith.seeds import uniforms
 from chatsmith.types import FinishReason
@@ -54,21 +52,22 @@ class Completion:
 class Engine:
     """Generates with `model`, at most `max_batch` sequences at a time; a place is free as soon as its sequence ends.
 
-    Weights are read afresh at every step: an optimizer step is visible to the next token.
+    Weights may change between sessions, not in one: an optimizer step is visible to the very next session.
     """
 
-    def __init__(self, model: Any, *, pad_id: int, max_batch: int, together: bool | None = None) -> None:
+    def __init__(
+        self, model: Any, *, pad_id: int, max_batch: int, compiled: bool = False, together: bool | None = None
+    ) -> None:
         """
         Args:
+            compiled: decode with `torch.compile`, which takes a minute at first.
             together: whether sequences run together; None: if the model `carries` it.
         """
         self.model = model
-        self._pad_id = pad_id
-        self._together = carries(model) if together is None else together
-        self._scheduler = Scheduler(max_batch if self._together else 1, MAX_PREFILL_TOKENS)
-        # BLOOM takes none: its ALiBi biases follow from the attention mask
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-        self._cache: Any = None
+        self._forward: OneByOne | Together = OneByOne(model)
+        if carries(model) if together is None else together:
+            self._forward = Together(model, pad_id=pad_id, max_rows=max_batch, compiled=compiled)
+        self._scheduler = Scheduler(max_batch, MAX_PREFILL_TOKENS)
         self._draws: Draws | None = None
         self._next_id = 0
 
@@ -89,12 +88,12 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> list[Event]:
-        """One more token: the first one for sequences that begin now, else one in every row."""
-        if admitted := self._scheduler.admit():
-            return self._sample(self._prefill(admitted), first_row=len(self._scheduler.rows) - len(admitted))
-        if not self._scheduler.rows:
-            return []
-        return self._sample(self._decode(), first_row=0)
+        """One more token: the first one for sequences that begin now, else one in every row (on a GPU a few)."""
+        if admitted := self._admit():
+            first_row = len(self._scheduler.rows) - len(admitted)
+            drawn = self._draw(self._forward.prefill(admitted, first_row), admitted, step=0)
+            return self._take([drawn], admitted, first_row)
+        return self._decode() if self._scheduler.rows else []
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Completions per request, one per seed, in the order of the requests."""
@@ -111,7 +110,8 @@ class Engine:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Between training and generating: dropout off inside, the key/value cache freed on leaving."""
+        """Between training and generating: dropout off inside; the key/value cache is freed on leaving, and copies of
+        weights."""
         was_training = self.model.training
         self.model.eval()
         try:
@@ -119,82 +119,65 @@ class Engine:
         finally:
             self.model.train(was_training)
             self._scheduler.clear()
-            self._cache = None
+            self._forward.free()
+            self._draws = None
 
-    def _prefill(self, admitted: Sequence[Running]) -> Tensor:
-        """Logits [n, V] behind the prompts of sequences that begin; samples of one prompt share its pass."""
+    def _admit(self) -> list[Running]:
+        """The sequences to begin now: no more than the memory holds."""
+        if not self._scheduler.waits:
+            return []
+        self._scheduler.max_rows = self._forward.fitting(self._scheduler.longest)
+        admitted = self._scheduler.admit()
         for sequence in admitted:
             sequence.uniforms = uniforms(sequence.seed, sequence.limit).tolist()
-        prompts, index = prompts_of(admitted)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.model.device)
-        tokens = torch.full((len(prompts), int(lengths.max())), self._pad_id)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = torch.tensor(prompt)
-        cache = prefill_cache() if self._together else DynamicCache(config=self.model.config)
-        positions = torch.arange(tokens.shape[1], device=self.model.device)[None].expand_as(tokens)
-        with _only_last(self.model, lengths - 1):
-            logits = self._forward(tokens.to(self.model.device), positions, cache)
-        if not self._together:
-            self._cache = cache
-            return logits
-        self._cache = self._cache or SlotCache(cache)
-        first = len(self._scheduler.rows) - len(admitted)
-        self._cache.store(cache, range(first, len(self._scheduler.rows)), index)
-        return logits[index]
+        return admitted
 
-    def _decode(self) -> Tensor:
-        """Logits [n, V] behind the last token of every row."""
-        rows, device = self._scheduler.rows, self.model.device
-        positions = torch.tensor([sequence.position for sequence in rows], device=device)
-        if self._together:
-            self._cache.begin(positions, max(sequence.position for sequence in rows))
-        tokens = torch.tensor([[sequence.last] for sequence in rows], device=device)
-        return self._forward(tokens, positions[:, None], self._cache)
+    def _decode(self) -> list[Event]:
+        """Events of the next token in every row, or on a GPU of a few tokens."""
+        rows = list(self._scheduler.rows)
+        steps = min(self._forward.stride, max(row.limit - row.produced for row in rows))
+        self._forward.begin(rows, steps)
+        drawn: list[tuple[Tensor, Tensor, Tensor]] = []
+        for step in range(steps):
+            if step:
+                self._forward.feed(drawn[-1][0])
+            drawn.append(self._draw(self._forward.logits()[: len(rows)], rows, step))
+        return self._take(drawn, rows, first_row=0)
 
-    def _forward(self, tokens: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        extra = {"position_ids": positions} if self._takes_positions else {}
-        output = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, **extra)
-        logits: Tensor = output.logits[:, -1]
-        return logits
-
-    def _sample(self, logits: Tensor, first_row: int) -> list[Event]:
-        """Draw a token for the rows from `first_row` on, whose logits [n, V] these are, and let ended ones go."""
-        rows, device = self._scheduler.rows[first_row:], logits.device
+    def _draw(self, logits: Tensor, rows: list[Running], step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens and log-probs [n] each, `step` tokens after those that the host knows."""
         if self._draws is None or rows != self._draws.rows:
-            self._draws = Draws.of(rows, logits.shape[1], device)
-        uniform = torch.tensor([sequence.uniforms[sequence.produced] for sequence in rows], device=device)
-        drawn = sample(logits, uniform, self._draws)
+            self._draws = Draws.of(rows, logits.shape[1], logits.device)
+        numbers = [row.uniforms[min(row.produced + step, row.limit - 1)] for row in rows]
+        drawn = sample(logits, torch.tensor(numbers, device=logits.device), self._draws)
         self._draws.note(drawn[0])
-        events = []
+        return drawn
+
+    def _take(
+        self, drawn: Sequence[tuple[Tensor, Tensor, Tensor]], rows: Sequence[Running], first_row: int
+    ) -> list[Event]:
+        """Events of what rows have drawn at one or more steps; those that end are let go."""
         # one transfer from the device; fp64 holds token ids exactly
-        tokens, logprobs, sampled = torch.stack([part.double() for part in drawn]).tolist()
-        for sequence, token, logprob, sampled_logprob in zip(rows, tokens, logprobs, sampled, strict=True):
-            reason = sequence.take(int(token))
-            events.append(Event(sequence.request, sequence.sample, sequence.last, logprob, sampled_logprob, reason))
-        for row in reversed(range(len(events))):
-            if events[row].finish_reason is not None:
-                self._release(first_row + row)
+        steps = torch.stack([torch.stack([part.double() for part in step]) for step in drawn]).tolist()
+        events, ended = [], set()
+        for tokens, logprobs, sampled in steps:
+            for row, sequence in enumerate(rows):
+                if row in ended:
+                    continue
+                reason = sequence.take(int(tokens[row]))
+                events.append(
+                    Event(sequence.request, sequence.sample, sequence.last, logprobs[row], sampled[row], reason)
+                )
+                if reason is not None:
+                    ended.add(row)
+        for row in sorted(ended, reverse=True):
+            self._release(first_row + row)
         return events
 
     def _release(self, row: int) -> None:
         source = self._scheduler.release(row)
         if source is not None:
-            self._cache.move(source, row, self._scheduler.rows[row].position + 1)
-
-
-@contextmanager
-def _only_last(model: Any, last: Tensor) -> Iterator[None]:
-    """Inside, the model's head sees position `last` [B] of each row alone: no logits of whole prompts."""
-
-    def select(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = arguments[0]
-        return (hidden[torch.arange(len(hidden), device=hidden.device), last][:, None], *arguments[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
+            self._forward.move(source, row, self._scheduler.rows[row].position + 1)
 
 
 _carries: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()

@@ -65,6 +65,11 @@ class Running:
         """Where its last token stands."""
         return len(self.prompt) + self.produced - 1
 
+    @property
+    def end(self) -> int:
+        """Length of prompt and longest answer."""
+        return len(self.prompt) + self.limit
+
     def take(self, token: int) -> FinishReason | None:
         """Note a sampled token; says whether the sequence ends with it."""
         self.answer.append(token)
@@ -81,8 +86,18 @@ class Scheduler:
 
     def __init__(self, max_rows: int, max_prefill_tokens: int) -> None:
         self.rows: list[Running] = []
-        self._max_rows, self._max_prefill_tokens = max_rows, max_prefill_tokens
+        self.max_rows, self._max_prefill_tokens = max_rows, max_prefill_tokens
         self._waiting: deque[Running] = deque()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a sequence has not begun."""
+        return bool(self._waiting)
+
+    @property
+    def longest(self) -> int:
+        """What the longest sequence may come to, in tokens, of those that run or wait."""
+        return max(sequence.end for sequence in (*self.rows, *self._waiting))
 
     @property
     def idle(self) -> bool:
@@ -97,9 +112,13 @@ class Scheduler:
             )
 
     def admit(self) -> list[Running]:
-        """The sequences to begin now, in the rows behind those that run; none until a quarter of the rows is free."""
-        free = self._max_rows - len(self.rows)
-        if not self._waiting or (self.rows and free < max(1, self._max_rows // 4)):
+        """The sequences to begin now, in the rows behind those that run.
+
+        None until a quarter of the rows is free, or enough for all that wait: a prefill of a single prompt costs those
+        that run almost as much time as one of many.
+        """
+        free = self.max_rows - len(self.rows)
+        if free < min(max(1, self.max_rows // 4), len(self._waiting)):
             return []
         admitted: list[Running] = []
         prompts, width = 0, 0

@@ -60,7 +60,7 @@ class Layout:
 def packed_hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
     """Last hidden states [B, T, d] of right-padded tokens [B, T], each node of their prefix tree computed once."""
     layout = Layout.of(tokens, lengths)
-    with _attention(backbone.config):
+    with packed_attention(backbone.config):
         states = backbone(
             input_ids=layout.pack(tokens)[None],
             position_ids=layout.positions[None],
@@ -95,7 +95,8 @@ def packs(backbone: Any) -> bool:
 
 
 @contextmanager
-def _attention(config: Any) -> Iterator[None]:
+def packed_attention(config: Any) -> Iterator[None]:
+    """Inside, the model takes a `packed_layout` and attends within its rows."""
     before = config._attn_implementation
     config._attn_implementation = _NAME
     try:

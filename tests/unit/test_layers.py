@@ -9,7 +9,7 @@ PACKAGE = Path(chatsmith.__file__).parent
 # what each part may import from chatsmith, besides itself
 ALLOWED = {
     "algo": {"types"},
-    "engine": {"types", "errors", "seeds"},
+    "engine": {"types", "errors", "seeds", "models"},
     "data": {"types", "errors", "seeds", "config"},
     "models": {"types", "errors", "seeds", "data"},
     "stages": {

@@ -1,0 +1,242 @@
+"""How the next logits of running sequences are computed: prefill for those that begin, decoding steps for the others.
+
+Inputs of a decoding step lie at fixed addresses and `feed` writes the next ones, so the host need not look between two
+steps. On a GPU a step is recorded once per shape as a CUDA graph and then replayed, without the time that Python takes
+to start some hundred kernels.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from chatsmith.engine.cache import SlotCache, prefill_cache
+from chatsmith.engine.linears import PackedLinears
+from chatsmith.engine.memory import free_bytes
+from chatsmith.engine.scheduler import Running, prompts_of
+from chatsmith.models.packing import Layout, packed_attention, packs
+
+STRIDE = 8  # decoding steps on a GPU before the host looks at the tokens
+LENGTH_STEP = {"cpu": 16, "cuda": 128}  # lengths that attention sees are multiples of it
+ROW_BUCKETS = (1, 2, 4, *range(8, 64, 8), *range(64, 256, 32), *range(256, 4097, 128))  # of recorded steps
+ROWS_WORTH_PACKING = 4  # weights
+
+Forward = Callable[..., Tensor]
+"""(tokens [B, T], positions [B, T], cache) -> logits [B, V]."""
+
+
+class OneByOne:
+    """One sequence at a time, in transformers' own cache."""
+
+    stride = 1
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._logits = model, logits_of(model)
+        self._cache: Any = None
+        self._sequence: Running
+
+    def fitting(self, longest: int) -> int:
+        return 1
+
+    def prefill(self, admitted: Sequence[Running], first_row: int) -> Tensor:
+        """Logits [1, V] behind the prompt."""
+        self._cache = DynamicCache(config=self._model.config)
+        prompt = admitted[0].prompt
+        tokens = torch.tensor([prompt], device=self._model.device)
+        positions = torch.arange(len(prompt), device=self._model.device)[None]
+        with _head_at(self._model, torch.tensor([0]), torch.tensor([len(prompt) - 1])):
+            return self._logits(tokens, positions, self._cache)
+
+    def begin(self, rows: Sequence[Running], steps: int) -> None:
+        self._sequence = rows[0]
+
+    def logits(self) -> Tensor:
+        """[1, V] behind the last token."""
+        device = self._model.device
+        tokens = torch.tensor([[self._sequence.last]], device=device)
+        return self._logits(tokens, torch.tensor([[self._sequence.position]], device=device), self._cache)
+
+    def feed(self, tokens: Tensor) -> None:
+        raise NotImplementedError("one step at a time")
+
+    def move(self, source: int, target: int, length: int) -> None:
+        raise NotImplementedError("there is one row")
+
+    def free(self) -> None:
+        self._cache = None
+
+
+class Together:
+    """Rows of different length together in a `SlotCache`."""
+
+    def __init__(self, model: Any, *, pad_id: int, max_rows: int, compiled: bool) -> None:
+        self._model, self._pad_id, self._max_rows = model, pad_id, max_rows
+        self._device: torch.device = model.device
+        self._packs = packs(model.base_model)
+        self._linears = PackedLinears(model)
+        self._logits = logits_of(model)
+        self._step = torch.compile(self._logits, dynamic=True) if compiled else self._logits
+        self.stride = STRIDE if self._device.type == "cuda" else 1
+        self._graphs: dict[tuple[int, int], tuple[Any, Tensor]] = {}
+        self._records = self._device.type == "cuda"
+        self._cache = SlotCache(*cache_shapes(model), device=self._device, dtype=model.dtype)
+        self._tokens = self._positions = self._last_positions = torch.empty(0)
+        self._shape = (0, 0)  # rows and length of the steps that `begin` has announced
+
+    def fitting(self, longest: int) -> int:
+        """How many rows of so many tokens the memory holds, of those that may run.
+
+        Raises:
+            MemoryError: if it does not hold a single one.
+        """
+        tokens = (free_bytes(self._device) + self._cache.bytes) // self._cache.bytes_per_token
+        if tokens < longest:
+            raise MemoryError(
+                f"a sequence of {longest} tokens does not fit: there is room for keys and values of {tokens} tokens."
+            )
+        return min(self._max_rows, tokens // longest)
+
+    def prefill(self, admitted: Sequence[Running], first_row: int) -> Tensor:
+        """Logits [n, V] behind the prompts of sequences that take the rows from `first_row` on.
+
+        Prompts that begin alike share the computation where the architecture can run packed.
+        """
+        if len(admitted) >= ROWS_WORTH_PACKING and not self._linears.installed:
+            self._linears.install()
+        self._reserve(first_row + len(admitted), max(sequence.end for sequence in admitted))
+        prompts, index = prompts_of(admitted)
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        tokens = torch.full((len(prompts), int(lengths.max())), self._pad_id)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = torch.tensor(prompt)
+        tokens, lengths, cache = tokens.to(self._device), lengths.to(self._device), prefill_cache()
+        rows = range(first_row, first_row + len(admitted))
+        if self._packs:
+            layout = Layout.of(tokens, lengths)
+            last = layout.index.gather(1, lengths[:, None] - 1)[:, 0]
+            with packed_attention(self._model.base_model.config), _head_at(self._model, torch.zeros_like(last), last):
+                logits = self._logits(layout.pack(tokens)[None], layout.positions[None], cache, packed_layout=layout)
+            self._cache.store(cache, rows, index, lambda x: layout.unpack(x[0].transpose(0, 1)).transpose(1, 2))
+        else:
+            positions = torch.arange(tokens.shape[1], device=self._device)[None].expand_as(tokens)
+            with _head_at(self._model, torch.arange(len(tokens), device=self._device), lengths - 1):
+                logits = self._logits(tokens, positions, cache)
+            self._cache.store(cache, rows, index, lambda x: x)
+        return logits[index]
+
+    def begin(self, rows: Sequence[Running], steps: int) -> None:
+        """So many calls of `logits` follow, with one of `feed` between two.
+
+        A row that reaches its limit on the way goes on at its own last position; what it draws then is for nobody.
+        """
+        numbers = torch.tensor([(row.last, row.position, row.end - 1) for row in rows]).to(self._device)
+        n = self._rows_of_a_step(len(rows))
+        self._tokens[: len(rows)] = numbers[:, :1]
+        self._positions[: len(rows)], self._last_positions[: len(rows)] = numbers[:, 1], numbers[:, 2]
+        self._positions[len(rows) : n] = 0
+        longest = max(min(row.position + steps, row.end) for row in rows)
+        length_step = LENGTH_STEP[self._device.type]
+        self._shape = (n, min(self._cache.length, -(-longest // length_step) * length_step))
+        self._cache.begin(self._positions[:n], self._shape[1])
+
+    def logits(self) -> Tensor:
+        """[n, V] behind the tokens of the rows, which it stores; on a GPU rows that nobody asked for may follow."""
+        if self._records and self._shape not in self._graphs:
+            self._record()
+        if not self._records:
+            return self._step(self._tokens[: self._shape[0]], self._positions[: self._shape[0], None], self._cache)
+        graph, logits = self._graphs[self._shape]
+        graph.replay()
+        return logits
+
+    def feed(self, tokens: Tensor) -> None:
+        """What has been drawn, [n], is what the next step computes."""
+        n = len(tokens)
+        self._tokens[:n] = tokens[:, None]
+        self._positions[:n] = torch.minimum(self._positions[:n] + 1, self._last_positions[:n])
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Row `source` of `length` tokens takes the place of row `target`."""
+        self._cache.move(source, target, length)
+
+    def free(self) -> None:
+        """Let go of the cache's memory and of copies of weights, which may change from here on."""
+        self._graphs = {}
+        self._linears.remove()
+        self._cache.free()
+
+    def _reserve(self, rows: int, length: int) -> None:
+        if self._cache.holds(rows, length):
+            return
+        self._graphs = {}  # they read the old addresses
+        self._cache.grow(rows, length, most_rows=self._max_rows)
+        rows = self._cache.rows
+        self._tokens = torch.zeros(rows, 1, dtype=torch.long, device=self._device)
+        self._positions, self._last_positions = torch.zeros(2, rows, dtype=torch.long, device=self._device)
+
+    def _rows_of_a_step(self, rows: int) -> int:
+        if not self._records:
+            return rows
+        bucket = next(bucket for bucket in ROW_BUCKETS if bucket >= rows)
+        return bucket if bucket <= self._cache.rows else rows
+
+    def _record(self) -> None:
+        """Make a graph of the step that `begin` has announced; do without from now on if the model allows none."""
+        n = self._shape[0]
+        inputs = (self._tokens[:n], self._positions[:n, None], self._cache)
+        try:
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._step(*inputs)  # a graph needs a run before it; this one stores what the replay stores again
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                logits = self._step(*inputs)
+            self._graphs[self._shape] = graph, logits
+        except RuntimeError as error:
+            warnings.warn(f"{type(self._model).__name__} decodes without CUDA graphs, slowly: {error}", stacklevel=2)
+            self._records = False
+
+
+def cache_shapes(model: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(heads, width) of every layer's keys, and of its values: of what one token leaves in the cache."""
+    cache = prefill_cache()
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    with torch.no_grad():
+        logits_of(model)(token, token, cache)
+    shapes = [[(x.shape[1], x.shape[3]) for x in (layer.keys, layer.values)] for layer in cache.layers]
+    return [keys for keys, _ in shapes], [values for _, values in shapes]
+
+
+def logits_of(model: Any) -> Forward:
+    """The model as a function to the logits of the last token of each row, the only ones that anybody needs."""
+    # BLOOM takes no positions: its ALiBi biases follow from the attention mask
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+
+    def forward(tokens: Tensor, positions: Tensor, cache: Any, **extra: Any) -> Tensor:
+        if takes_positions:
+            extra["position_ids"] = positions
+        logits: Tensor = model(input_ids=tokens, past_key_values=cache, use_cache=True, **extra).logits[:, -1]
+        return logits
+
+    return forward
+
+
+@contextmanager
+def _head_at(model: Any, rows: Tensor, positions: Tensor) -> Iterator[None]:
+    """Inside, the model's head sees the states [n] at `rows` and `positions` alone: no logits of whole prompts."""
+
+    def select(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (arguments[0][rows, positions][:, None], *arguments[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
