@@ -22,6 +22,7 @@ check: .venv/installed
 
 docs: .venv/installed
 	$(BIN)/python docs/configuration.py
+	$(BIN)/python docs/families.py
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/pipeline.py

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from chatsmith.checkpoint import save_directory
 from chatsmith.config import EngineConfig
-from chatsmith.data.chat import TextStream, decode_answer, encode_prompts
+from chatsmith.data.chat import AnswerStream, encode_prompts, stop_strings
 from chatsmith.data.formats import to_record
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ConfigError, DataError, ModelError, RequestError, RunError
@@ -54,6 +54,9 @@ class Assistant:
         max_new_tokens: int = MAX_NEW_TOKENS,
         temperature: float = TEMPERATURE,
         top_p: float = TOP_P,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] = (),
         seed: int | None = None,
     ) -> "Reply":
         """The answer, piece by piece; joined, the pieces are what `chat` returns for the same seed.
@@ -64,12 +67,24 @@ class Assistant:
             max_new_tokens: fewer are sampled where the model's `max_tokens` leaves room for fewer.
             temperature: 0 takes the most likely token.
             top_p: draw from the most likely tokens that hold this much of the mass; 1 keeps all.
+            top_k: draw from this many of the most likely tokens; 0 keeps all.
+            repetition_penalty: above 1, tokens of the conversation and the answer become less likely, as in
+                transformers; 1 is off.
+            stop: strings (or one) of which the first to appear ends the answer; it is not part of it.
             seed: the same seed gives the same answer; None draws one.
         Raises:
             RequestError: if the conversation is malformed or leaves no room for an answer, or a setting is out of
                 range.
         """
-        check_settings(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        check_settings(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+        )
         prompt = self._encode(read_conversation(messages))
         room = self.max_tokens - len(prompt)
         if room < 1:
@@ -81,10 +96,11 @@ class Assistant:
             tokens=tuple(prompt),
             max_new_tokens=min(max_new_tokens, room),
             stops=self.stops,
-            sampling=Sampling(temperature=temperature, top_p=top_p),
+            sampling=Sampling(temperature, top_k, top_p, repetition_penalty),
             seeds=(derive_seed(secrets.randbits(63) if seed is None else seed, "answer"),),
+            watch=stop_strings(self.tokenizer, stop) if stop else None,
         )
-        return Reply(self, request)
+        return Reply(self, request, stop)
 
     def chat(
         self,
@@ -93,13 +109,23 @@ class Assistant:
         max_new_tokens: int = MAX_NEW_TOKENS,
         temperature: float = TEMPERATURE,
         top_p: float = TOP_P,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] = (),
         seed: int | None = None,
     ) -> str:
         """The whole answer. Arguments and errors: see `stream`."""
-        reply = self.stream(messages, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        for _ in reply:
-            pass
-        return decode_answer(self.tokenizer, reply.tokens)
+        reply = self.stream(
+            messages,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            seed=seed,
+        )
+        return "".join(reply)
 
     def save(self, directory: str | Path) -> None:
         """Write the model as a complete Hugging Face directory that `load` and plain transformers read."""
@@ -125,11 +151,11 @@ class Reply(Iterator[str]):
     `close`, or letting go of it, gives the answer up and frees what it holds.
     """
 
-    def __init__(self, assistant: Assistant, request: Request) -> None:
+    def __init__(self, assistant: Assistant, request: Request, stop: Sequence[str]) -> None:
         self.limit = request.max_new_tokens
-        self.tokens: list[int] = []  # of the text: without the stop token
+        self.tokens: list[int] = []  # without a stop token; where a stop string ends the answer, its tokens are here
         self.finish_reason: FinishReason | None = None  # None while it is spoken, and where it was given up
-        self._pieces = self._speak(assistant, request)
+        self._pieces = self._speak(assistant, request, stop)
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -137,15 +163,15 @@ class Reply(Iterator[str]):
     def close(self) -> None:
         self._pieces.close()
 
-    def _speak(self, assistant: Assistant, request: Request) -> Generator[str, None, None]:
+    def _speak(self, assistant: Assistant, request: Request, stop: Sequence[str]) -> Generator[str, None, None]:
         engine = Engine(assistant.model, pad_id=assistant.tokenizer.pad_token_id, max_batch=1)
-        text = TextStream(assistant.tokenizer)
+        text = AnswerStream(assistant.tokenizer, stop)
         held, spoken = "", False  # white space is held back until text follows: none begins or ends the answer
         with engine.session():
             engine.add(request)
             while not engine.idle:
                 for event in engine.step():
-                    if event.finish_reason != "stop":
+                    if event.token not in request.stops:
                         self.tokens.append(event.token)
                         held += text.add(event.token)
                     if event.finish_reason is not None:
@@ -158,7 +184,15 @@ class Reply(Iterator[str]):
                         yield piece
 
 
-def check_settings(*, max_new_tokens: int, temperature: float, top_p: float) -> None:
+def check_settings(
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    repetition_penalty: float,
+    stop: Sequence[str],
+) -> None:
     """Refuse settings with which nothing can be sampled.
 
     Raises:
@@ -170,6 +204,12 @@ def check_settings(*, max_new_tokens: int, temperature: float, top_p: float) -> 
         raise RequestError(f"temperature = {temperature}: it is 0 (always the most likely token) or more.")
     if not 0 < top_p <= 1:
         raise RequestError(f"top_p = {top_p}: it is above 0 and at most 1 (all tokens).")
+    if top_k < 0:
+        raise RequestError(f"top_k = {top_k}: it is 0 (all tokens) or more.")
+    if not 0 < repetition_penalty < math.inf:
+        raise RequestError(f"repetition_penalty = {repetition_penalty}: it is above 0; 1 is off.")
+    if "" in stop:
+        raise RequestError('stop = "": every answer holds it. Leave it out.')
 
 
 def read_conversation(messages: Conversation) -> tuple[Message, ...]:

@@ -54,6 +54,9 @@ def chat(
     max_new_tokens: int,
     temperature: float,
     top_p: float,
+    top_k: int,
+    repetition_penalty: float,
+    stop: Sequence[str],
     seed: int | None,
 ) -> None:
     """Talk with the model at `path` until the user leaves.
@@ -61,11 +64,19 @@ def chat(
     Args:
         path, stage: see `assistant.load`.
         system: text of the system turn; "" for none.
+        max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop: see `Assistant.stream`.
         seed: the same seed and the same lines give the same answers; None draws one.
     Raises:
         ChatsmithError: if there is no such model; without a terminal, also where a line cannot be answered.
     """
-    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop,
+    }
     check_settings(**settings)
     screen = _Screen(interactive=sys.stdin.isatty() and sys.stdout.isatty())
     found = find(path, stage)

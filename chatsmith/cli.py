@@ -176,6 +176,9 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(help="0: always the most likely token.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Draw from the most likely tokens with this mass; 1: from all.")] = 0.95,
+    top_k: Annotated[int, typer.Option(help="Draw from this many of the most likely tokens; 0: from all.")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens that were there are less likely.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer, in which it is left out.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed and lines give the same answers.")] = None,
 ) -> None:
     """Talk with a trained model. Lines from a pipe are answered one by one."""
@@ -191,6 +194,9 @@ def chat(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        stop=stop or (),
         seed=seed,
     )
 

@@ -7,7 +7,7 @@ data: nobody later guesses what a token is from its value.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,6 +193,58 @@ class TextStream:
     def _decode(self) -> str:
         text: str = self._tokenizer.decode(self._window, skip_special_tokens=True)
         return text
+
+
+class AnswerStream:
+    """A `TextStream` that ends before a stop string, of which nothing is ever given.
+
+    Text that may turn out to be the beginning of a stop string is held back until that is known. If several are
+    found, the one that is complete first counts.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+        self._text = TextStream(tokenizer)
+        self._stop = stop
+        self._held = ""
+        self.ended = False  # by a stop string
+
+    def add(self, token: int) -> str:
+        """The text that is certain with this token; "" after the end."""
+        return self._give(self._text.add(token))
+
+    def finish(self) -> str:
+        """What is still held back where no stop string has come."""
+        piece = self._give(self._text.finish())
+        held, self._held = self._held, ""
+        return piece + held
+
+    def _give(self, text: str) -> str:
+        if self.ended:
+            return ""
+        text = self._held + text
+        if found := [(begin + len(stop), begin) for stop in self._stop if (begin := text.find(stop)) >= 0]:
+            self.ended, self._held = True, ""
+            return text[: min(found)[1]]
+        longest = max(map(len, self._stop), default=1) - 1
+        begins = range(max(0, len(text) - longest), len(text))
+        certain = next((at for at in begins if any(stop.startswith(text[at:]) for stop in self._stop)), len(text))
+        self._held = text[certain:]
+        return text[:certain]
+
+
+def stop_strings(tokenizer: Any, stop: Sequence[str]) -> Callable[[], Callable[[int], bool]]:
+    """For `Request.watch`: a sequence ends with the token that completes one of the strings in its decoded text."""
+
+    def listener() -> Callable[[int], bool]:
+        text = AnswerStream(tokenizer, stop)
+
+        def ends_at(token: int) -> bool:
+            text.add(token)
+            return text.ended
+
+        return ends_at
+
+    return listener
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:

@@ -41,7 +41,10 @@ class Event:
 
 @dataclass
 class Completion:
-    """One sampled sequence: its tokens (a sampled stop id included) and both log-probs of each (`sampling.sample`)."""
+    """One sampled sequence: its tokens and both log-probs of each (`sampling.sample`).
+
+    The last token is part of it: a stop id, or the token that completes a stop string.
+    """
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)

@@ -103,7 +103,7 @@ def _penalised(logits: Tensor, draws: Draws) -> Tensor:
 def _restricted(logits: Tensor, draws: Draws) -> Tensor:
     """Logits [B, V] of the top-k tokens and, among those, of the smallest set that holds mass top-p; others -inf.
 
-    Tokens as likely as the last one kept are kept, too.
+    Tokens exactly as likely as the last one kept are kept, too: nothing then depends on how ties are ordered.
     """
     ordered = logits.topk(draws.most).values  # [B, K], the most likely first
     keep = torch.ones_like(ordered, dtype=torch.bool)

@@ -5,7 +5,7 @@ computes a row that nobody waits for.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from chatsmith.types import FinishReason
@@ -27,13 +27,19 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and how to continue it: one sequence per seed."""
+    """One prompt and how to continue it: one sequence per seed.
+
+    A sequence ends at an id of `stops`. `watch`, if given, makes a listener for each sequence. It is told every other
+    token and says whether the sequence ends there. That is how stop strings work, of which the engine knows nothing
+    (`data/chat.py:stop_strings`).
+    """
 
     tokens: tuple[int, ...]
     max_new_tokens: int
     stops: tuple[int, ...]
     sampling: Sampling
     seeds: tuple[int, ...]
+    watch: Callable[[], Callable[[int], bool]] | None = None
 
 
 @dataclass(eq=False)  # each is itself, whatever another one holds
@@ -47,6 +53,7 @@ class Running:
     stops: frozenset[int]
     sampling: Sampling
     seed: int
+    ends_at: Callable[[int], bool] | None = None
     uniforms: list[float] = field(default_factory=list)  # one per token, drawn when it is admitted
     answer: list[int] = field(default_factory=list)
 
@@ -73,7 +80,9 @@ class Running:
     def take(self, token: int) -> FinishReason | None:
         """Note a sampled token; says whether the sequence ends with it."""
         self.answer.append(token)
-        return "stop" if token in self.stops else "length" if self.produced == self.limit else None
+        if token in self.stops or (self.ends_at is not None and self.ends_at(token)):
+            return "stop"
+        return "length" if self.produced == self.limit else None
 
 
 class Scheduler:
@@ -107,7 +116,14 @@ class Scheduler:
         for sample, seed in enumerate(request.seeds):
             self._waiting.append(
                 Running(
-                    id, sample, request.tokens, request.max_new_tokens, frozenset(request.stops), request.sampling, seed
+                    request=id,
+                    sample=sample,
+                    prompt=request.tokens,
+                    limit=request.max_new_tokens,
+                    stops=frozenset(request.stops),
+                    sampling=request.sampling,
+                    seed=seed,
+                    ends_at=None if request.watch is None else request.watch(),
                 )
             )
 

@@ -274,6 +274,11 @@ def test_in_a_pipe_only_the_answers_come_out(piped, speaking, tmp_path):
     assert [turn["content"] for turn in json.loads(row)["messages"][::2]] == ["Hi", "第二"]
 
 
+def test_an_answer_ends_before_a_stop_string(piped, speaking):
+    result = piped(speaking("abc你 xyz"), "Hi\nHi\n", "--stop", "never", "--stop", "你 x", "--top-k", "1")
+    assert result.stdout.decode() == "abc\nabc\n", result.stderr
+
+
 def test_in_a_pipe_the_first_error_ends_it(piped, speaking):
     result = piped(speaking("abc", context=40), "Hi\nAnd what would you say to a longer question?\nHi\n")
     assert result.returncode == 1

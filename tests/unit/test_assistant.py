@@ -16,8 +16,17 @@ import chatsmith
 from chatsmith import cli
 from chatsmith.assistant import Assistant, load, read_conversation
 from chatsmith.chat import Exchange, Talk
-from chatsmith.data.chat import TextStream, decode_answer, encode_prompts, prepare_tokenizer, stop_ids, token_texts
-from chatsmith.engine.engine import Engine
+from chatsmith.data.chat import (
+    AnswerStream,
+    TextStream,
+    decode_answer,
+    encode_prompts,
+    prepare_tokenizer,
+    stop_ids,
+    stop_strings,
+    token_texts,
+)
+from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ConfigError, ModelError, RequestError, RunError
 from chatsmith.models.load import save_model
 from chatsmith.types import Message
@@ -95,6 +104,92 @@ def test_the_bytes_of_a_character_belong_to_the_token_that_completes_it():
     assert token_texts(tokenizer, []) == []
 
 
+# stop strings
+
+
+def before_stop(text, stop):
+    """What stands before the first stop string that is complete, read character by character."""
+    for end in range(1, len(text) + 1):
+        begins = [end - len(each) for each in stop if text[:end].endswith(each)]
+        if begins:
+            return text[: min(begins)]
+    return text
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+def test_a_stop_string_never_shows_and_all_that_stands_before_it_does(kind):
+    tokenizer, rng = byte_tokenizer() if kind == "bytes" else unigram_tokenizer(), random.Random(0)
+    ended = 0
+    for _ in range(400):
+        text = "".join(rng.choice("ab中 ") for _ in range(rng.randrange(30)))
+        stop = ["".join(rng.choice("ab中 ") for _ in range(rng.randint(1, 5))) for _ in range(rng.randint(1, 3))]
+        ids = tokenizer(text).input_ids
+        expected = before_stop(tokenizer.decode(ids), stop)
+        stream = AnswerStream(tokenizer, stop)
+        given = ""
+        for id in ids:
+            given += stream.add(id)
+            assert expected.startswith(given)
+            if given != expected and stream.ended:
+                break
+        ended += stream.ended
+        assert given + stream.finish() == expected
+    assert 100 < ended < 390
+
+
+def test_only_what_may_begin_a_stop_string_is_held_back():
+    tokenizer = byte_tokenizer()
+    stream = AnswerStream(tokenizer, ["\n\nHuman:", "猫。"])
+    pieces = [stream.add(id) for id in tokenizer("a\n\nHub 猫狗\n").input_ids]
+    assert [piece for piece in pieces if piece] == ["a", "\n\nHub", " ", "猫狗"]
+    assert stream.finish() == "\n"
+    assert not stream.ended
+
+
+@pytest.mark.parametrize(
+    ("stop", "pieces", "last"),
+    [
+        ("x", ["你", "👋"], "x"),
+        (["👋"], ["你"], "👋"),  # four tokens
+        (["x yq", "x y"], ["你", "👋"], "y"),
+        (["你"], [], "你"),
+        (["xy"], ["你", "👋", "x", " y", "z"], "z"),
+        ([], ["你", "👋", "x", " y", "z"], "z"),
+    ],
+)
+def test_an_answer_ends_before_its_stop_string_and_at_the_token_that_completes_it(stop, pieces, last):
+    asked = assistant(bigram_model("\t你👋x yz"))
+    reply = asked.stream("Hi", stop=stop)
+    assert list(reply) == pieces
+    assert reply.finish_reason == "stop"
+    assert asked.tokenizer.decode(reply.tokens).endswith(last)
+    assert asked.chat("Hi", stop=stop) == "".join(pieces)
+
+
+def test_what_was_held_back_is_said_where_the_limit_comes_before_the_stop_string():
+    asked = assistant(bigram_model("abc", forever=True))
+    reply = asked.stream("Hi", stop="bcx", max_new_tokens=6)
+    assert list(reply) == ["a", "bca", "bc"]
+    assert reply.finish_reason == "length"
+
+
+def test_every_sample_of_a_request_ends_at_its_own_stop_string_and_others_go_on():
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    plain = [Request((5, 6, 7), 40, (), Sampling(), range(6)), Request((8, 9), 40, (), Sampling(), (7, 8))]
+    whole = Engine(model, pad_id=0, max_batch=4).generate(plain)
+    texts = [tokenizer.decode(c.tokens) for c in whole[0]]
+    stop = [texts[0][4:6], texts[1][9:11]]
+    watched = Request((5, 6, 7), 40, (), Sampling(), range(6), stop_strings(tokenizer, stop))
+    stopped, others = Engine(model, pad_id=0, max_batch=4).generate([watched, plain[1]])
+    assert [c.tokens for c in others] == [c.tokens for c in whole[1]]
+    for completion, full in zip(stopped, whole[0], strict=True):
+        assert completion.tokens == full.tokens[: len(completion.tokens)]
+        found = [any(s in tokenizer.decode(full.tokens[:end]) for s in stop) for end in range(1, 41)]
+        assert len(completion.tokens) == (found.index(True) + 1 if True in found else 40)
+        assert completion.finish_reason == ("stop" if True in found else "length")
+    assert len({len(c.tokens) for c in stopped}) > 2
+
+
 # answers
 
 
@@ -125,13 +220,14 @@ def test_special_tokens_are_never_shown():
     assert reply.finish_reason == "stop"
 
 
-def generated(asked, messages, limit):
+def generated(asked, messages, limit, **options):
     """What transformers says, greedily."""
     (prompt,) = encode_prompts(asked.tokenizer, [messages], stops=asked.stops)
     output = asked.model.generate(
         torch.tensor([prompt]),
         max_new_tokens=limit,
         do_sample=False,
+        **options,
         eos_token_id=list(asked.stops),
         pad_token_id=asked.tokenizer.pad_token_id,
     )
@@ -152,6 +248,8 @@ def test_greedy_chat_says_what_transformers_generates(name):
     assert answer == generated(asked, talk, 40)
     assert answer
     assert answer != generated(asked, talk[:1], 40)
+    varied = asked.chat(talk, max_new_tokens=40, temperature=0, repetition_penalty=1.3)
+    assert varied == generated(asked, talk, 40, repetition_penalty=1.3) != answer
 
 
 def test_one_seed_gives_one_answer_and_other_seeds_others():
@@ -160,6 +258,10 @@ def test_one_seed_gives_one_answer_and_other_seeds_others():
     assert len({asked.chat("Hi", seed=seed) for seed in range(20)}) > 1
     assert len({asked.chat("Hi") for _ in range(40)}) > 1
     assert len({asked.chat("Hi", temperature=0) for _ in range(20)}) == 1
+    without_ties = assistant(tiny_model())
+    assert without_ties.chat("Hi", top_k=1, temperature=1, max_new_tokens=20) == without_ties.chat(
+        "Hi", temperature=0, max_new_tokens=20
+    )
 
 
 def test_a_string_is_one_user_turn_and_mappings_are_messages():
@@ -213,7 +315,12 @@ def test_the_smaller_of_limit_and_room_holds():
 
 
 @pytest.mark.parametrize(
-    "setting", [{"max_new_tokens": 0}, {"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 2}]
+    "setting",
+    [
+        *({"max_new_tokens": 0}, {"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 2}),
+        *({"top_k": -1}, {"repetition_penalty": 0}, {"repetition_penalty": float("nan")}, {"stop": ["a", ""]}),
+        {"stop": ""},
+    ],
 )
 def test_settings_out_of_range_are_named(setting):
     with pytest.raises(RequestError, match=f"^{next(iter(setting))} = "):
@@ -373,5 +480,8 @@ def test_what_cannot_be_loaded_is_refused_with_the_reason(tmp_path):
 
 def test_the_command_line_has_the_defaults_of_the_python_interface():
     command, method = (inspect.signature(function).parameters for function in (cli.chat, Assistant.stream))
-    for name in ("max_new_tokens", "temperature", "top_p", "seed"):
+    for name in ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"):
         assert command[name].default == method[name].default
+    settings = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "stop", "seed")
+    assert set(settings) <= command.keys()
+    assert {*settings, "self", "messages"} == method.keys() == inspect.signature(Assistant.chat).parameters.keys()

@@ -31,7 +31,10 @@ COMMANDS = {
     },
     "rl": {"actor_model", "reward", "data", "recipe", "run_dir", "seed", "force", "dry_run", "track", "from_"},
     "recipes": {"name"},
-    "chat": {"model", "stage", "temperature", "top_p", "max_new_tokens", "system", "seed"},
+    "chat": {
+        *("model", "stage", "temperature", "top_p", "top_k", "repetition_penalty", "stop", "max_new_tokens"),
+        *("system", "seed"),
+    },
     "runs": {"directory"},
     "report": {"run", "run2", "output"},
 }
