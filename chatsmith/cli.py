@@ -223,6 +223,30 @@ def report(
     typer.echo(str(path))
 
 
+@app.command()
+def bench(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[RUN_OR_MODEL]", help="A run, a model directory or a hub id. Default: a small random Llama."
+        ),
+    ] = "",
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Length of the prompts. Default: 256 on a GPU, else 64.")
+    ] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option(help="Length of the answers. Default: 256 on a GPU, else 64.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Answers that are generated together. Default: 128 on a GPU, else 32.")
+    ] = None,
+) -> None:
+    """Measure this machine: tokens per second of generating and training, and what share of its limits that is."""
+    from chatsmith.bench import bench as measure
+
+    measure(model, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, batch=batch)
+
+
 def _train(
     overrides: dict[str, Any],
     recipe: str,

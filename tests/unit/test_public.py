@@ -34,6 +34,7 @@ COMMANDS = {
     "chat": {"model", "stage", "temperature", "top_p", "max_new_tokens", "system", "seed"},
     "runs": {"directory"},
     "report": {"run", "run2", "output"},
+    "bench": {"model", "prompt_tokens", "answer_tokens", "batch"},
 }
 
 
