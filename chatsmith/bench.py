@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,12 +82,17 @@ def random_prompts(count: int, length: int, vocabulary: int) -> Prompts:
     return Prompts((Record(prompt=(Message("user", "random tokens"),)),) * count, tokens, 0)
 
 
-def token_reward(backbone: Any, rows: list[list[int]], config: Config, pad_id: int) -> Reward:
-    """A reward model of a decoder's shape that reads `rows`, not text: random tokens do not survive decoding."""
-    score = nn.Linear(backbone.config.get_text_config().hidden_size, 1, bias=False, device=backbone.device)
-    model = SimpleNamespace(base_model=backbone, score=score, device=backbone.device)
+def token_reward(scorer: Any, rows: list[list[int]], config: Config, pad_id: int) -> Reward:
+    """A reward model that scores the tokens in `rows` and not the answers' text: random tokens do not survive it."""
     tokenizer = SimpleNamespace(pad_token_id=pad_id)
-    return Reward("random", lambda _: list(score_rows(model, tokenizer, rows, config.engine.max_batch_tokens)), 1.0)
+    return Reward("random", lambda _: list(score_rows(scorer, tokenizer, rows, config.engine.max_batch_tokens)), 1.0)
+
+
+def _scorer(actor: Any) -> Any:
+    """A reward model of the actor's shape; unlike transformers' own there is one for every decoder."""
+    backbone = copy.deepcopy(actor.base_model)
+    score = nn.Linear(actor.get_output_embeddings().in_features, 1, bias=False, device=actor.device)
+    return SimpleNamespace(base_model=backbone, score=score, device=actor.device)
 
 
 def bench(location: str, *, prompt_tokens: int | None, answer_tokens: int | None, batch: int | None) -> None:
@@ -137,8 +143,7 @@ def measure(policy: Assistant, config: Config, prompt: int, answer: int, batch: 
     sampling = Sampling(config.rl.temperature, config.rl.top_k, config.rl.top_p)
     requests = [Request(tokens, answer, (), sampling, (seed,)) for seed, tokens in enumerate(prompts.tokens)]
     try:
-        engine = Engine(model, pad_id=pad_id, max_batch=batch)
-        generation = _best(lambda: time_generation(engine, requests))
+        generation = _best(partial(time_generation, Engine(model, pad_id=pad_id, max_batch=batch), requests))
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"{batch} answers of {answer} tokens to prompts of {prompt} do not fit into memory. Lower --batch."
@@ -146,7 +151,7 @@ def measure(policy: Assistant, config: Config, prompt: int, answer: int, batch: 
     step = None
     with suppress(torch.OutOfMemoryError):
         tokens: list[list[int]] = []
-        reward = token_reward(copy.deepcopy(model.base_model), tokens, config, pad_id)
+        reward = token_reward(_scorer(model), tokens, config, pad_id)
         ppo = PPO(replace(policy, stops=()), [reward], config, steps=1)  # no stop ids: answers are of full length
         step = _best(lambda: time_step(ppo, prompts, tokens))
     peak_bytes = _peak_bytes(model.device)  # the limits take memory, too
