@@ -188,7 +188,8 @@ def continuous(model: Any, prompts: Prompts, answers: Sequence[int]) -> tuple[fl
     hints = WorkloadHints(len(prompts[0]), max(answers), len(prompts))
     with model.continuous_batching_context_manager(
         generation_config=config,
-        continuous_batching_config=ContinuousBatchingConfig(**memory),
+        # no reuse of a prompt's keys and values from the turn before: in PPO the weights have changed since
+        continuous_batching_config=ContinuousBatchingConfig(allow_block_sharing=False, **memory),
         persistent_manager=True,
         timeout=5,
         workload_hints=hints,

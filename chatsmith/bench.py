@@ -6,7 +6,6 @@ is counted from the shapes (`models/counts.py`); over time and limit that is the
 """
 
 import copy
-import json
 import math
 import platform
 import random
@@ -95,8 +94,8 @@ def _scorer(actor: Any) -> Any:
     return SimpleNamespace(base_model=backbone, score=score, device=actor.device)
 
 
-def bench(location: str, *, prompt_tokens: int | None, answer_tokens: int | None, batch: int | None) -> None:
-    """Measure, print a table, and as the last line one JSON object; see docs/metrics.md.
+def bench(location: str, *, prompt_tokens: int | None, answer_tokens: int | None, batch: int | None) -> dict[str, Any]:
+    """Measure, print a table and what to type next, and return all figures; see docs/metrics.md.
 
     Args:
         location: a run, a model directory or a hub id; empty: a small random Llama.
@@ -118,6 +117,7 @@ def bench(location: str, *, prompt_tokens: int | None, answer_tokens: int | None
             f"--prompt-tokens {prompt} and --answer-tokens {answer} make {prompt + answer} tokens; this model takes "
             f"{policy.max_tokens}. Lower one of them."
         )
+    screen.line(f"Measuring {location or 'a small random Llama'}; a large model or a large --batch takes minutes ...")
     result = measure(policy, config, prompt, answer, rows)
     _show(screen, result)
     if location:
@@ -126,7 +126,7 @@ def bench(location: str, *, prompt_tokens: int | None, answer_tokens: int | None
     else:
         screen.line("Measure your own model:")
         screen.command("chatsmith bench MODEL")
-    print(json.dumps({"model": location or None, **result}))
+    return {"model": location or None, **result}
 
 
 def measure(policy: Assistant, config: Config, prompt: int, answer: int, batch: int) -> dict[str, Any]:
@@ -137,24 +137,23 @@ def measure(policy: Assistant, config: Config, prompt: int, answer: int, batch: 
     Raises:
         ConfigError: if there is none for generating either.
     """
-    model, pad_id = policy.model, policy.tokenizer.pad_token_id
+    model = policy.model
     prompts = random_prompts(batch, prompt, model.get_input_embeddings().weight.shape[0])
     config = _one_step(config, batch, answer)
     sampling = Sampling(config.rl.temperature, config.rl.top_k, config.rl.top_p)
     requests = [Request(tokens, answer, (), sampling, (seed,)) for seed, tokens in enumerate(prompts.tokens)]
     try:
-        generation = _best(partial(time_generation, Engine(model, pad_id=pad_id, max_batch=batch), requests))
+        engine = Engine(model, pad_id=policy.tokenizer.pad_token_id, max_batch=batch)
+        generation = _best(partial(time_generation, engine, requests))
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"{batch} answers of {answer} tokens to prompts of {prompt} do not fit into memory. Lower --batch."
         ) from error
-    step = None
-    with suppress(torch.OutOfMemoryError):
-        tokens: list[list[int]] = []
-        reward = token_reward(_scorer(model), tokens, config, pad_id)
-        ppo = PPO(replace(policy, stops=()), [reward], config, steps=1)  # no stop ids: answers are of full length
-        step = _best(lambda: time_step(ppo, prompts, tokens))
+    del engine
+    step = _time_training(policy, prompts, config)
     peak_bytes = _peak_bytes(model.device)  # the limits take memory, too
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()  # so that there is some
     peak, bandwidth = measure_peak_flops(model.device, model.dtype), measure_bandwidth(model.device)
 
     counts = count(model)
@@ -198,6 +197,16 @@ def measure(policy: Assistant, config: Config, prompt: int, answer: int, batch: 
         result["step"] |= {"epochs": epochs, "sequences_per_s": batch / total}
         result["step"] |= {f"{part}_share": taken / total for part, taken in seconds.items()}
     return result
+
+
+def _time_training(policy: Assistant, prompts: Prompts, config: Config) -> dict[str, float] | None:
+    """Seconds of a step of PPO by part; None if there is no memory for it."""
+    rows: list[list[int]] = []
+    with suppress(torch.OutOfMemoryError):
+        reward = token_reward(_scorer(policy.model), rows, config, policy.tokenizer.pad_token_id)
+        ppo = PPO(replace(policy, stops=()), [reward], config, steps=1)  # no stop ids: answers are of full length
+        return _best(lambda: time_step(ppo, prompts, rows))
+    return None
 
 
 def _one_step(config: Config, batch: int, answer: int) -> Config:

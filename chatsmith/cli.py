@@ -4,6 +4,7 @@ Exit codes: 0 done (gates held, or --force), 1 the user's mistake, 2 a gate fail
 130 and 143 interrupted after saving a checkpoint.
 """
 
+import json
 import os
 import re
 import sys
@@ -228,7 +229,7 @@ def bench(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="[RUN_OR_MODEL]", help="A run, a model directory or a hub id. Default: a small random Llama."
+            metavar="RUN_OR_MODEL", help="A run, a model directory or a hub id. Default: a small random Llama."
         ),
     ] = "",
     prompt_tokens: Annotated[
@@ -244,7 +245,8 @@ def bench(
     """Measure this machine: tokens per second of generating and training, and what share of its limits that is."""
     from chatsmith.bench import bench as measure
 
-    measure(model, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, batch=batch)
+    figures = measure(model, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, batch=batch)
+    typer.echo(json.dumps(figures))
 
 
 def _train(

@@ -25,7 +25,7 @@ def shares(value, name=""):
 
 def test_it_measures_a_model_and_says_what_to_type_next(chatsmith, model_directory):
     directory = model_directory("llama")
-    result = chatsmith("bench", directory, *SMALL, small=False, NO_COLOR="1")
+    result = chatsmith("bench", directory, *SMALL, small=False, NO_COLOR="1", CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
     assert "\x1b" not in result.stdout
     assert "4 answers of 6 tokens to prompts of 8" in result.stdout
