@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 RUN_DIR ?= runs/tiny-cpu
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench bench-gpu docs clean
 
 demo: .venv/installed
 	$(BIN)/chatsmith train tiny-cpu --run-dir $(RUN_DIR)
@@ -27,6 +27,9 @@ docs: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/ppo_step.py
+
+bench-gpu: .venv/installed
+	$(BIN)/python benchmarks/gpu.py
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

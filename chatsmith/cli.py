@@ -4,6 +4,7 @@ Exit codes: 0 done (gates held, or --force), 1 the user's mistake, 2 a gate fail
 130 and 143 interrupted after saving a checkpoint.
 """
 
+import json
 import os
 import re
 import sys
@@ -227,6 +228,31 @@ def report(
 
     path = write_report(run, output) if run2 is None else write_comparison(run, run2, output)
     typer.echo(str(path))
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_MODEL", help="A run, a model directory or a hub id. Default: a small random Llama."
+        ),
+    ] = "",
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Length of the prompts. Default: 256 on a GPU, else 64.")
+    ] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option(help="Length of the answers. Default: 256 on a GPU, else 64.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Answers that are generated together. Default: 128 on a GPU, else 32.")
+    ] = None,
+) -> None:
+    """Measure this machine: tokens per second of generating and training, and what share of its limits that is."""
+    from chatsmith.bench import bench as measure
+
+    figures = measure(model, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, batch=batch)
+    typer.echo(json.dumps(figures))
 
 
 def _train(

@@ -177,6 +177,19 @@ def test_every_list_of_runs_of_the_documents_is_shown(line, desk_with_runs, caps
         assert Path(name).name in shown
 
 
+@pytest.mark.parametrize("line", cases("bench"))
+def test_every_bench_of_the_documents_measures_what_they_list(line, desk_with_runs, capsys):
+    run(line + " --batch 2 --prompt-tokens 4 --answer-tokens 4")
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    listed = {
+        name for row in rows(section((ROOT / "docs" / "metrics.md").read_text(), "bench")) for name in code(row[0])
+    }
+    parts = {name for name, value in result.items() if isinstance(value, dict)}
+    assert {name.split(".")[0] for name in listed} == set(result)
+    assert {name for name in listed if "." in name} >= {f"step.{name}" for name in result["step"] if "share" in name}
+    assert {name.split(".")[0] for name in listed if "." in name} <= parts
+
+
 def test_a_command_that_is_wrong_is_noticed(desk):
     with pytest.raises(ConfigError, match="kl_coef"):
         run("chatsmith train --actor-model MODEL --data pairs.jsonl --rl.kl_coeff 1")
@@ -185,7 +198,7 @@ def test_a_command_that_is_wrong_is_noticed(desk):
 
 
 def test_the_documents_hold_commands_of_every_kind():
-    tested = {"train", "sft", "reward", "rl", "recipes", "chat", "report", "runs"}
+    tested = {"train", "sft", "reward", "rl", "recipes", "chat", "report", "runs", "bench"}
     assert (
         set(map(verb, CHATSMITH.values()))
         == tested

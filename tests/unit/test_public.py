@@ -37,6 +37,7 @@ COMMANDS = {
     },
     "runs": {"directory"},
     "report": {"run", "run2", "output"},
+    "bench": {"model", "prompt_tokens", "answer_tokens", "batch"},
 }
 
 

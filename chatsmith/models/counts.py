@@ -1,0 +1,50 @@
+"""What a model must at least compute and read, from its shapes: operations and bytes to hold against a clock."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a model must at least compute and read, from its shapes. Every expert of a mixture counts as used."""
+
+    body: int  # weights of matrices that every token is multiplied with: all but embeddings and head
+    head: int  # weights of the head, which sees only tokens whose prediction is wanted
+    attention: int  # operations per query and key that it attends to, forward, all layers
+    weight_bytes: int  # of all but embeddings: what a decoding step reads
+    cache_bytes: int  # keys and values of one token, all layers; a sliding window counts as unbounded
+
+    def flops(self, lengths: Sequence[int], *, scored: int) -> int:
+        """Operations of a forward pass over whole rows whose head sees `scored` tokens; with backward it is thrice."""
+        pairs = sum(length * (length + 1) // 2 for length in lengths)
+        return 2 * self.body * sum(lengths) + 2 * self.head * scored + self.attention * pairs
+
+    def decode_bytes(self, prompts: Sequence[int], answers: Sequence[int]) -> int:
+        """Bytes that sequences read that decode together, from the answers' second token on."""
+        steps = max(answers) - 1
+        # the step after i answer tokens attends to the prompt and to these
+        cached = sum(p * (a - 1) + a * (a - 1) // 2 for p, a in zip(prompts, answers, strict=True))
+        return steps * self.weight_bytes + cached * self.cache_bytes
+
+
+@torch.no_grad()
+def count(model: Any) -> Counts:
+    """Of a causal language model, or of a decoder without a head."""
+    embeddings = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    head = model.get_output_embeddings()
+    head_weights = [] if head is None else [head.weight]  # may be an embedding, too
+    body = [p for p in model.parameters() if p not in embeddings and all(p is not w for w in head_weights)]
+    config = model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True).past_key_values
+    return Counts(
+        body=sum(p.numel() for p in body if p.dim() > 1),
+        head=sum(p.numel() for p in head_weights),
+        attention=4 * config.num_hidden_layers * config.num_attention_heads * width,  # scores, and the sum of values
+        weight_bytes=sum(p.nbytes for p in [*body, *head_weights]),
+        cache_bytes=sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values)),
+    )
