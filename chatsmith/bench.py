@@ -84,7 +84,9 @@ def random_prompts(count: int, length: int, vocabulary: int) -> Prompts:
 def token_reward(scorer: Any, rows: list[list[int]], config: Config, pad_id: int) -> Reward:
     """A reward model that scores the tokens in `rows` and not the answers' text: random tokens do not survive it."""
     tokenizer = SimpleNamespace(pad_token_id=pad_id)
-    return Reward("random", lambda _: list(score_rows(scorer, tokenizer, rows, config.engine.max_batch_tokens)), 1.0)
+    max_tokens = config.engine.max_batch_tokens
+    prompts = range(len(rows))  # every row its own
+    return Reward("random", lambda _: list(score_rows(scorer, tokenizer, rows, max_tokens, prompts=prompts)), 1.0)
 
 
 def _scorer(actor: Any) -> Any:

@@ -93,14 +93,14 @@ def test_ten_thousand_requests_through_sixteen_rows_are_answered_once_each_and_l
             if late and produced[event.request] == 1 and event.request in late:
                 late.discard(event.request)
                 engine.cancel(event.request)
-        rows = engine._cache.layers[0].keys.shape[0]
+        rows = engine._forward._cache.layers[0].keys.shape[0]
         assert (running, rows) == (16, 16)
         assert engine._scheduler.rows == []
         assert not engine._scheduler._waiting
     assert all(ended[id] == 1 for id in ids if id not in cancelled)
     assert all(ended[id] <= 1 and produced[id] <= 3 for id in cancelled)
     assert all(produced[id] <= request.max_new_tokens for id, request in zip(ids, requests, strict=True))
-    assert engine._cache is None
+    assert engine._forward._cache.bytes == 0
 
 
 def test_a_cancelled_request_frees_its_rows_at_once_and_the_others_say_what_they_would_have_said():
