@@ -7,12 +7,13 @@ the architecture allows it.
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
 
 from chatsmith.models.packing import packed_hidden_states, packs
 
@@ -45,7 +46,7 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of the masked tokens under softmax(logits / temperature), and the entropies they were drawn from.
 
-    The head runs on the masked positions only. Above `max_logits_bytes` it runs in chunks whose logits are computed
+    The head runs on the N masked positions only. Above `max_logits_bytes` it runs in chunks whose logits are computed
     again in the backward pass, so that [N, V] never exists at once.
 
     Args:
@@ -62,23 +63,73 @@ def token_logprobs(
     predicted = mask[:, 1:]
     selected, targets = hidden[:, :-1][predicted], tokens[:, 1:][predicted]  # [N, d], [N]
 
-    def score(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head_logits(model, states)  # [n, V]
-        distribution = torch.log_softmax(logits if temperature == 1 else logits / temperature, -1)
-        with torch.no_grad():
-            entropies = -(distribution.exp() * distribution).sum(-1)
-        return distribution.gather(1, ids[:, None])[:, 0], entropies
+    def logits(states: Tensor) -> Tensor:
+        whole = head_logits(model, states)  # [n, V]
+        return whole if temperature == 1 else whole / temperature
 
     rows = max(1, max_logits_bytes // (4 * model.config.get_text_config().vocab_size))
     if len(targets) <= rows:
-        logprobs, entropies = score(selected, targets)
+        distribution = torch.log_softmax(logits(selected), -1)
+        logprobs = distribution.gather(1, targets[:, None])[:, 0]
+        with torch.no_grad():
+            entropies = -distribution.exp().mul_(distribution).sum(-1)
     else:
-        chunks = [
-            checkpoint(score, states, ids, use_reentrant=False)
-            for states, ids in zip(torch.split(selected, rows), torch.split(targets, rows), strict=True)
-        ]
-        logprobs, entropies = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        learned = [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
+        logprobs, entropies = _ChunkedLogprobs.apply(logits, rows, targets, selected, *learned)  # type: ignore[no-untyped-call]
     return _place(logprobs, mask), _place(entropies, mask)
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """Log-probs [N] of tokens under softmax(logits(states)) and its entropies [N], `rows` of the N at a time.
+
+    The backward pass computes a chunk's logits again, from which their normaliser gives the gradient: a checkpoint
+    would compute log-softmax and entropy again too. `learned` are the weights that `logits` uses.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Callable[[Tensor], Tensor], rows: int, tokens: Tensor, states: Tensor, *learned: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        parts = []
+        for ids, chunk in zip(torch.split(tokens, rows), torch.split(states, rows), strict=True):
+            shifted = logits(chunk)  # [n, V]
+            largest = shifted.amax(-1)
+            shifted -= largest[:, None]  # in place: it is a tensor of vocabulary size
+            exponentials = shifted.exp()
+            total = exponentials.sum(-1)
+            mean = torch.bmm(exponentials[:, None], shifted[:, :, None]).flatten() / total
+            log_total = total.log()
+            parts.append((shifted.gather(1, ids[:, None])[:, 0] - log_total, log_total - mean, largest + log_total))
+        logprobs, entropies, normalisers = (torch.cat(values) for values in zip(*parts, strict=True))
+        ctx.logits, ctx.rows = logits, rows
+        ctx.save_for_backward(tokens, normalisers, states, *learned)
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, normalisers, states, *learned = ctx.saved_tensors
+        of_states = torch.empty_like(states)
+        of_learned = [torch.zeros_like(weight, dtype=torch.float32) for weight in learned]
+        for first in range(0, len(tokens), ctx.rows):
+            part = slice(first, first + ctx.rows)
+            chunk = states[part].detach().requires_grad_()
+            with torch.enable_grad():
+                logits = ctx.logits(chunk)  # [n, V]
+            # d log softmax(logits)[token] / d logits = one at the token - softmax(logits)
+            of_logits = (logits.detach() - normalisers[part, None]).exp_().mul_(-gradient[part, None])
+            of_logits.scatter_add_(1, tokens[part, None], gradient[part, None])
+            of_states[part], *added = torch.autograd.grad(logits, [chunk, *learned], of_logits)
+            for total, addition in zip(of_learned, added, strict=True):
+                total += addition
+        return (
+            None,
+            None,
+            None,
+            of_states,
+            *(total.to(weight.dtype) for total, weight in zip(of_learned, learned, strict=True)),
+        )
 
 
 def token_values(critic: Any, tokens: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from tiny import FAMILIES, tiny_model, tiny_reward_model
 
 from chatsmith.data.batch import pad
 from chatsmith.models.critic import critic_from_actor, critic_from_reward_model
-from chatsmith.models.scoring import sequence_scores, token_logprobs, token_values
+from chatsmith.models.scoring import _ChunkedLogprobs, sequence_scores, token_logprobs, token_values
 
 LARGE = 1 << 30
 torch.manual_seed(0)
@@ -60,18 +60,70 @@ def test_entropy_is_that_of_the_distribution_the_token_was_drawn_from():
     torch.testing.assert_close(entropies[0, 4:9], expected[3:8], atol=1e-5, rtol=1e-5)
 
 
-def test_chunked_head_gives_the_same_values_and_gradients():
+HEADS = {  # what stands behind a head, or in it
+    "plain": {},
+    "bias": {},
+    "cohere": {"logit_scale": 0.3},
+    "granite": {"logits_scaling": 4.0},
+    "gemma 2": {"final_logit_softcapping": 5.0},
+}
+
+
+def logprobs_and_gradients(head, temperature, dtype, budget):
+    model = tiny_model("llama")
+    if head == "bias":
+        model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 384))
+    for name, value in HEADS[head].items():
+        setattr(model.config, name, value)
+    model.to(dtype)
+    tokens, lengths = pad(ROWS, pad_id=0)
+    mask = answer_mask(tokens, lengths)
+    logprobs, entropies = token_logprobs(model, tokens, lengths, mask, temperature=temperature, max_logits_bytes=budget)
+    weights = torch.randn(logprobs.shape, generator=torch.Generator().manual_seed(1))
+    (weights * logprobs).sum().backward()
+    return logprobs.detach(), entropies, {n: p.grad for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_chunked_head_gives_the_same_values_and_gradients(head, temperature, dtype, limit):
+    whole = logprobs_and_gradients(head, temperature, dtype, LARGE)
+    chunked = logprobs_and_gradients(head, temperature, dtype, 4 * 384 * 3)  # three tokens at a time
+    for a, b in zip(whole[:2], chunked[:2], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)  # from the same logits, in fp32
+    assert whole[2].keys() == chunked[2].keys()
+    for name, gradient in whole[2].items():
+        assert (gradient - chunked[2][name]).norm() < limit * gradient.norm(), name
+    if head != "plain":
+        plain = logprobs_and_gradients("plain", temperature, dtype, LARGE)
+        assert not torch.allclose(plain[0], chunked[0], atol=1e-2)  # what leaving it out would give
+
+
+def test_a_chunked_head_that_is_frozen_passes_the_gradient_on():
     gradients = []
-    for budget in (LARGE, 4 * 384 * 3):  # all at once; three tokens at a time
+    for budget in (LARGE, 4 * 384 * 3):
         model = tiny_model("llama")
+        model.lm_head.requires_grad_(False)
         tokens, lengths = pad(ROWS, pad_id=0)
         mask = answer_mask(tokens, lengths)
         logprobs, _ = token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=budget)
         logprobs.sum().backward()
-        gradients.append((logprobs.detach(), {name: p.grad for name, p in model.named_parameters()}))
-    torch.testing.assert_close(gradients[0][0], gradients[1][0])
-    for name, gradient in gradients[0][1].items():
-        torch.testing.assert_close(gradient, gradients[1][1][name], atol=1e-5, rtol=1e-5)
+        assert model.lm_head.weight.grad is None
+        gradients.append(model.base_model.embed_tokens.weight.grad)
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
+def test_logprobs_of_chunks_have_the_derivative_that_differences_measure():
+    torch.manual_seed(3)
+    weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
+    states, ids = torch.randn(7, 4, dtype=torch.float64, requires_grad=True), torch.randint(11, (7,))
+
+    def logprobs(states, weight):
+        return _ChunkedLogprobs.apply(lambda chunk: chunk @ weight.T / 0.7, 3, ids, states, weight)[0]
+
+    # the weight's gradient is added up in fp32
+    assert torch.autograd.gradcheck(logprobs, (states, weight), atol=1e-5, rtol=1e-5)
 
 
 def test_the_end_of_sequence_token_gets_a_gradient():
