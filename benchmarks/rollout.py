@@ -28,7 +28,8 @@ import statistics
 import subprocess
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -129,17 +130,17 @@ def gemm_floor(model: Any) -> Callable[[], Any]:
     return lambda: [linear(inputs[weight.shape[1]], weight) for weight in weights]
 
 
-def one_step(model: Any, *, compiled: bool) -> Callable[[], Any]:
-    """A decoding step of `ROWS` rows in the middle of a session; it may be called `STEP_TOKENS` times."""
+@contextmanager
+def one_step(model: Any, *, compiled: bool) -> Iterator[Callable[[], Any]]:
+    """A decoding step of `ROWS` rows in the middle of a session."""
     engine = Engine(model, pad_id=0, max_batch=ROWS, compiled=compiled)
     prompt = tuple(range(STEP_TOKENS - 32))
     for seed in range(ROWS):
         engine.add(Request(prompt, STEP_TOKENS, (), Sampling(), (seed,)))
-    session = engine.session()
-    session.__enter__()
-    engine.step()
-    assert len(engine.step()) == ROWS
-    return engine.step
+    with engine.session():
+        engine.step()
+        yield engine.step
+        assert not engine.idle
 
 
 def seconds(run: Callable[[], Any]) -> dict[str, float]:
@@ -180,11 +181,10 @@ def measure(name: str, dtype: torch.dtype, rounds: int, unit: str) -> dict[str, 
     medians = interleaved(systems, rounds, unit)
     if slow is not None:
         medians["generate_batch"] = seconds(slow)[unit]
-    steps = {"gemm_floor": gemm_floor(model), "eager_step": one_step(model, compiled=False)}
-    steps["compiled_step"] = one_step(model, compiled=True)
-    for run in steps.values():
-        run()
-    with torch.no_grad():
+    with torch.no_grad(), one_step(model, compiled=False) as eager, one_step(model, compiled=True) as compiled:
+        steps = {"gemm_floor": gemm_floor(model), "eager_step": eager, "compiled_step": compiled}
+        for run in steps.values():
+            run()
         step_medians = interleaved(steps, 15, unit)
     for system, median in medians.items():
         rate, ratio = sum(limits) / median, medians["generate"] / median

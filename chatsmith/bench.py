@@ -33,7 +33,7 @@ from chatsmith.models.reward import Reward, score_rows
 from chatsmith.runtime import choose_device, choose_dtype, measure_bandwidth, measure_peak_flops
 from chatsmith.stages.ppo import PPO
 from chatsmith.stages.rollout import Prompts
-from chatsmith.types import Message, Record
+from chatsmith.types import Message, Record, Sample
 
 ENOUGH_S = 10.0  # a measurement is repeated, at most twice, while all of it took less
 ON_GPU, ON_CPU = (256, 256, 128), (64, 64, 32)  # prompt tokens, answer tokens, batch
@@ -85,8 +85,12 @@ def token_reward(scorer: Any, rows: list[list[int]], config: Config, pad_id: int
     """A reward model that scores the tokens in `rows` and not the answers' text: random tokens do not survive it."""
     tokenizer = SimpleNamespace(pad_token_id=pad_id)
     max_tokens = config.engine.max_batch_tokens
-    prompts = range(len(rows))  # every row its own
-    return Reward("random", lambda _: list(score_rows(scorer, tokenizer, rows, max_tokens, prompts=prompts)), 1.0)
+
+    def score(_: list[Sample]) -> list[float | None]:
+        prompts = range(len(rows))  # every row has its own
+        return [*score_rows(scorer, tokenizer, rows, max_tokens, prompts=prompts)]
+
+    return Reward("random", score, 1.0)
 
 
 def _scorer(actor: Any) -> Any:

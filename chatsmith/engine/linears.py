@@ -64,20 +64,25 @@ def _packed_forward(layer: Any, number: int) -> Callable[[Tensor], Tensor]:
         if torch.is_grad_enabled():
             output = usual(layer, x)
         elif torch.compiler.is_compiling():
-            output = _packed_linear(x, layer.bias, number, width)
+            output = torch.ops.chatsmith.packed_linear(x, layer.bias, number, width)
         else:
-            output = torch.ops.mkldnn._linear_pointwise(x, _copies[number], layer.bias, "none", [], "")
+            output = _multiply(x, layer.bias, number, width)
         return output
 
     return forward
 
 
-@torch.library.custom_op("chatsmith::packed_linear", mutates_args=())
-def _packed_linear(x: Tensor, bias: Tensor | None, number: int, width: int) -> Tensor:
+def _multiply(x: Tensor, bias: Tensor | None, number: int, width: int) -> Tensor:
     output: Tensor = torch.ops.mkldnn._linear_pointwise(x, _copies[number], bias, "none", [], "")
     return output
 
 
-@_packed_linear.register_fake
-def _(x: Tensor, bias: Tensor | None, number: int, width: int) -> Tensor:
-    return x.new_empty(*x.shape[:-1], width)
+# Not `custom_op`, whose wrapping takes as long as a small product.
+_library = torch.library.Library("chatsmith", "DEF")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "packed_linear(Tensor x, Tensor? bias, int number, int width) -> Tensor"
+)
+_library.impl("packed_linear", _multiply, "CPU")  # type: ignore[no-untyped-call]
+torch.library.register_fake(
+    "chatsmith::packed_linear", lambda x, bias, number, width: x.new_empty(*x.shape[:-1], width), lib=_library
+)
