@@ -4,11 +4,16 @@ A step is what each trainer does per optimizer step, logging included: 32 answer
 scores by a reward model and a frozen reference, one update on all 32 rows. The policy is a random Llama of 5.2 M
 parameters in fp32 (peers/material.py), and so are reward model and critic. Settings: peers/worker.py.
 
+RLOO asks 16 prompts twice and TRL's PPO 32 prompts once; ours runs in either shape and is compared in theirs:
+`chatsmith` and `chatsmith_forward` ask 16 prompts twice, `chatsmith_32` asks 32 once.
+
 Equal: weights, reward model, tokenizer, prompts, temperature 1, all answers of 64 tokens (no token ends one), one
 epoch, one mini-batch, KL 0.05 in the reward, AdamW, no gradient checkpointing, metrics at every step, torch's version.
 Unequal:
-- RLOO has no critic: no values, no second update. It asks 16 prompts twice, the others 32 prompts once.
-- RLOO takes the old log-probs from a forward pass of their own; TRL's PPO and ours keep those of the rollout.
+- RLOO has no critic: no values, no second update.
+- RLOO takes the old log-probs from a forward pass of their own, and so does `chatsmith_forward`; TRL's PPO and our
+  defaults in fp32 (`chatsmith`, `chatsmith_32`) keep those of the rollout.
+- Ours computes a prompt that is asked twice once per forward pass; RLOO computes it twice.
 - TRL's PPO computes no gradient norm and clips no gradient; RLOO and ours do.
 - Ours averages the actor's weights and measures the gap between rollout and training; the others do not.
 - RLOO and ours turn answers into text and score the text; TRL's PPO scores tokens.
@@ -18,8 +23,9 @@ Each system is a long-lived process in its own environment; they take turns, one
 With one thread ratios are of process CPU seconds, which a busy machine disturbs least; with more, of wall seconds.
 Even CPU seconds double where other machines share the cores: compare inside a round, never between runs.
 
-The memory part is one policy update at a vocabulary of 50 272 (peers/update_memory.py): our log-probs, on the answers'
-tokens and in chunks, against fp32 log-softmax of all positions.
+The last part is one policy update at a vocabulary of 50 272 (peers/update_memory.py), a process each: our log-probs, on
+the answers' tokens and in chunks; peak memory against fp32 log-softmax of all positions, time against the answers'
+tokens all at once. Medians of as many rounds.
 
     python benchmarks/ppo_step.py [--rounds 5] [--threads 1] [--skip-peers] [--environments DIR]
 
@@ -40,7 +46,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+OURS = ("chatsmith", "chatsmith_forward", "chatsmith_32")
 PEERS = {"trl_rloo": "trl", "trl_ppo": "trl==1.12.0"}  # system and name of its environment: what pip installs there
+UPDATES = ("chunked", "packed", "full")
 TOKENS_PER_STEP = 32 * (64 + 64)
 
 
@@ -89,7 +97,7 @@ class Worker:
         self._process.communicate()
 
 
-Steps = dict[str, list[dict[str, float]]]  # `cpu_s` and `wall_s` of every step, by system
+Steps = dict[str, list[dict[str, float]]]  # `cpu_s` and `wall_s` of every step (or update), by system (or way)
 
 
 def measure_steps(pythons: Mapping[str, str], rounds: int, variables: Mapping[str, str]) -> Steps:
@@ -110,12 +118,22 @@ def measure_steps(pythons: Mapping[str, str], rounds: int, variables: Mapping[st
     return steps
 
 
-def measure_memory(way: str, variables: Mapping[str, str]) -> float:
-    """Peak resident memory of one update in MiB over the loaded model."""
-    # A child's ru_maxrss starts at its parent's: this file must stay small, so it does not import torch.
-    command = [sys.executable, str(HERE / "peers" / "update_memory.py"), way]
-    result: dict[str, float] = json.loads(subprocess.check_output(command, env=variables))
-    return result["mib"]
+def measure_update(rounds: int, variables: Mapping[str, str]) -> Steps:
+    """`mib` (peak resident memory over the loaded model), `cpu_s` and `wall_s` of single updates, by way."""
+    updates: Steps = {way: [] for way in UPDATES}
+    for _ in range(rounds):
+        for way, measured in updates.items():
+            # A child's ru_maxrss starts at its parent's: this file must stay small, so it does not import torch.
+            command = [sys.executable, str(HERE / "peers" / "update_memory.py"), way]
+            measured.append(json.loads(subprocess.check_output(command, env=variables)))
+    return updates
+
+
+def medians_of(measured: Steps, units: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    return {
+        name: {unit: statistics.median(one[unit] for one in every) for unit in units}
+        for name, every in measured.items()
+    }
 
 
 def main() -> None:
@@ -126,7 +144,7 @@ def main() -> None:
     parser.add_argument("--environments", type=Path, default=HERE / ".environments", metavar="DIR")
     options = parser.parse_args()
 
-    pythons = {"chatsmith": sys.executable}
+    pythons = dict.fromkeys(OURS, sys.executable)
     if not options.skip_peers:
         environments = options.environments.resolve()
         pythons |= {system: environment_python(environments / system, peer) for system, peer in PEERS.items()}
@@ -135,27 +153,29 @@ def main() -> None:
     variables = {**os.environ, **threads, **quiet}
     load = os.getloadavg()[0]
     steps = measure_steps(pythons, options.rounds, variables)
-    medians = {
-        system: {unit: statistics.median(step[unit] for step in taken) for unit in ("cpu_s", "wall_s")}
-        for system, taken in steps.items()
-    }
-    memory = {way: measure_memory(way, variables) for way in ("chunked", "full")}
+    medians = medians_of(steps, ("cpu_s", "wall_s"))
+    updates = medians_of(measure_update(options.rounds, variables), ("mib", "cpu_s", "wall_s"))
 
     unit = "cpu_s" if options.threads == 1 else "wall_s"
-    ratios = {system: medians["chatsmith"][unit] / median[unit] for system, median in medians.items()}
-    print(f"\n{'system':12}{'cpu s':>8}{'wall s':>8}{'tokens/s':>10}{'ours/theirs':>13}  ({unit} counts)")
+
+    def ratio(ours: str, theirs: str) -> float | None:
+        return medians[ours][unit] / medians[theirs][unit] if theirs in medians else None
+
+    print(f"\n{'system':18}{'cpu s':>8}{'wall s':>8}{'tokens/s':>10}  ({unit} counts)")
     for system, median in medians.items():
         rate = TOKENS_PER_STEP / median[unit]
-        print(f"{system:12}{median['cpu_s']:8.2f}{median['wall_s']:8.2f}{rate:10.0f}{ratios[system]:13.2f}")
-    print(f"update at V = 50272, peak MiB: {memory['chunked']:.0f} chunked, {memory['full']:.0f} full\n")
+        print(f"{system:18}{median['cpu_s']:8.2f}{median['wall_s']:8.2f}{rate:10.0f}")
+    print("\nupdate at V = 50272:", *(f"{way} {u['mib']:.0f} MiB {u[unit]:.2f} s" for way, u in updates.items()), "\n")
     result: dict[str, Any] = {
-        "ppo_over_trl_rloo": ratios.get("trl_rloo"),
-        "ppo_over_trl_ppo": ratios.get("trl_ppo"),
-        "update_peak_memory_ratio_50k": memory["chunked"] / memory["full"],
+        "ppo_over_trl_rloo": ratio("chatsmith", "trl_rloo"),
+        "ppo_over_trl_rloo_training_forward": ratio("chatsmith_forward", "trl_rloo"),
+        "ppo_over_trl_ppo": ratio("chatsmith_32", "trl_ppo"),
+        "update_peak_memory_ratio_50k": updates["chunked"]["mib"] / updates["full"]["mib"],
+        "update_time_ratio_50k": updates["chunked"][unit] / updates["packed"][unit],
         "ratios_are_of": unit,
         "medians": medians,
         "steps": steps,
-        "update_peak_mib_50k": memory,
+        "updates_50k": updates,
         "rounds": options.rounds,
         "threads": options.threads,
         "load_before": load,

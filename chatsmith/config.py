@@ -204,7 +204,7 @@ class EngineConfig(Group):
     """Sequences that generate together."""
     max_batch_tokens: Positive = 8192
     """Padded tokens in one forward pass of training or scoring."""
-    max_logits_mib: Positive = 64
+    max_logits_mib: Positive = 48
     """Of logits at once; above it the head runs in chunks, and twice in training."""
     save_every_s: Annotated[float, Field(ge=0)] = 60.0
     """Seconds between checkpoints inside a stage."""

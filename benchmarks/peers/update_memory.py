@@ -1,13 +1,15 @@
-"""Peak memory of one policy update, forward and backward, at a vocabulary of 50 272. Usage: update_memory.py WAY
+"""Peak memory and time of one policy update, forward and backward, at a vocabulary of 50 272.
 
-`chunked` is our way: the head on the answers' tokens only, in chunks above the default byte budget. `full` is that of
-padded trainers: fp32 log-softmax of all positions. Prints MiB over the loaded model, and the norm of the gradient, by
-which both are seen to compute the same.
+Usage: update_memory.py WAY. `chunked` is our way: the head on the answers' tokens only, in chunks above the default
+byte budget. `packed` has no such budget: whole logits of the answers' tokens. `full` is the way of padded trainers:
+fp32 log-softmax of all positions. Prints MiB over the loaded model, seconds, and the norm of the gradient, by which all
+are seen to compute the same.
 """
 
 import json
 import resource
 import sys
+import time
 
 import torch
 from material import llama
@@ -37,18 +39,22 @@ def main(way: str) -> None:
     tokens = torch.randint(VOCABULARY, (ROWS, PROMPT_TOKENS + ANSWER_TOKENS))
     mask = (torch.arange(tokens.shape[1]) >= PROMPT_TOKENS).expand_as(tokens)
     advantages, clip = torch.randn(tokens.shape), {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None}
-    loaded = peak_mib()
-    if way == "chunked":
-        budget = config.engine.max_logits_mib << 20
+    loaded, cpu_s, wall_s = peak_mib(), time.process_time(), time.perf_counter()
+    if way == "full":
+        logprobs = full_logprobs(model, tokens)
+    else:
+        budget = config.engine.max_logits_mib << 20 if way == "chunked" else 1 << 40
         lengths = torch.full((ROWS,), tokens.shape[1])
         logprobs, _ = token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=budget)
-    else:
-        logprobs = full_logprobs(model, tokens)
     loss, _ = policy_loss(logprobs, logprobs.detach(), advantages, mask, count=mask.sum(), **clip)
     loss.backward()
-    grown = peak_mib() - loaded
+    result = {
+        "mib": peak_mib() - loaded,
+        "cpu_s": time.process_time() - cpu_s,
+        "wall_s": time.perf_counter() - wall_s,
+    }
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
-    print(json.dumps({"mib": grown, "gradient_norm": norm.item()}))
+    print(json.dumps(result | {"gradient_norm": norm.item()}))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,10 @@ class Pace(TrainerCallback):
         self.wait()
 
 
-def chatsmith(material: Path, tokenizer: Any, prompts: list[list[int]]) -> None:
-    """`train_rl` as the command line runs it."""
+def chatsmith(
+    material: Path, tokenizer: Any, prompts: list[list[int]], *, samples: int = 2, old_logprobs: str = "auto"
+) -> None:
+    """`train_rl` as the command line runs it: 32 answers, `samples` to each prompt."""
     from chatsmith.assistant import Assistant
     from chatsmith.config import Config, RlConfig
     from chatsmith.console import Screen
@@ -77,14 +80,15 @@ def chatsmith(material: Path, tokenizer: Any, prompts: list[list[int]]) -> None:
 
     pace = Pace()
     run = PacedRun(
-        material / "run",
+        material / f"run {samples} {old_logprobs}",
         save_every_s=math.inf,
         stop=StopSignals(),
         show=lambda total: Screen().stage("rl", "PPO", total),
     )
     # All answers are cut off at 64 tokens: the reward model's score is to count nevertheless.
-    size = {"rollouts": 32, "max_new_tokens": 64, "epochs": 1, "minibatches": 1, "truncated_score": "none"}
-    config = Config(rl=RlConfig(steps=STEPS, warmup=0, kl_coef=0.05, **size))
+    size = {"rollouts": 32, "samples_per_prompt": samples, "max_new_tokens": 64, "epochs": 1, "minibatches": 1}
+    chosen = {"truncated_score": "none", "old_logprobs": old_logprobs}
+    config = Config(rl=RlConfig(steps=STEPS, warmup=0, kl_coef=0.05, **size, **chosen))
     # Not by `load_actor`, which would make room for EOS and padding in the vocabulary.
     actor = AutoModelForCausalLM.from_pretrained(material / "policy")
     reward_model = AutoModelForSequenceClassification.from_pretrained(material / "reward")
@@ -136,5 +140,12 @@ def trl_ppo(material: Path, tokenizer: Any, prompts: list[list[int]]) -> None:
 
 
 if __name__ == "__main__":
-    system, folder = {"chatsmith": chatsmith, "trl_rloo": trl_rloo, "trl_ppo": trl_ppo}[sys.argv[1]], Path(sys.argv[2])
+    systems = {
+        "chatsmith": chatsmith,
+        "chatsmith_forward": partial(chatsmith, old_logprobs="training"),
+        "chatsmith_32": partial(chatsmith, samples=1),
+        "trl_rloo": trl_rloo,
+        "trl_ppo": trl_ppo,
+    }
+    system, folder = systems[sys.argv[1]], Path(sys.argv[2])
     system(folder, AutoTokenizer.from_pretrained(folder), json.loads((folder / "prompts.json").read_text()))

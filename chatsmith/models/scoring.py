@@ -118,7 +118,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
             with torch.enable_grad():
                 logits = ctx.logits(chunk)  # [n, V]
             # d log softmax(logits)[token] / d logits = one at the token - softmax(logits)
-            of_logits = (logits.detach() - normalisers[part, None]).exp_().mul_(-gradient[part, None])
+            of_logits = logits.detach()  # and in its place: no step before it has saved it
+            of_logits.sub_(normalisers[part, None]).exp_().mul_(-gradient[part, None])
             of_logits.scatter_add_(1, tokens[part, None], gradient[part, None])
             of_states[part], *added = torch.autograd.grad(logits, [chunk, *learned], of_logits)
             for total, addition in zip(of_learned, added, strict=True):

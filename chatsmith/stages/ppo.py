@@ -266,14 +266,14 @@ class PPO:
         """One optimizer step of critic and (unless frozen) actor on a mini-batch."""
         settings, learners, frozen = self.config.rl, self.learners, self._policy_frozen
         count = batch.mask.sum()
-        parts = []
+        parts: list[dict[str, Tensor]] = []
         for group in micro_batches(
             batch.lengths.tolist(),
             max_tokens=self.config.engine.max_batch_tokens,
             prompts=batch.prompts.tolist(),
         ):
             part = batch.rows(torch.tensor(group, device=batch.tokens.device))
-            metrics: dict[str, float] = {}
+            metrics: dict[str, Tensor] = {}
             if not frozen:
                 loss, metrics = actor_loss(self.actor, part, self.config, count=count, kl_coef=self.kl_coef)
                 learners.actor.backward(loss)
@@ -281,8 +281,8 @@ class PPO:
             clip = None if frozen else settings.value_clip
             loss = value_loss(values, part.values, part.returns, part.mask, count=count, clip=clip)
             learners.critic.backward(loss)
-            parts.append({**metrics, "rl/value_loss": loss.item()})
-        whole = _combine(parts, sum)
+            parts.append({**metrics, "rl/value_loss": loss.detach()})
+        whole = _combine(_numbers(parts), sum)
         if texts is not None:
             whole["rl/ptx_loss"] = language_model_backward(
                 learners.actor, self.actor, self.tokenizer, next(texts), self.config, weight=settings.ptx_coef
@@ -334,8 +334,8 @@ def estimate(
 
 def actor_loss(
     actor: Any, part: Experience, config: Config, *, count: Tensor, kl_coef: float
-) -> tuple[Tensor, dict[str, float]]:
-    """Policy loss of a micro-batch, with the KL term where it belongs to the loss.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Policy loss of a micro-batch, with the KL term where it belongs to the loss, and its metrics.
 
     Args:
         count: valid sampled tokens of the global mini-batch.
@@ -361,16 +361,22 @@ def actor_loss(
     )
     gap = (logprobs - part.logprobs).detach().abs()
     metrics = {
-        "rl/policy_loss": loss.item(),
-        "rl/entropy": (masked_sum(entropies, part.mask) / count).item(),
-        "rollout/logprob_gap_mean": (masked_sum(gap, part.mask) / count).item(),
-        "rollout/logprob_gap_max": torch.where(part.mask, gap, torch.zeros_like(gap)).max().item(),
-        **{f"rl/{name}": value.item() for name, value in parts.items()},
+        "rl/policy_loss": loss.detach(),
+        "rl/entropy": masked_sum(entropies, part.mask) / count,
+        "rollout/logprob_gap_mean": masked_sum(gap, part.mask) / count,
+        "rollout/logprob_gap_max": torch.where(part.mask, gap, torch.zeros_like(gap)).max(),
+        **{f"rl/{name}": value.detach() for name, value in parts.items()},
     }
     if settings.kl_in == "loss":
         kl = kl_estimate(logprobs, part.reference_logprobs, settings.kl_estimator or "k2")
         loss = loss + kl_coef * masked_sum(kl, part.mask) / count
     return loss, metrics
+
+
+def _numbers(parts: Sequence[dict[str, Tensor]]) -> list[dict[str, float]]:
+    """Metrics of parts as numbers; waits for the device once."""
+    values = iter(torch.stack([value for part in parts for value in part.values()]).tolist())
+    return [{name: next(values) for name in part} for part in parts]
 
 
 def _combine(parts: Sequence[dict[str, float]], how: Callable[[list[float]], float]) -> dict[str, float]:

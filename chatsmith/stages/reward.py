@@ -149,7 +149,7 @@ def _preference_backward(
     """Collect the gradient of the pair loss over a batch of prompts, in groups of whole prompts."""
     count = torch.tensor(float(len(batch)), device=model.device)
     widths = [max(map(len, prompt.rows)) * len(prompt.rows) for prompt in batch]
-    loss_sum, right, clear = 0.0, 0, 0
+    found = []
     for group in micro_batches(widths, max_tokens=config.engine.max_batch_tokens):
         prompts = [batch[i] for i in group]
         rows = [row for prompt in prompts for row in prompt.rows]
@@ -158,10 +158,10 @@ def _preference_backward(
         pairs = pairs_of([prompt.scores for prompt in prompts]).to(model.device)
         loss = preference_loss(scores, pairs, count=count, margin=config.reward.margin, center=config.reward.center)
         learner.backward(loss)
-        loss_sum += loss.item()
         is_clear = pairs.target == 1
-        right += int((scores[pairs.better] > scores[pairs.worse])[is_clear].sum())
-        clear += int(is_clear.sum())
+        is_right = is_clear & (scores[pairs.better] > scores[pairs.worse])
+        found.append(torch.stack([loss.detach(), is_right.sum(), is_clear.sum()]))
+    loss_sum, right, clear = map(sum, zip(*torch.stack(found).tolist(), strict=True))  # waits for the device once
     return {"reward/loss": loss_sum, "reward/accuracy": right / max(1, clear)}
 
 

@@ -142,14 +142,14 @@ def language_model_backward(
     weight: float = 1.0,
 ) -> float:
     """Collect the gradient of weight * mean target-token loss of a batch; returns the unweighted loss."""
-    total = 0.0
+    losses = []
     count = torch.tensor(float(sum(sum(_targets(row, loss_on)) for row in batch)))
     for group in micro_batches([len(row.tokens) for row in batch], max_tokens=config.engine.max_batch_tokens):
         logprobs, mask = _target_logprobs(model, tokenizer, [batch[i] for i in group], config, loss_on)
         loss = language_model_loss(logprobs, mask, count=count.to(mask.device))
         learner.backward(weight * loss)
-        total += loss.item()
-    return total
+        losses.append(loss.detach())
+    return math.fsum(torch.stack(losses).tolist())  # waits for the device once
 
 
 @torch.no_grad()
