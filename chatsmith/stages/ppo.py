@@ -110,7 +110,12 @@ class PPO:
             Ema(self.actor, decay),
             Guard("rl", on_skip or (lambda reason, _: warnings.warn(reason, stacklevel=2))),
         )
-        self.engine = Engine(self.actor, pad_id=self.tokenizer.pad_token_id, max_batch=config.engine.max_batch)
+        self.engine = Engine(
+            self.actor,
+            pad_id=self.tokenizer.pad_token_id,
+            max_batch=config.engine.max_batch,
+            compiled=config.engine.compile,
+        )
         self.sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
 
     def make_experience(self, questions: Sequence[str | Record]) -> tuple[Experience, dict[str, float]]:
