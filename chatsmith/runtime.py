@@ -191,9 +191,12 @@ def choose_device(config: EngineConfig) -> torch.device:
     """The device to compute on; `auto` takes a GPU where there is one."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError('engine.device = "cuda", but torch finds no CUDA device here. Use "auto" or "cpu".')
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    if (
+        chosen == "cuda"
+    ):  # torch prefers cuDNN's attention on new GPUs, which plans anew, for half a second, every shape
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    return torch.device(chosen)
 
 
 def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:

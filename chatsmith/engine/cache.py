@@ -63,6 +63,7 @@ class SlotCache(Cache):  # type: ignore[misc]
             for layer in zip(keys, values, strict=True)
         ]
         super().__init__(layers=[SlotLayer(*pair) for pair in self._empty])
+        self._numbers = torch.arange(0, device=device)  # of the rows
         self.bytes_per_token = sum(x.shape[1] * x.shape[3] * x.itemsize for pair in self._empty for x in pair)
 
     @property
@@ -80,23 +81,22 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def begin(self, positions: Tensor, length: int) -> None:
         """The next forward pass computes one token per row, at `positions` [n], and attends to `length` tokens."""
-        rows = torch.arange(len(positions), device=positions.device)
         for layer in self.layers:
-            layer.rows, layer.positions, layer.length = rows, positions, length
+            layer.rows, layer.positions, layer.length = self._numbers[: len(positions)], positions, length
 
     def get_query_offset(self, layer_idx: int = 0) -> Tensor:
         """Per row [n]; see `_by_row`."""
         positions: Tensor = self.layers[layer_idx].positions
         return positions
 
-    def store(
-        self, prefilled: Cache, rows: Sequence[int], index: Sequence[int], padded: Callable[[Tensor], Tensor]
-    ) -> None:
-        """Copy rows `index` of a prefill's cache to `rows`; `padded` brings its tensors to [B, heads, T, width]."""
+    def store(self, prefilled: Cache, first_row: int, index: Tensor, padded: Callable[[Tensor], Tensor]) -> None:
+        """Copy rows `index` [n] of a prefill's cache to the rows from `first_row` on; `padded` brings its tensors to
+        [B, heads, T, width]."""
+        rows = slice(first_row, first_row + len(index))
         for layer, source in zip(self.layers, prefilled.layers, strict=True):
             keys, values = padded(source.keys), padded(source.values)
-            layer.keys[list(rows), :, : keys.shape[2]] = keys[list(index)]
-            layer.values[list(rows), :, : keys.shape[2]] = values[list(index)]
+            layer.keys[rows, :, : keys.shape[2]] = keys[index]
+            layer.values[rows, :, : keys.shape[2]] = values[index]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Row `source` of `length` tokens takes the place of row `target`."""
@@ -104,15 +104,20 @@ class SlotCache(Cache):  # type: ignore[misc]
             layer.keys[target, :, :length] = layer.keys[source, :, :length]
             layer.values[target, :, :length] = layer.values[source, :, :length]
 
+    @staticmethod
+    def rounded(length: int) -> int:
+        """The room that so many tokens get."""
+        return -(-length // LENGTH_STEP) * LENGTH_STEP
+
     def holds(self, rows: int, length: int) -> bool:
         return rows <= self.rows and length <= self.length
 
-    def grow(self, rows: int, length: int, *, most_rows: int) -> None:
-        """Room for so many rows of such a length; rows grow to twice as many, so that it is rare."""
-        rows = max(rows, min(2 * self.rows, most_rows)) if rows > self.rows else self.rows
-        length = max(-(-length // LENGTH_STEP) * LENGTH_STEP, self.length)
+    def grow(self, rows: int, length: int) -> None:
+        """Room for so many rows of such a length."""
+        rows, length = max(rows, self.rows), max(self.rounded(length), self.length)
         for layer in self.layers:
             layer.keys, layer.values = (_enlarged(x, rows, length) for x in (layer.keys, layer.values))
+        self._numbers = torch.arange(rows, device=self._numbers.device)
 
     def free(self) -> None:
         for layer, (keys, values) in zip(self.layers, self._empty, strict=True):

@@ -94,8 +94,8 @@ class Engine:
         """One more token: the first one for sequences that begin now, else one in every row (on a GPU a few)."""
         if admitted := self._admit():
             first_row = len(self._scheduler.rows) - len(admitted)
-            drawn = self._draw(self._forward.prefill(admitted, first_row), admitted, step=0)
-            return self._take([drawn], admitted, first_row)
+            logits = self._forward.prefill(admitted, first_row)
+            return self._take([self._draw(logits, admitted, self._numbers(admitted, 1)[0])], admitted, first_row)
         return self._decode() if self._scheduler.rows else []
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
@@ -127,9 +127,10 @@ class Engine:
 
     def _admit(self) -> list[Running]:
         """The sequences to begin now: no more than the memory holds."""
-        if not self._scheduler.waits:
+        if not self._scheduler.waiting:
             return []
-        self._scheduler.max_rows = self._forward.fitting(self._scheduler.longest)
+        wanted = len(self._scheduler.rows) + self._scheduler.waiting
+        self._scheduler.max_rows = self._forward.reserve(wanted, self._scheduler.longest)
         admitted = self._scheduler.admit()
         for sequence in admitted:
             sequence.uniforms = uniforms(sequence.seed, sequence.limit).tolist()
@@ -140,19 +141,24 @@ class Engine:
         rows = list(self._scheduler.rows)
         steps = min(self._forward.stride, max(row.limit - row.produced for row in rows))
         self._forward.begin(rows, steps)
+        numbers = self._numbers(rows, steps)
         drawn: list[tuple[Tensor, Tensor, Tensor]] = []
         for step in range(steps):
             if step:
                 self._forward.feed(drawn[-1][0])
-            drawn.append(self._draw(self._forward.logits()[: len(rows)], rows, step))
+            drawn.append(self._draw(self._forward.logits()[: len(rows)], rows, numbers[step]))
         return self._take(drawn, rows, first_row=0)
 
-    def _draw(self, logits: Tensor, rows: list[Running], step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens and log-probs [n] each, `step` tokens after those that the host knows."""
+    def _numbers(self, rows: Sequence[Running], steps: int) -> Tensor:
+        """The uniform numbers [steps, n] that decide the next tokens; behind a row's limit any."""
+        numbers = [[row.uniforms[min(row.produced + step, row.limit - 1)] for row in rows] for step in range(steps)]
+        return torch.tensor(numbers, device=self.model.device)
+
+    def _draw(self, logits: Tensor, rows: list[Running], numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens and log-probs, [n] each."""
         if self._draws is None or rows != self._draws.rows:
             self._draws = Draws.of(rows, logits.shape[1], logits.device)
-        numbers = [row.uniforms[min(row.produced + step, row.limit - 1)] for row in rows]
-        drawn = sample(logits, torch.tensor(numbers, device=logits.device), self._draws)
+        drawn = sample(logits, numbers, self._draws)
         self._draws.note(drawn[0])
         return drawn
 
@@ -198,17 +204,22 @@ def carries(model: Any) -> bool:
         requests = [Request(prompt, 4, (), Sampling(temperature=0.0), (0,)) for prompt in prompts]
         try:  # three prompts through two rows: one begins where another has ended
             answers = Engine(model, pad_id=0, max_batch=2, together=True).generate(requests)
+        except torch.OutOfMemoryError:
+            raise
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
             _carries[model] = False
         else:
-            gaps = [_gap(model, prompt, group[0]) for prompt, group in zip(prompts, answers, strict=True)]
-            _carries[model] = max(gaps) < (1e-3 if model.dtype == torch.float32 else 5e-2)
+            _carries[model] = all(
+                _agrees(model, prompt, group[0]) for prompt, group in zip(prompts, answers, strict=True)
+            )
     return _carries[model]
 
 
-def _gap(model: Any, prompt: Sequence[int], answer: Completion) -> float:
-    """Mean difference of an answer's log-probs from those of one plain forward pass."""
+def _agrees(model: Any, prompt: Sequence[int], answer: Completion) -> bool:
+    """Whether an answer's log-probs are those of one plain forward pass, but for the rounding of its logits."""
     tokens = torch.tensor([[*prompt, *answer.tokens]], device=model.device)
     logits = model(input_ids=tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
     plain = torch.log_softmax(logits, -1).gather(1, tokens[0, len(prompt) :, None])[:, 0]
-    return float((plain - torch.tensor(answer.logprobs, device=model.device)).abs().mean())
+    gap = float((plain - torch.tensor(answer.logprobs, device=model.device)).abs().mean())
+    rounding = torch.finfo(model.dtype).eps * float(logits.abs().max())
+    return gap < (1e-3 if model.dtype == torch.float32 else min(0.5, max(5e-2, rounding)))  # wrong attention costs ~1

@@ -22,8 +22,8 @@ from chatsmith.engine.scheduler import Running, prompts_of
 from chatsmith.models.packing import Layout, packed_attention, packs
 
 STRIDE = 8  # decoding steps on a GPU before the host looks at the tokens
-LENGTH_STEP = {"cpu": 16, "cuda": 128}  # lengths that attention sees are multiples of it
-ROW_BUCKETS = (1, 2, 4, *range(8, 64, 8), *range(64, 256, 32), *range(256, 4097, 128))  # of recorded steps
+ATTENDED_STEP = {"cpu": 16, "cuda": 128}  # lengths that attention sees are multiples of it
+ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256)  # of recorded steps; above them all rows
 ROWS_WORTH_PACKING = 4  # weights
 
 Forward = Callable[..., Tensor]
@@ -40,7 +40,7 @@ class OneByOne:
         self._cache: Any = None
         self._sequence: Running
 
-    def fitting(self, longest: int) -> int:
+    def reserve(self, wanted: int, longest: int) -> int:
         return 1
 
     def prefill(self, admitted: Sequence[Running], first_row: int) -> Tensor:
@@ -82,24 +82,38 @@ class Together:
         self._logits = logits_of(model)
         self._step = torch.compile(self._logits, dynamic=True) if compiled else self._logits
         self.stride = STRIDE if self._device.type == "cuda" else 1
-        self._graphs: dict[tuple[int, int], tuple[Any, Tensor]] = {}
         self._records = self._device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if self._records else None
+        self._graphs: dict[tuple[int, int], Any] = {}  # by shape
+        self._stream: Any = None
+        self._recorded_logits = torch.empty(0)
         self._cache = SlotCache(*cache_shapes(model), device=self._device, dtype=model.dtype)
         self._tokens = self._positions = self._last_positions = torch.empty(0)
         self._shape = (0, 0)  # rows and length of the steps that `begin` has announced
 
-    def fitting(self, longest: int) -> int:
-        """How many rows of so many tokens the memory holds, of those that may run.
+    def reserve(self, wanted: int, longest: int) -> int:
+        """Make room for the rows that are wanted, of up to so many tokens each, or for as many as the memory holds.
 
+        Returns:
+            how many rows may run.
         Raises:
-            MemoryError: if it does not hold a single one.
+            MemoryError: if there is no room for a single one.
         """
+        if self._cache.holds(min(wanted, self._max_rows), longest):
+            return self._max_rows
         tokens = (free_bytes(self._device) + self._cache.bytes) // self._cache.bytes_per_token
         if tokens < longest:
             raise MemoryError(
                 f"a sequence of {longest} tokens does not fit: there is room for keys and values of {tokens} tokens."
             )
-        return min(self._max_rows, tokens // longest)
+        most = min(self._max_rows, max(1, tokens // self._cache.rounded(longest)))
+        if not self._cache.holds(min(wanted, most), longest):
+            self._forget_graphs()
+            self._cache.grow(min(most, max(wanted, 2 * self._cache.rows)), longest)
+            rows = self._cache.rows
+            self._tokens = torch.zeros(rows, 1, dtype=torch.long, device=self._device)
+            self._positions, self._last_positions = torch.zeros(2, rows, dtype=torch.long, device=self._device)
+        return most
 
     def prefill(self, admitted: Sequence[Running], first_row: int) -> Tensor:
         """Logits [n, V] behind the prompts of sequences that take the rows from `first_row` on.
@@ -108,26 +122,25 @@ class Together:
         """
         if len(admitted) >= ROWS_WORTH_PACKING and not self._linears.installed:
             self._linears.install()
-        self._reserve(first_row + len(admitted), max(sequence.end for sequence in admitted))
         prompts, index = prompts_of(admitted)
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         tokens = torch.full((len(prompts), int(lengths.max())), self._pad_id)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = torch.tensor(prompt)
         tokens, lengths, cache = tokens.to(self._device), lengths.to(self._device), prefill_cache()
-        rows = range(first_row, first_row + len(admitted))
+        own = torch.tensor(index, device=self._device)
         if self._packs:
             layout = Layout.of(tokens, lengths)
             last = layout.index.gather(1, lengths[:, None] - 1)[:, 0]
             with packed_attention(self._model.base_model.config), _head_at(self._model, torch.zeros_like(last), last):
                 logits = self._logits(layout.pack(tokens)[None], layout.positions[None], cache, packed_layout=layout)
-            self._cache.store(cache, rows, index, lambda x: layout.unpack(x[0].transpose(0, 1)).transpose(1, 2))
+            self._cache.store(cache, first_row, own, lambda x: layout.unpack(x[0].transpose(0, 1)).transpose(1, 2))
         else:
             positions = torch.arange(tokens.shape[1], device=self._device)[None].expand_as(tokens)
             with _head_at(self._model, torch.arange(len(tokens), device=self._device), lengths - 1):
                 logits = self._logits(tokens, positions, cache)
-            self._cache.store(cache, rows, index, lambda x: x)
-        return logits[index]
+            self._cache.store(cache, first_row, own, lambda x: x)
+        return logits[own]
 
     def begin(self, rows: Sequence[Running], steps: int) -> None:
         """So many calls of `logits` follow, with one of `feed` between two.
@@ -140,8 +153,8 @@ class Together:
         self._positions[: len(rows)], self._last_positions[: len(rows)] = numbers[:, 1], numbers[:, 2]
         self._positions[len(rows) : n] = 0
         longest = max(min(row.position + steps, row.end) for row in rows)
-        length_step = LENGTH_STEP[self._device.type]
-        self._shape = (n, min(self._cache.length, -(-longest // length_step) * length_step))
+        attended_step = ATTENDED_STEP[self._device.type]
+        self._shape = (n, min(self._cache.length, -(-longest // attended_step) * attended_step))
         self._cache.begin(self._positions[:n], self._shape[1])
 
     def logits(self) -> Tensor:
@@ -150,9 +163,8 @@ class Together:
             self._record()
         if not self._records:
             return self._step(self._tokens[: self._shape[0]], self._positions[: self._shape[0], None], self._cache)
-        graph, logits = self._graphs[self._shape]
-        graph.replay()
-        return logits
+        self._graphs[self._shape].replay()
+        return self._recorded_logits[: self._shape[0]]
 
     def feed(self, tokens: Tensor) -> None:
         """What has been drawn, [n], is what the next step computes."""
@@ -166,42 +178,55 @@ class Together:
 
     def free(self) -> None:
         """Let go of the cache's memory and of copies of weights, which may change from here on."""
-        self._graphs = {}
+        self._forget_graphs()
         self._linears.remove()
         self._cache.free()
-
-    def _reserve(self, rows: int, length: int) -> None:
-        if self._cache.holds(rows, length):
-            return
-        self._graphs = {}  # they read the old addresses
-        self._cache.grow(rows, length, most_rows=self._max_rows)
-        rows = self._cache.rows
-        self._tokens = torch.zeros(rows, 1, dtype=torch.long, device=self._device)
-        self._positions, self._last_positions = torch.zeros(2, rows, dtype=torch.long, device=self._device)
 
     def _rows_of_a_step(self, rows: int) -> int:
         if not self._records:
             return rows
-        bucket = next(bucket for bucket in ROW_BUCKETS if bucket >= rows)
-        return bucket if bucket <= self._cache.rows else rows
+        return min(self._cache.rows, next((bucket for bucket in ROW_BUCKETS if bucket >= rows), self._cache.rows))
 
     def _record(self) -> None:
-        """Make a graph of the step that `begin` has announced; do without from now on if the model allows none."""
-        n = self._shape[0]
+        """Make a graph of the step that `begin` has announced; do without from now on if the model allows none.
+
+        The step is computed before it is recorded, which stores what the replay stores again. The first time it is
+        watched for anything that waits for the device: a recording that fails would leave torch's allocator broken.
+        """
+        n, watched = self._shape[0], bool(self._graphs)
         inputs = (self._tokens[:n], self._positions[:n, None], self._cache)
+        self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream())
         try:
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self._step(*inputs)  # a graph needs a run before it; this one stores what the replay stores again
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.stream(self._stream):
                 logits = self._step(*inputs)
-            self._graphs[self._shape] = graph, logits
+                if not watched:
+                    self._recorded_logits = logits.new_empty(self._cache.rows, logits.shape[1])
+                    torch.cuda.set_sync_debug_mode("error")
+                    try:
+                        self._step(*inputs)
+                    finally:
+                        torch.cuda.set_sync_debug_mode("default")
+                graph = torch.cuda.CUDAGraph()
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    self._recorded_logits[:n] = self._step(*inputs)
+                finally:
+                    graph.capture_end()
+            self._graphs[self._shape] = graph
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             warnings.warn(f"{type(self._model).__name__} decodes without CUDA graphs, slowly: {error}", stacklevel=2)
             self._records = False
+        finally:
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+    def _forget_graphs(self) -> None:
+        """They read addresses that are about to change; a pool of memory cannot outlive its graphs."""
+        if self._graphs:
+            self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
+            torch.cuda.empty_cache()
 
 
 def cache_shapes(model: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

@@ -72,10 +72,13 @@ def sample(logits: Tensor, uniform: Tensor, draws: Draws) -> tuple[Tensor, Tenso
     if draws.top_k is not None or draws.top_p is not None:
         drawn = _restricted(drawn, draws)
     probs = torch.softmax(drawn, -1)
-    cdf = probs.cumsum(-1)
+    # On a GPU neighbouring sums are grouped differently: in fp32 they may fall, and draw a token of probability 0.
+    cdf = probs.cumsum(-1, dtype=torch.float64 if probs.is_cuda else None)
     # right=True finds the first entry *above* the target, so a token of probability 0 is never drawn; the clamp is for
     # logits that are not numbers
-    tokens = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).clamp_(max=logits.shape[1] - 1)
+    tokens = torch.searchsorted(cdf, uniform[:, None].to(cdf.dtype) * cdf[:, -1:], right=True).clamp_(
+        max=logits.shape[1] - 1
+    )
     if draws.greedy is not None:
         tokens = torch.where(draws.greedy[:, None], drawn.argmax(-1, keepdim=True), tokens)
     sampled = probs.gather(1, tokens).log()[:, 0]

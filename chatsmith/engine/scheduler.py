@@ -97,22 +97,22 @@ class Scheduler:
         self.rows: list[Running] = []
         self.max_rows, self._max_prefill_tokens = max_rows, max_prefill_tokens
         self._waiting: deque[Running] = deque()
+        self.longest = (
+            0  # what the longest sequence may come to, in tokens, of those that were here since all were idle
+        )
 
     @property
-    def waits(self) -> bool:
-        """Whether a sequence has not begun."""
-        return bool(self._waiting)
-
-    @property
-    def longest(self) -> int:
-        """What the longest sequence may come to, in tokens, of those that run or wait."""
-        return max(sequence.end for sequence in (*self.rows, *self._waiting))
+    def waiting(self) -> int:
+        """How many sequences have not begun."""
+        return len(self._waiting)
 
     @property
     def idle(self) -> bool:
         return not self.rows and not self._waiting
 
     def add(self, id: int, request: Request) -> None:
+        end = len(request.tokens) + request.max_new_tokens
+        self.longest = end if self.idle else max(self.longest, end)
         for sample, seed in enumerate(request.seeds):
             self._waiting.append(
                 Running(

@@ -135,6 +135,10 @@ def _packed_attention(
         distance = steps[:, None] - steps[None]
         mask = (distance >= 0) & (distance < sliding_window)
     grouped = query.shape[1] != key.shape[1]
+    if grouped and query.is_cuda and (mask is not None or query.dtype == torch.float32):
+        # no kernel but the one that writes out all scores takes grouped heads then
+        k, v = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (k, v))
+        grouped = False
     output = scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
     )

@@ -78,9 +78,9 @@ def test_as_many_rows_run_as_the_memory_holds(monkeypatch):
     model = tiny_model("llama")
     engine = Engine(model, pad_id=0, max_batch=6)
     expected = tokens(engine, requests())
-    longest = max(map(len, PROMPTS)) + 12
-    room = 3 * longest * engine._forward._cache.bytes_per_token
-    monkeypatch.setattr(chatsmith.engine.forward, "free_bytes", lambda _: room - engine._forward._cache.bytes)
+    cache = engine._forward._cache
+    room = 3 * cache.rounded(max(map(len, PROMPTS)) + 12) * cache.bytes_per_token
+    monkeypatch.setattr(chatsmith.engine.forward, "free_bytes", lambda _: room - cache.bytes)
     running = 0
     with engine.session():
         for request in requests():
