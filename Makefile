@@ -26,6 +26,7 @@ docs: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/ppo_step.py
 
 bench-gpu: .venv/installed
