@@ -24,7 +24,8 @@ from chatsmith.engine.scheduler import Sampling as Sampling
 from chatsmith.seeds import uniforms
 from chatsmith.types import FinishReason
 
-MAX_PREFILL_TOKENS = 8192  # padded tokens of one prefill, if it has more than one prompt
+# Padded tokens of one prefill, if it has more than one prompt. On a CPU activations should stay in its caches.
+MAX_PREFILL_TOKENS = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Engine:
         self._forward: OneByOne | Together = OneByOne(model)
         if carries(model) if together is None else together:
             self._forward = Together(model, pad_id=pad_id, max_rows=max_batch, compiled=compiled)
-        self._scheduler = Scheduler(max_batch, MAX_PREFILL_TOKENS)
+        self._scheduler = Scheduler(max_batch, MAX_PREFILL_TOKENS[model.device.type])
         self._draws: Draws | None = None
         self._next_id = 0
 
