@@ -180,7 +180,7 @@ def measure(name: str, dtype: torch.dtype, rounds: int, unit: str) -> dict[str, 
     for system, median in medians.items():
         rate, ratio = sum(limits) / median, medians["generate"] / median
         print(
-            f"  {system:16}{median:8.2f} s{rate:9.0f} tokens/s{ratio:7.2f}x generate   warm-up {warm_up[system]:.0f} s"
+            f"  {system:16}{median:8.2f} s{rate:9.0f} tokens/s{ratio:7.2f}x generate   warm-up {warm_up.get(system, 0):.0f} s"
         )
     floor = step_medians["gemm_floor"]
     for step, median in step_medians.items():
