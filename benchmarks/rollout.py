@@ -178,10 +178,8 @@ def measure(name: str, dtype: torch.dtype, rounds: int, unit: str) -> dict[str, 
             run()
         step_medians = interleaved(steps, 15, unit)
     for system, median in medians.items():
-        rate, ratio = sum(limits) / median, medians["generate"] / median
-        print(
-            f"  {system:16}{median:8.2f} s{rate:9.0f} tokens/s{ratio:7.2f}x generate   warm-up {warm_up.get(system, 0):.0f} s"
-        )
+        rate, ratio, first = sum(limits) / median, medians["generate"] / median, warm_up.get(system, 0)
+        print(f"  {system:16}{median:8.2f} s{rate:9.0f} tokens/s{ratio:7.2f}x generate   warm-up {first:.0f} s")
     floor = step_medians["gemm_floor"]
     for step, median in step_medians.items():
         print(f"  {step:16}{1000 * median:8.1f} ms{median / floor:8.2f}x the floor", flush=True)
