@@ -226,6 +226,7 @@ class Together:
         """They read addresses that are about to change; a pool of memory cannot outlive its graphs."""
         if self._graphs:
             self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
+            self._recorded_logits = torch.empty(0)
             torch.cuda.empty_cache()
 
 
