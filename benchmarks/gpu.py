@@ -314,7 +314,7 @@ def largest(model: Any, sizes: Sizes, machine: Machine) -> dict[str, Any]:
         requests = requests_for(prompts, [sizes.answer] * batch)
         try:
             result = phases(model, Engine(model, pad_id=PAD, max_batch=batch), requests, machine)
-        except (torch.OutOfMemoryError, ChatsmithError):
+        except (MemoryError, torch.OutOfMemoryError, ChatsmithError):
             if batch <= max(sizes.batches):
                 raise
         free_memory()

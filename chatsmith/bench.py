@@ -151,7 +151,7 @@ def measure(policy: Assistant, config: Config, prompt: int, answer: int, batch: 
     try:
         engine = Engine(model, pad_id=policy.tokenizer.pad_token_id, max_batch=batch)
         generation = _best(partial(time_generation, engine, requests))
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, torch.OutOfMemoryError) as error:
         raise ConfigError(
             f"{batch} answers of {answer} tokens to prompts of {prompt} do not fit into memory. Lower --batch."
         ) from error
@@ -208,7 +208,7 @@ def measure(policy: Assistant, config: Config, prompt: int, answer: int, batch: 
 def _time_training(policy: Assistant, prompts: Prompts, config: Config) -> dict[str, float] | None:
     """Seconds of a step of PPO by part; None if there is no memory for it."""
     rows: list[list[int]] = []
-    with suppress(torch.OutOfMemoryError):
+    with suppress(MemoryError, torch.OutOfMemoryError):
         reward = token_reward(_scorer(policy.model), rows, config, policy.tokenizer.pad_token_id)
         ppo = PPO(replace(policy, stops=()), [reward], config, steps=1)  # no stop ids: answers are of full length
         return _best(lambda: time_step(ppo, prompts, rows))

@@ -32,7 +32,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.length = 0  # that attention sees
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        raise NotImplementedError("a SlotLayer is made from a prefill")
+        raise NotImplementedError("a SlotLayer has its shape from the beginning")
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Store one new token per row, [n, heads, 1, width]; returns all keys and values that rows may attend to."""
@@ -107,7 +107,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     @staticmethod
     def rounded(length: int) -> int:
         """The room that so many tokens get."""
-        return -(-length // LENGTH_STEP) * LENGTH_STEP
+        return rounded_up(length, LENGTH_STEP)
 
     def holds(self, rows: int, length: int) -> bool:
         return rows <= self.rows and length <= self.length
@@ -122,6 +122,10 @@ class SlotCache(Cache):  # type: ignore[misc]
     def free(self) -> None:
         for layer, (keys, values) in zip(self.layers, self._empty, strict=True):
             layer.keys, layer.values = keys, values
+
+
+def rounded_up(length: int, step: int) -> int:
+    return -(-length // step) * step
 
 
 def prefill_cache() -> Cache:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from chatsmith.engine.cache import SlotCache, prefill_cache
+from chatsmith.engine.cache import SlotCache, prefill_cache, rounded_up
 from chatsmith.engine.linears import PackedLinears
 from chatsmith.engine.memory import free_bytes
 from chatsmith.engine.scheduler import Running, prompts_of
@@ -24,7 +24,7 @@ from chatsmith.models.packing import Layout, packed_attention, packs
 STRIDE = 8  # decoding steps on a GPU before the host looks at the tokens
 ATTENDED_STEP = {"cpu": 16, "cuda": 128}  # lengths that attention sees are multiples of it
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256)  # of recorded steps; above them all rows
-ROWS_WORTH_PACKING = 4  # weights
+ROWS_WORTH_PACKING = 4  # so many sequences make up for copying the weights
 
 Forward = Callable[..., Tensor]
 """(tokens [B, T], positions [B, T], cache) -> logits [B, V]."""
@@ -153,8 +153,7 @@ class Together:
         self._positions[: len(rows)], self._last_positions[: len(rows)] = numbers[:, 1], numbers[:, 2]
         self._positions[len(rows) : n] = 0
         longest = max(min(row.position + steps, row.end) for row in rows)
-        attended_step = ATTENDED_STEP[self._device.type]
-        self._shape = (n, min(self._cache.length, -(-longest // attended_step) * attended_step))
+        self._shape = (n, min(self._cache.length, rounded_up(longest, ATTENDED_STEP[self._device.type])))
         self._cache.begin(self._positions[:n], self._shape[1])
 
     def logits(self) -> Tensor:
@@ -162,7 +161,7 @@ class Together:
         if self._records and self._shape not in self._graphs:
             self._record()
         if not self._records:
-            return self._step(self._tokens[: self._shape[0]], self._positions[: self._shape[0], None], self._cache)
+            return self._compute()
         self._graphs[self._shape].replay()
         return self._recorded_logits[: self._shape[0]]
 
@@ -182,6 +181,10 @@ class Together:
         self._linears.remove()
         self._cache.free()
 
+    def _compute(self) -> Tensor:
+        n = self._shape[0]
+        return self._step(self._tokens[:n], self._positions[:n, None], self._cache)
+
     def _rows_of_a_step(self, rows: int) -> int:
         if not self._records:
             return rows
@@ -193,24 +196,23 @@ class Together:
         The step is computed before it is recorded, which stores what the replay stores again. The first time it is
         watched for anything that waits for the device: a recording that fails would leave torch's allocator broken.
         """
-        n, watched = self._shape[0], bool(self._graphs)
-        inputs = (self._tokens[:n], self._positions[:n, None], self._cache)
+        watched = bool(self._graphs)
         self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(self._stream):
-                logits = self._step(*inputs)
+                logits = self._compute()
                 if not watched:
                     self._recorded_logits = logits.new_empty(self._cache.rows, logits.shape[1])
                     torch.cuda.set_sync_debug_mode("error")
                     try:
-                        self._step(*inputs)
+                        self._compute()
                     finally:
                         torch.cuda.set_sync_debug_mode("default")
                 graph = torch.cuda.CUDAGraph()
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
-                    self._recorded_logits[:n] = self._step(*inputs)
+                    self._recorded_logits[: self._shape[0]] = self._compute()
                 finally:
                     graph.capture_end()
             self._graphs[self._shape] = graph
