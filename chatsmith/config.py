@@ -22,11 +22,20 @@ class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class SourceConfig(Group):
+    """One data source about which there is more to say than fits after `--data`: a `[[data.sources]]` of a recipe."""
+
+    source: str
+    """As after `--data`: `[STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]`."""
+    count: Positive | None = None
+    """Records to train on in a pass, in place of a weight; none: all."""
+
+
 class DataConfig(Group):
     """Where records come from and which stage sees which."""
 
-    sources: tuple[str, ...] = ("Dahoas/rm-static",)
-    """`[STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]` each, see [data.md](data.md); `--data`."""
+    sources: tuple[str | SourceConfig, ...] = ("Dahoas/rm-static",)
+    """`[STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]` each, or a table with more; see [data.md](data.md); `--data`."""
     split: tuple[float, float, float] = (2, 4, 4)
     """Shares of sft, reward, rl in sources that serve several of them."""
     split_seed: int = 0

@@ -10,7 +10,7 @@ from chatsmith.config import Config, StageName
 from chatsmith.data.chat import Encoded, encode_texts
 from chatsmith.data.mix import StageData, mix
 from chatsmith.data.sources import Source, read_source
-from chatsmith.data.spec import parse_spec
+from chatsmith.data.spec import as_spec, parse_spec
 from chatsmith.engine.engine import Engine, Sampling, carries
 from chatsmith.errors import DataError, RewardError, RunError
 from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer
@@ -63,7 +63,7 @@ def reward_targets(config: Config) -> list[str]:
 
 
 def read_sources(config: Config) -> list[Source]:
-    specs = [parse_spec(text) for text in config.data.sources]
+    specs = [as_spec(source) for source in config.data.sources]
     return [read_source(spec, on_error=config.data.on_error) for spec in specs]
 
 
@@ -75,7 +75,7 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
     """
     entries: list[dict[str, Any]] = [
         {
-            "spec": spec,
+            "spec": spec if isinstance(spec, str) else spec.source,
             "records": len(source.records),
             "dropped": [{"origin": dropped.origin, "reason": dropped.reason} for dropped in source.dropped],
             "licence": source.licence,

@@ -1,4 +1,4 @@
-"""What a user writes after `--data`: which stages, where, which split, how much.
+"""What a user says about a source: which stages, where, which split, how much, and what its columns mean.
 
     [STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]      sft,reward:pairs.jsonl@0.5      rl:openai/gsm8k#train
 
@@ -9,9 +9,10 @@ import difflib
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
+from chatsmith.config import SourceConfig
 from chatsmith.errors import ConfigError
 from chatsmith.types import Stage
 
@@ -22,12 +23,16 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 @dataclass(frozen=True)
 class Spec:
-    """One data source as asked for. Empty `stages` means every stage that a record's fields allow."""
+    """One data source as asked for. Empty `stages` means every stage that a record's fields allow.
+
+    `table` is what a recipe says about it beside the text, else None.
+    """
 
     stages: tuple[Stage, ...]
     location: str
     split: str | None
     weight: float = 1.0
+    table: SourceConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,17 @@ class _Reading:
     location: str
     split: str | None
     weight: str | None
+
+
+def as_spec(source: str | SourceConfig) -> Spec:
+    """One entry of `data.sources`: a text, or a table that holds one.
+
+    Raises:
+        ConfigError: as `parse_spec`.
+    """
+    if isinstance(source, str):
+        return parse_spec(source)
+    return replace(parse_spec(source.source), table=source)
 
 
 def parse_spec(text: str) -> Spec:
