@@ -36,6 +36,8 @@ class DataConfig(Group):
 
     sources: tuple[str | SourceConfig, ...] = ("Dahoas/rm-static",)
     """`[STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]` each, or a table with more; see [data.md](data.md); `--data`."""
+    temperature: Rate = 1.0
+    """Above 1 it evens out sources of different size: a stage's shares become share^(1 / temperature)."""
     split: tuple[float, float, float] = (2, 4, 4)
     """Shares of sft, reward, rl in sources that serve several of them."""
     split_seed: int = 0

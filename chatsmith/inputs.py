@@ -1,16 +1,22 @@
 """What the stages are given: records, models ready to be asked, rewards, a critic."""
 
+import itertools
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
+
+import numpy as np
 
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, StageName
 from chatsmith.data.chat import Encoded, encode_texts
 from chatsmith.data.mix import StageData, mix
+from chatsmith.data.records import choose
 from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import as_spec, parse_spec
+from chatsmith.data.tokens import encoded
 from chatsmith.engine.engine import Engine, Sampling, carries
 from chatsmith.errors import DataError, RewardError, RunError
 from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer
@@ -21,10 +27,12 @@ from chatsmith.runtime import choose_device, choose_dtype
 from chatsmith.seeds import permutation
 from chatsmith.stages.final_judge import MIN_PAIRS
 from chatsmith.stages.rollout import encode_questions, mean_and_std, roll_out
-from chatsmith.stages.sft import encode_best_answers
+from chatsmith.stages.sft import best_answers
 from chatsmith.types import Record, Sample, Stage
 from chatsmith.world import material
 
+DROPPED = "dropped.jsonl"
+LISTED_DROPS = 1000
 STANDARDISING_SAMPLES = 512  # SFT answers that give a reward its unit
 
 
@@ -64,11 +72,13 @@ def reward_targets(config: Config) -> list[str]:
 
 def read_sources(config: Config) -> list[Source]:
     specs = [as_spec(source) for source in config.data.sources]
-    return [read_source(spec, on_error=config.data.on_error) for spec in specs]
+    return [read_source(spec, on_error=config.data.on_error, split_seed=config.data.split_seed) for spec in specs]
 
 
 def report_sources(run: Run, sources: Sequence[Source]) -> None:
     """Sources, licences and dropped records into the manifest, and a line each on the screen.
+
+    The manifest lists the first dropped records of a source, `dropped.jsonl` all of them.
 
     Raises:
         RunError: if a source has changed since the run began.
@@ -77,9 +87,10 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
         {
             "spec": spec if isinstance(spec, str) else spec.source,
             "records": len(source.records),
-            "dropped": [{"origin": dropped.origin, "reason": dropped.reason} for dropped in source.dropped],
+            "dropped": [asdict(dropped) for dropped in source.dropped[:LISTED_DROPS]],
+            "dropped_count": len(source.dropped),
             "licence": source.licence,
-            "sha256": source.digest(),
+            "sha256": source.sha256,
         }
         for spec, source in zip(run.config.data.sources, sources, strict=True)
     ]
@@ -90,8 +101,12 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
                 "together. Choose another --run-dir, or put the old data back."
             )
     run.manifest["data"] = entries
+    if any(source.dropped for source in sources):
+        with (run.directory / DROPPED).open("w", encoding="utf-8") as file:
+            for record in itertools.chain.from_iterable(source.dropped for source in sources):
+                file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
     for entry in entries:
-        dropped = f", {len(entry['dropped'])} bad ones skipped (listed in the manifest)" if entry["dropped"] else ""
+        dropped = f", {entry['dropped_count']} bad ones skipped (listed in {DROPPED})" if entry["dropped"] else ""
         run.screen.line(f"{entry['spec']}: {entry['records']} records{dropped}")
 
 
@@ -104,9 +119,9 @@ def deal(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:
     needed = stages_to_train(config)
     data = mix(
         sources,
-        seed=config.data.split_seed,
         split=config.data.split,
         held_out_fraction=config.data.held_out,
+        temperature=config.data.temperature,
         stages=[*needed, "ptx"],
     )
     for stage in needed if config.world is None else ():
@@ -133,23 +148,20 @@ def world_sources(run: Run, asked: Assistant | None = None) -> list[Source]:
         material.write_preferences(config, config.world, tasks, samples, preferences)
     files = {"sft": data / material.DEMONSTRATIONS, "rl": data / material.PROMPTS, "reward": preferences}
     specs = [parse_spec(f"{stage}:{file}") for stage, file in files.items() if file.exists()]
-    return [read_source(spec, on_error="raise") for spec in specs]
+    return [read_source(spec, on_error="raise", split_seed=config.data.split_seed) for spec in specs]
 
 
-def halves(config: Config, records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+def halves(config: Config, records: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]]:
     """Preferences that the reward model learns from, and those kept for the final judge's own head.
 
     Nothing is kept where a gold judge exists or preferences are few.
     """
     fraction = config.reward.judge_fraction
     if config.world is not None or fraction == 0 or len(records) < MIN_PAIRS:
-        return list(records), []
+        return records, []
     order = permutation(len(records), config.data.split_seed, "final judge")
-    kept = set(order[: int(fraction * len(records))])
-    return (
-        [record for index, record in enumerate(records) if index not in kept],
-        [record for index, record in enumerate(records) if index in kept],
-    )
+    kept, learned = np.split(order, [int(fraction * len(records))])
+    return choose(records, np.sort(learned)), choose(records, np.sort(kept))
 
 
 def ask(run: Run, asked: Assistant, records: Sequence[Record], count: int, *, each: int = 1) -> tuple[Sample, ...]:
@@ -168,7 +180,7 @@ def ask(run: Run, asked: Assistant, records: Sequence[Record], count: int, *, ea
         engine,
         asked.tokenizer,
         prompts,
-        range(total) if count >= total else permutation(total, run.config.seed, "asked")[:count],
+        range(total) if count >= total else permutation(total, run.config.seed, "asked")[:count].tolist(),
         Sampling(settings.temperature, settings.top_k, settings.top_p),
         limit=settings.max_new_tokens,
         stops=asked.stops,
@@ -234,10 +246,17 @@ def _standardised(reward: Reward, samples: list[Sample]) -> Reward:
     return replace(reward, mean=mean, std=std)
 
 
-def mixed_rows(data: dict[Stage, StageData], actor: Assistant) -> list[Encoded]:
+def mixed_rows(data: dict[Stage, StageData], actor: Assistant) -> Sequence[Encoded]:
     """Rows for mixed training: the ptx sources, or the SFT data where there are none."""
+
+    def encode_chunk(chunk: list[Record]) -> list[Encoded]:
+        texts = encode_texts(actor.tokenizer, [r.text for r in chunk if r.text], max_tokens=actor.max_tokens)
+        return (
+            best_answers(
+                actor.tokenizer, [r for r in chunk if r.answers], stops=actor.stops, max_tokens=actor.max_tokens
+            )
+            + texts
+        )
+
     records = data["ptx"].train or data["sft"].train
-    texts = [record.text for record in records if record.text]
-    answered = [record for record in records if record.answers]
-    rows, _ = encode_best_answers(actor.tokenizer, answered, stops=actor.stops, max_tokens=actor.max_tokens)
-    return rows + encode_texts(actor.tokenizer, texts, max_tokens=actor.max_tokens)
+    return encoded("ptx", actor.tokenizer, records, encode_chunk, settings=[list(actor.stops), actor.max_tokens])

@@ -11,6 +11,7 @@ from chatsmith.checkpoint import save_directory, save_jsonl
 from chatsmith.config import STAGES, Config, DataConfig, StageName
 from chatsmith.console import Screen
 from chatsmith.data.mix import StageData
+from chatsmith.data.records import choose
 from chatsmith.data.sources import Source
 from chatsmith.errors import ConfigError, DataError, GateFailed, RunError, TrainingStopped
 from chatsmith.inputs import (
@@ -283,12 +284,12 @@ def _rl(run: Run, sources: list[Source]) -> None:
     prompts = encode_questions(policy.tokenizer, data["rl"].train, stops=policy.stops, max_tokens=room)
     # shuffled, so that the fixed evaluation set draws on every source
     order = permutation(len(data["rl"].held_out), config.data.split_seed, "evaluation")
-    mixed = [data["rl"].held_out[index] for index in order]
+    mixed = choose(data["rl"].held_out, order)
     held_out = encode_questions(policy.tokenizer, mixed, stops=policy.stops, max_tokens=room)
     stage = run.stage("rl")
     if config.rl.top_p < 1 or config.rl.top_k > 0:
         stage.warn("with rl.top_p or rl.top_k PPO is off-policy: it assumes plain sampling")
-    distinct = len(set(prompts.tokens))
+    distinct = len({hash(row) for row in prompts.tokens})
     if distinct < len(prompts.tokens) / 2:
         stage.warn(f"duplicate prompts: only {distinct} of {len(prompts.tokens)} differ; the repeated ones count more")
     sft_gold = evaluation.gold_scores(policy, config) if config.world is not None else None

@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -21,7 +22,6 @@ def uniforms(seed: int, count: int) -> Tensor:
     return torch.from_numpy(np.maximum(drawn, np.float32(2**-25)))
 
 
-def permutation(count: int, *parts: int | str) -> list[int]:
+def permutation(count: int, *parts: int | str) -> NDArray[np.int64]:
     """A permutation of range(count) that depends on the parts alone."""
-    order: list[int] = np.random.default_rng(derive_seed(*parts)).permutation(count).tolist()
-    return order
+    return np.random.default_rng(derive_seed(*parts)).permutation(count)

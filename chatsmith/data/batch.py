@@ -5,6 +5,7 @@ Orders are functions of (seed, epoch) and nothing else, so that a resumed run co
 
 from collections.abc import Hashable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,8 +37,8 @@ def batches(count: int, *, size: int, seed: int, start: int = 0) -> Iterator[lis
     while True:
         while len(order) < size:
             epoch += 1
-            order += permutation(count, seed, epoch)
-        yield order[:size]
+            order = np.concatenate([order, permutation(count, seed, epoch)])
+        yield order[:size].tolist()
         order = order[size:]
 
 

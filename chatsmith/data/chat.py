@@ -6,9 +6,11 @@ from, and the answer exactly the tokens that a policy could have sampled. Masks 
 data: nobody later guesses what a token is from its value.
 """
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from chatsmith.errors import ModelError
@@ -97,12 +99,10 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Sequence[Message]], *, stop
     Raises:
         ModelError: as `encode`.
     """
-    stop_tokens = tokenizer.convert_ids_to_tokens(list(stops))
-    pieces = []
-    for messages in prompts:
-        whole = _render(tokenizer, messages, generation_prompt=True)
-        said = _pieces(tokenizer, messages, whole, stop_tokens, complete=True)
-        pieces.append([*said, (whole[sum(len(text) for text, _ in said) :], False)])
+    wholes = _render_all(tokenizer, prompts, generation_prompt=True)
+    pieces = _pieces(tokenizer, prompts, wholes, stops, complete=None)
+    for said, whole in zip(pieces, wholes, strict=True):
+        said.append((whole[sum(len(text) for text, _ in said) :], False))
     return [row.tokens for row in _tokenise_pieces(tokenizer, pieces)]
 
 
@@ -124,13 +124,8 @@ def encode(
     Raises:
         ModelError: if the chat template does not render answers so that they can be found and end with a stop token.
     """
-    stop_tokens = tokenizer.convert_ids_to_tokens(list(stops))
-    pieces = []
-    for index, messages in enumerate(conversations):
-        whole = _render(tokenizer, messages, generation_prompt=False)
-        ends = complete is None or complete[index]
-        pieces.append(_pieces(tokenizer, messages, whole, stop_tokens, complete=ends))
-    return _tokenise_pieces(tokenizer, pieces)
+    wholes = _render_all(tokenizer, conversations, generation_prompt=False)
+    return _tokenise_pieces(tokenizer, _pieces(tokenizer, conversations, wholes, stops, complete=complete))
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[Encoded]:
@@ -257,20 +252,32 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 def _pieces(
-    tokenizer: Any, messages: Sequence[Message], whole: str, stop_tokens: Sequence[str], *, complete: bool
-) -> list[tuple[str, bool]]:
-    """The rendered text `whole` up to its last answer, cut where the assistant begins and ends to speak.
+    tokenizer: Any,
+    conversations: Sequence[Sequence[Message]],
+    wholes: Sequence[str],
+    stops: Sequence[int],
+    *,
+    complete: Sequence[bool] | None,
+) -> list[list[tuple[str, bool]]]:
+    """Rendered conversations up to their last answers, cut where the assistant begins and ends to speak.
 
     Returns:
-        (text, is it the assistant's?) of each piece.
+        per conversation (text, is it the assistant's?) of each piece.
     """
-    pieces = []
-    cursor = 0
-    for turn, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
-        before = _render(tokenizer, messages[:turn], generation_prompt=True)
-        content = _hide(tokenizer, message.content.strip())
+    stop_tokens = tokenizer.convert_ids_to_tokens(list(stops))
+    hide = _hider(tokenizer)
+    answers = [
+        (number, turn)
+        for number, messages in enumerate(conversations)
+        for turn, message in enumerate(messages)
+        if message.role == "assistant"
+    ]
+    befores = _render_all(tokenizer, [conversations[n][:turn] for n, turn in answers], generation_prompt=True)
+    pieces: list[list[tuple[str, bool]]] = [[] for _ in conversations]
+    cursors = [0] * len(wholes)
+    for (number, turn), before in zip(answers, befores, strict=True):
+        messages, whole = conversations[number], wholes[number]
+        content = hide(messages[turn].content.strip())
         begin = whole.find(content, len(before))
         if not whole.startswith(before) or begin < 0:
             raise ModelError(
@@ -279,18 +286,20 @@ def _pieces(
                 "generation prompt is how it opens assistant turns."
             )
         end = begin + len(content)
-        if complete or turn < len(messages) - 1:
+        if complete is None or complete[number] or turn < len(messages) - 1:
             end = _end_of_stop(whole, end, stop_tokens, tokenizer.name_or_path)
-        pieces += [(whole[cursor : len(before)], False), (whole[len(before) : end], True)]
-        cursor = end
+        pieces[number] += [(whole[cursors[number] : len(before)], False), (whole[len(before) : end], True)]
+        cursors[number] = end
     return pieces
 
 
 def _end_of_stop(text: str, start: int, stop_tokens: Sequence[str], origin: str) -> int:
-    rest = text[start:]
+    begin = start
+    while begin < len(text) and text[begin].isspace():
+        begin += 1
     for stop in stop_tokens:
-        if rest.lstrip().startswith(stop):
-            return start + rest.index(stop) + len(stop)
+        if text.startswith(stop, begin):
+            return begin + len(stop)
     raise ModelError(
         f"the chat template of {origin!r} does not end an assistant turn with a stop token ({', '.join(stop_tokens)}), "
         "so the model could never learn to stop. Add the EOS token after the content of assistant turns."
@@ -298,9 +307,16 @@ def _end_of_stop(text: str, start: int, stop_tokens: Sequence[str], origin: str)
 
 
 def _render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str:
-    turns = [{"role": message.role, "content": _hide(tokenizer, message.content)} for message in messages]
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
-    return text
+    return _render_all(tokenizer, [messages], generation_prompt=generation_prompt)[0]
+
+
+def _render_all(tokenizer: Any, conversations: Sequence[Sequence[Message]], *, generation_prompt: bool) -> list[str]:
+    if not conversations:
+        return []
+    hide = _hider(tokenizer)
+    turns = [[{"role": turn.role, "content": hide(turn.content)} for turn in turns] for turns in conversations]
+    texts: list[str] = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
+    return texts
 
 
 # Text that spells a special token ("</s>") must stay text: else a prompt could end turns or forge them. Such spellings
@@ -308,30 +324,43 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: b
 _HIDDEN = re.compile("\ue000(.*?)\ue001", re.DOTALL)
 
 
-def _hide(tokenizer: Any, content: str) -> str:
+def _hider(tokenizer: Any) -> Callable[[str], str]:
     special = "|".join(re.escape(token) for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True))
-    return re.sub(special, "\ue000\\g<0>\ue001", content)
+    return partial(re.compile(special).sub, "\ue000\\g<0>\ue001")
 
 
 def _tokenise_pieces(tokenizer: Any, conversations: Sequence[Sequence[tuple[str, bool]]]) -> list[Encoded]:
     """Tokenise every piece by itself and join those of a conversation."""
     # Every second part of a piece that is split at hidden spellings is one of them.
     parts = [_HIDDEN.split(text) for pieces in conversations for text, _ in pieces]
-    # The template writes BOS itself: the tokenizer must not add a second one.
-    plain = iter(_ids(tokenizer, [part for split in parts for part in split[::2]]))
-    spelled = iter(_ids(tokenizer, [part for split in parts for part in split[1::2]], split_special_tokens=True))
+    plain = iter(_ids(tokenizer, [part for split in parts for part in split[::2]], spelled=False))
+    spelled = iter(_ids(tokenizer, [part for split in parts for part in split[1::2]], spelled=True))
     splits = iter(parts)
     rows = []
     for pieces in conversations:
         row = Encoded([], [])
         for _, is_target in pieces:
-            piece = [i for index in range(len(next(splits))) for i in next(spelled if index % 2 else plain)]
-            row.tokens.extend(piece)
-            row.targets.extend([is_target] * len(piece))
+            before = len(row.tokens)
+            for index in range(len(next(splits))):
+                row.tokens.extend(next(spelled if index % 2 else plain))
+            row.targets.extend([is_target] * (len(row.tokens) - before))
         rows.append(row)
     return rows
 
 
-def _ids(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, **options).input_ids if texts else []
-    return ids
+def _ids(tokenizer: Any, texts: list[str], *, spelled: bool) -> list[list[int]]:
+    """Token ids of texts; where special tokens are `spelled`, they are read as ordinary text."""
+    if not texts:
+        return []
+    # The template writes BOS itself: the tokenizer must not add a second one.
+    if not tokenizer.is_fast:
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=spelled).input_ids
+        return ids
+    # What calling the tokenizer adds, masks and offsets, takes a third of the time and is used by nobody here.
+    backend = tokenizer.backend_tokenizer
+    if spelled:  # rare, so a copy of its own: threads share the other one
+        backend = copy.deepcopy(backend)
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = spelled
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]

@@ -1,21 +1,21 @@
-"""Deals the records of all sources to the stages, and each stage's records to its two sides.
+"""Deals the records of all sources to the stages, each stage's records to its two sides, and blends the sources.
 
-Where a record goes depends on the seed and its first user message alone: a conversation, its continuations and its
-copies in other sources stay together, and neither the order of the records nor new ones move any. Shuffling is left to
-the stages.
+Shuffling is left to the stages.
 """
 
 import hashlib
-import itertools
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chatsmith.data.formats import stages_of
+import numpy as np
+
+from chatsmith.data.records import Chosen
 from chatsmith.data.sources import Source
 from chatsmith.data.spec import STAGES
-from chatsmith.errors import ConfigError, DataError
+from chatsmith.data.split import assign, bit, held_out
+from chatsmith.data.store import Array
+from chatsmith.errors import DataError
 from chatsmith.types import Record, Stage
 
 _NEEDS: dict[Stage, str] = {
@@ -30,45 +30,16 @@ _NEEDS: dict[Stage, str] = {
 class StageData:
     """The two sides of one stage's records, both in the order of the sources."""
 
-    train: tuple[Record, ...]
-    held_out: tuple[Record, ...]
-
-
-def assign(record: Record, *, seed: int, split: tuple[float, float, float], allowed: tuple[Stage, ...]) -> Stage:
-    """The stage that learns from a record; `split` holds the shares of sft, reward and rl, restricted to `allowed`.
-
-    A record that only ptx may have goes there.
-
-    Raises:
-        ConfigError: if several stages are allowed and the split gives none of them a share.
-    """
-    stages = [stage for stage in ("sft", "reward", "rl") if stage in allowed]
-    if not stages:
-        return "ptx"
-    if len(stages) == 1:
-        return stages[0]
-    shares = [share for stage, share in zip(("sft", "reward", "rl"), split, strict=True) if stage in allowed]
-    if not sum(shares) > 0:
-        raise ConfigError(
-            f"the split {split} (sft, reward, rl) gives no share to any of {', '.join(stages)}, but {record.origin} "
-            "can only go to one of them. Give one a share above 0, or name a single stage before the source."
-        )
-    bounds = list(itertools.accumulate(shares))
-    point = _unit(_digest(seed, _key(record))[:8]) * bounds[-1]
-    return next(stage for stage, bound in zip(stages, bounds, strict=True) if point < bound)
-
-
-def held_out(record: Record, seed: int, fraction: float) -> bool:
-    """Whether a record is kept for evaluation; independent of its stage, and the same in every stage."""
-    return _unit(_digest(seed, _key(record))[8:16]) < fraction
+    train: Sequence[Record]
+    held_out: Sequence[Record]
 
 
 def mix(
     sources: Sequence[Source],
     *,
-    seed: int,
     split: tuple[float, float, float],
     held_out_fraction: float,
+    temperature: float = 1.0,
     stages: Sequence[Stage] = STAGES,
 ) -> dict[Stage, StageData]:
     """Deals all records to the stages; a source of weight w counts w times in training and once in evaluation.
@@ -76,62 +47,92 @@ def mix(
     Sources that name no stage are dealt to `stages` only: those that this run has.
     A source that names ptx among its stages gives every record to ptx, and to one of its other stages if it names any.
 
+    Args:
+        temperature: above 1 it evens out what the sources give a stage: their shares become share^(1 / temperature),
+            renormalised (Conneau and Lample 2019, arXiv:1901.07291, section 3.1, with α = 1 / temperature).
     Raises:
         DataError: if a source names a stage that one of its records cannot serve.
         ConfigError: if `split` gives no share to any stage that a record may go to.
     """
-    train: dict[Stage, list[Record]] = {stage: [] for stage in STAGES}
-    kept: dict[Stage, list[Record]] = {stage: [] for stage in STAGES}
-    for source in sources:
-        for record in source.records:
-            allowed = _allowed(record, source.spec.stages, stages)
-            if not allowed:
-                continue
-            goes_to = {assign(record, seed=seed, split=split, allowed=allowed)}
-            if "ptx" in allowed:
-                goes_to.add("ptx")
-            for stage in goes_to:
-                if held_out(record, seed, held_out_fraction):
-                    kept[stage].append(record)
-                else:
-                    train[stage] += [record] * _copies(record, seed, source.spec.weight)
-    return {stage: StageData(tuple(train[stage]), tuple(kept[stage])) for stage in STAGES}
+    parts = [source.records for source in sources]
+    sha256 = hashlib.sha256("".join(source.sha256 for source in sources).encode()).hexdigest()
+    starts = np.cumsum([0, *map(len, parts)])
+    allowed = [_allowed(source, stages) for source in sources]
+    learning = [assign(s.points, split=split, allowed=a) for s, a in zip(sources, allowed, strict=True)]
+    kept = [held_out(source.points, held_out_fraction) for source in sources]
+
+    def data(stage: Stage) -> StageData:
+        goes_to = allowed if stage == "ptx" else learning
+        mine = [(place & bit(stage)) > 0 for place in goes_to]
+        train = [np.flatnonzero(m & ~k) for m, k in zip(mine, kept, strict=True)]
+        sides = (
+            _blended(sources, train, temperature),
+            [np.flatnonzero(m & k) for m, k in zip(mine, kept, strict=True)],
+        )
+        indices = [
+            np.concatenate([start + rows for start, rows in zip(starts, side, strict=False)] or [starts[:0]])
+            for side in sides
+        ]
+        return StageData(*(Chosen(parts, index, sha256) for index in indices))
+
+    return {stage: data(stage) for stage in STAGES}
 
 
-def _allowed(record: Record, named: tuple[Stage, ...], stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    able = stages_of(record)
+def _allowed(source: Source, stages: Sequence[Stage]) -> Array:
+    """[records] the stages that each record may go to, as bits."""
+    able = source.points["able"]
+    named = source.spec.stages
     if not named:
-        return tuple(stage for stage in able if stage in stages)
-    if record.answers:
-        able = (*able, "ptx")  # an answered prompt is good text too, but only where the user says so
+        return able & np.uint8(sum(map(bit, stages)))
+    # an answered prompt is good text too, but only where the user says so
+    able = able | np.where(able & bit("sft"), bit("ptx"), 0).astype(np.uint8)
     for stage in named:
-        if stage not in able:
+        unable = (able & bit(stage)) == 0
+        if unable.any():
+            row = int(unable.argmax())
+            can = ", ".join(name for name in STAGES if able[row] & bit(name))
             raise DataError(
-                f"{record.origin}: cannot serve the stage {stage}, which its source is given to: the record lacks "
-                f"{_NEEDS[stage]}. It can serve {', '.join(able)}; name only these before the source in --data."
+                f"{source.records[row].origin}: cannot serve the stage {stage}, which its source is given to: the "
+                f"record lacks {_NEEDS[stage]}. It can serve {can}; name only these before the source in --data."
             )
-    return named
+    return np.full(len(able), sum(map(bit, named)), np.uint8)
 
 
-def _copies(record: Record, seed: int, weight: float) -> int:
-    """How often a record is trained on: floor(weight), and once more for a share frac(weight) of the records."""
-    whole = "\n".join(
-        [record.text, *(turn.content for turn in record.prompt), *(answer.content for answer in record.answers)]
-    )
-    once_more = _unit(_digest(seed, whole)[16:24]) < weight - math.floor(weight)
-    return math.floor(weight) + once_more
+def _blended(sources: Sequence[Source], rows: Sequence[Array], temperature: float) -> list[Array]:
+    """The rows that each source trains one stage with, some of them several times or not at all."""
+    counts = [_count(source, mine) for source, mine in zip(sources, rows, strict=True)]
+    if temperature == 1:
+        exact = [source.spec.table is not None and source.spec.table.count is not None for source in sources]
+    else:
+        exact = [True] * len(sources)
+        raised = [count ** (1 / temperature) if count else 0.0 for count in counts]
+        counts = [sum(counts) * share / sum(raised) if share else 0.0 for share in raised]
+    return [
+        _exactly(source, mine, round(count)) if is_exact else _weighted(source, mine)
+        for source, mine, count, is_exact in zip(sources, rows, counts, exact, strict=True)
+    ]
 
 
-def _key(record: Record) -> str:
-    """The first user message, or the text, without regard to letter case, spacing and the way accents are encoded."""
-    first = next((turn.content for turn in record.prompt if turn.role == "user"), record.text)
-    return " ".join(unicodedata.normalize("NFC", first).casefold().split())
+def _count(source: Source, rows: Array) -> float:
+    """How many records the user wants from a source that has `rows`; none of nothing."""
+    if not len(rows):
+        return 0.0
+    table = source.spec.table
+    return float(table.count) if table is not None and table.count else source.spec.weight * len(rows)
 
 
-def _digest(seed: int, text: str) -> bytes:
-    return hashlib.sha256(f"{seed}\n{text}".encode()).digest()
+def _weighted(source: Source, rows: Array) -> Array:
+    """Each row floor(weight) times, and once more for a share frac(weight) of them that no other row moves."""
+    whole = math.floor(source.spec.weight)
+    once_more = source.points["copy"][rows] < source.spec.weight - whole
+    return np.repeat(rows, whole + once_more)
 
 
-def _unit(eight_bytes: bytes) -> float:
-    """A number in [0, 1): 53 bits, since a double would round the largest 64-bit ones up to 1."""
-    return (int.from_bytes(eight_bytes, "big") >> 11) / 2**53
+def _exactly(source: Source, rows: Array, count: int) -> Array:
+    """`count` rows: each as often as the others, or once more."""
+    if not count:
+        return rows[:0]
+    whole, more = divmod(count, len(rows))
+    copies = np.full(len(rows), whole)
+    copies[source.points["copy"][rows].argsort(kind="stable")[:more]] += 1
+    return np.repeat(rows, copies)

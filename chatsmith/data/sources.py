@@ -9,15 +9,22 @@ A record is named "file:line" (.jsonl, .csv and .txt, from 1) or "file[row]" (ev
 
 import difflib
 import hashlib
+import itertools
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from chatsmith.data.files import SUFFIXES, Row, dataset_rows, read_rows, root_of
 from chatsmith.data.formats import to_record
+from chatsmith.data.parallel import CHUNK
+from chatsmith.data.progress import progress
+from chatsmith.data.records import Decoded, from_bytes, to_bytes
 from chatsmith.data.spec import Spec
+from chatsmith.data.split import POINT, point
+from chatsmith.data.store import Array, Writer, hash_of, stored
 from chatsmith.errors import DataError
 from chatsmith.types import Record
 
@@ -40,45 +47,89 @@ class Source:
     """
 
     spec: Spec
-    records: tuple[Record, ...]
-    dropped: tuple[Dropped, ...]
+    records: Sequence[Record]
+    dropped: Sequence[Dropped]
     licence: str | None
-
-    def digest(self) -> str:
-        """SHA-256 of everything the records say."""
-        said = [(r.prompt, [(a.content, a.score) for a in r.answers], r.text) for r in self.records]
-        return hashlib.sha256(repr(said).encode()).hexdigest()
+    points: Array  # of split.POINT, one per record
+    sha256: str  # of everything the records say
 
 
 @dataclass(frozen=True)
 class _Table:
-    """The rows of one file or data set, read as they are asked for."""
+    """The rows of one file or data set, read as they are asked for.
+
+    `key` tells this content from any other; None where nothing does.
+    """
 
     name: str
     rows: Iterable[Row]
+    key: str | None
 
 
-def read_source(spec: Spec, *, on_error: Literal["raise", "skip"]) -> Source:
+def read_source(spec: Spec, *, on_error: Literal["raise", "skip"], split_seed: int) -> Source:
     """Reads all records that a spec names, in their order.
+
+    What was read before and has not changed comes from the cache.
 
     Raises:
         DataError: if the source cannot be opened, if nothing in one of its files is readable, or, with
             on_error="raise", at the first bad record.
     """
     tables, licence = _open(spec)
-    records: list[Record] = []
-    dropped: list[Dropped] = []
-    for table in tables:
-        good, bad = _read(table, on_error)
-        records += good
-        dropped += bad
-    return Source(spec, tuple(records), tuple(dropped), licence)
+    keys = [table.key for table in tables if table.key is not None]
+    settings = [str(on_error), str(split_seed), spec.table.model_dump_json() if spec.table else ""]
+
+    def write(writer: Writer) -> dict[str, str]:
+        digest = hashlib.sha256()
+        for table in tables:
+            _read(table, on_error, split_seed, writer, digest)
+        return {"sha256": digest.hexdigest()}
+
+    entry = stored(
+        "records",
+        [*keys, *settings] if len(keys) == len(tables) else None,
+        write,
+        ragged={"records": "u1", "dropped": "u1"},
+        numbers={"points": POINT},
+    )
+    return Source(
+        spec,
+        Decoded(entry.rows("records"), from_bytes),
+        Decoded(entry.rows("dropped"), lambda raw: Dropped(*json.loads(raw))),
+        licence,
+        entry.numbers("points"),
+        entry.facts["sha256"],
+    )
 
 
-def _read(table: _Table, on_error: Literal["raise", "skip"]) -> tuple[list[Record], list[Dropped]]:
+def _read(table: _Table, on_error: Literal["raise", "skip"], split_seed: int, writer: Writer, digest: Any) -> None:
+    count = dropped = 0
+    first_bad: Dropped | None = None
+    rows = iter(table.rows)
+    with progress(f"Reading {table.name}") as advance:
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            good, bad = _records(chunk, on_error)
+            writer.rows("records", [to_bytes(record) for record in good])
+            writer.rows("dropped", [json.dumps([drop.origin, drop.reason]).encode() for drop in bad])
+            writer.numbers("points", [point(record, split_seed) for record in good])
+            for r in good:
+                digest.update(repr((r.prompt, [(a.content, a.score) for a in r.answers], r.text)).encode())
+            count, dropped = count + len(good), dropped + len(bad)
+            first_bad = first_bad or (bad[0] if bad else None)
+            advance(len(chunk))
+    if first_bad and not count:
+        raise DataError(
+            f"{table.name}: none of its {dropped} records can be read, so skipping the bad ones leaves nothing. "
+            f"The first: {first_bad.origin}: {first_bad.reason}."
+        )
+    if not count:
+        raise DataError(f"{table.name} is empty. Give one with records, or take it out of --data.")
+
+
+def _records(rows: Sequence[Row], on_error: Literal["raise", "skip"]) -> tuple[list[Record], list[Dropped]]:
     good: list[Record] = []
     bad: list[Dropped] = []
-    for row in table.rows:
+    for row in rows:
         try:
             if row.problem:
                 raise DataError(row.problem)
@@ -89,13 +140,6 @@ def _read(table: _Table, on_error: Literal["raise", "skip"]) -> tuple[list[Recor
                     f"{row.origin}: {error}. Mend the record, or leave bad records out with --data.on_error skip."
                 ) from None
             bad.append(Dropped(row.origin, str(error)))
-    if bad and not good:
-        raise DataError(
-            f"{table.name}: none of its {len(bad)} records can be read, so skipping the bad ones leaves nothing. "
-            f"The first: {bad[0].origin}: {bad[0].reason}."
-        )
-    if not good:
-        raise DataError(f"{table.name} is empty. Give one with records, or take it out of --data.")
     return good, bad
 
 
@@ -105,16 +149,22 @@ def _open(spec: Spec) -> tuple[list[_Table], str | None]:
     if path.is_dir():
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             return _saved_dataset(path, spec)
-        return [_Table(str(file), read_rows(file)) for file in _files_in(path, spec.split)], _licence_in(path)
+        return [_file(file) for file in _files_in(path, spec.split)], _licence_in(path)
     if path.exists():
         if spec.split is not None:
             raise DataError(f'{path}: a single file has no splits. Leave "#{spec.split}" out.')
         if not path.name.lower().endswith(SUFFIXES):
             raise DataError(f"{path}: unknown kind of file. Read are {', '.join(SUFFIXES)}.")
-        return [_Table(str(path), read_rows(path))], _licence_in(path.parent)
+        return [_file(path)], _licence_in(path.parent)
     if _looks_like_a_path(spec.location):
         raise DataError(f'--data: there is no file or directory "{spec.location}".{_near(path)}')
     return _hub_dataset(spec)
+
+
+def _file(path: Path) -> _Table:
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    return _Table(str(path), read_rows(path), hash_of(str(path), content))
 
 
 def _looks_like_a_path(location: str) -> bool:
@@ -171,7 +221,9 @@ def _saved_dataset(path: Path, spec: Spec) -> tuple[list[_Table], str | None]:
         dataset = dataset[split]
     elif spec.split not in (None, dataset.split):
         raise DataError(f'{path}: holds one table without splits. Leave "#{spec.split}" out.')
-    return [_Table(str(path), dataset_rows(dataset, str(path)))], dataset.info.license or _licence_in(path)
+    return [
+        _Table(str(path), dataset_rows(dataset, str(path)), dataset._fingerprint)
+    ], dataset.info.license or _licence_in(path)
 
 
 def _hub_dataset(spec: Spec) -> tuple[list[_Table], str | None]:
@@ -185,7 +237,9 @@ def _hub_dataset(spec: Spec) -> tuple[list[_Table], str | None]:
             f"{root_of(error)}. Check the name, the #SPLIT and the network, or give a local file, as in "
             "--data sft:./answers.jsonl."
         ) from error
-    return [_Table(spec.location, dataset_rows(dataset, spec.location))], dataset.info.license or _card_licence(spec)
+    return [
+        _Table(spec.location, dataset_rows(dataset, spec.location), dataset._fingerprint)
+    ], dataset.info.license or _card_licence(spec)
 
 
 def _card_licence(spec: Spec) -> str | None:

@@ -12,6 +12,8 @@ from chatsmith.algo.losses import pairs_of, preference_loss
 from chatsmith.config import Config
 from chatsmith.data.batch import batches, micro_batches, pad
 from chatsmith.data.chat import encode
+from chatsmith.data.store import Entry, Lazy
+from chatsmith.data.tokens import Columns, as_bytes, prepared
 from chatsmith.errors import DataError
 from chatsmith.evaluate import (
     Interval,
@@ -110,21 +112,59 @@ def train_reward(
     return _report(model, tokenizer, rows, held_out_rows, config, dropped + also_dropped, total, guard.skipped)
 
 
+class RankedRows(Lazy[Ranked]):
+    """`Ranked` from disk."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._tokens, self._sources = entry.rows("tokens"), entry.rows("sources")
+        self._lengths, self._scores = entry.numbers("lengths"), entry.numbers("scores")
+        self._ends = entry.numbers("answers").cumsum()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def row(self, index: int) -> Ranked:
+        first, end = int(self._ends[index - 1]) if index else 0, int(self._ends[index])
+        return Ranked(
+            rows=[self._tokens.row(i).tolist() for i in range(first, end)],
+            lengths=self._lengths[first:end].tolist(),
+            scores=self._scores[first:end].tolist(),
+            source=self._sources.read(index).decode(),
+        )
+
+
 def encode_ranked(
     tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int
-) -> tuple[list[Ranked], int]:
+) -> tuple[RankedRows, int]:
     """Tokenised records with two or more answers of at most `max_tokens`, and how many records were dropped."""
-    answers = [(record, answer) for record in records for answer in record.answers]
-    encoded = iter(
-        encode(
-            tokenizer,
-            [(*record.prompt, Message("assistant", answer.content)) for record, answer in answers],
-            stops=stops,
-        )
+
+    def encode_chunk(chunk: list[Record]) -> tuple[Columns, Columns]:
+        kept = _ranked(tokenizer, chunk, stops=stops, max_tokens=max_tokens)
+        rows = as_bytes([row for record in kept for row in record.rows])
+        numbers: Columns = {
+            "answers": [len(record.rows) for record in kept],
+            "lengths": [length for record in kept for length in record.lengths],
+            "scores": [score for record in kept for score in record.scores],
+        }
+        return {"tokens": rows, "sources": [record.source.encode() for record in kept]}, numbers
+
+    entry = prepared(
+        *("reward", tokenizer, records, encode_chunk),
+        settings=[list(stops), max_tokens],
+        ragged={"tokens": "i4", "sources": "u1"},
+        numbers={"answers": "i8", "lengths": "i8", "scores": "f8"},
     )
+    rows = RankedRows(entry)
+    return rows, len(records) - len(rows)
+
+
+def _ranked(tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int) -> list[Ranked]:
+    answers = [(record, answer) for record in records for answer in record.answers]
+    conversations = [(*record.prompt, Message("assistant", answer.content)) for record, answer in answers]
+    rows = iter(encode(tokenizer, conversations, stops=stops))
     kept = []
     for record in records:
-        answered = [(next(encoded), answer.score or 0.0) for answer in record.answers]
+        answered = [(next(rows), answer.score or 0.0) for answer in record.answers]
         answered = [(row, score) for row, score in answered if len(row.tokens) <= max_tokens]
         if len(answered) >= 2:
             kept.append(
@@ -135,7 +175,7 @@ def encode_ranked(
                     source=source_of(record),
                 )
             )
-    return kept, len(records) - len(kept)
+    return kept
 
 
 def source_of(record: Record) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from chatsmith.algo.rewards import standardise
 from chatsmith.config import Config, RlConfig
 from chatsmith.data.batch import micro_batches, pad, pad_mask
 from chatsmith.data.chat import decode_answer, encode_prompts
+from chatsmith.data.records import choose
+from chatsmith.data.tokens import Columns, TokenRows, as_bytes, prepared
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import RewardError
 from chatsmith.models.reward import Reward, RewardModel, call
@@ -26,8 +29,8 @@ from chatsmith.types import Record, Rollouts, Sample
 class Prompts:
     """Records that are asked, with their tokens, and how many were too long to leave room for an answer."""
 
-    records: tuple[Record, ...]
-    tokens: tuple[tuple[int, ...], ...]
+    records: Sequence[Record]
+    tokens: Sequence[tuple[int, ...]]
     dropped_too_long: int
 
     def first(self, count: int) -> "Prompts":
@@ -36,9 +39,20 @@ class Prompts:
 
 def encode_questions(tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int) -> Prompts:
     """Prompts of at most `max_tokens` tokens, in the records' order."""
-    ids = encode_prompts(tokenizer, [record.prompt for record in records], stops=stops)
-    kept = [(record, tuple(row)) for record, row in zip(records, ids, strict=True) if len(row) <= max_tokens]
-    return Prompts(tuple(record for record, _ in kept), tuple(row for _, row in kept), len(records) - len(kept))
+
+    def encode_chunk(chunk: list[Record]) -> tuple[Columns, Columns]:
+        rows = encode_prompts(tokenizer, [record.prompt for record in chunk], stops=stops)
+        short = [row for row in rows if len(row) <= max_tokens]
+        return {"tokens": as_bytes(short)}, {"kept": [len(row) <= max_tokens for row in rows]}
+
+    entry = prepared(
+        *("rl", tokenizer, records, encode_chunk),
+        settings=[list(stops), max_tokens],
+        ragged={"tokens": "i4"},
+        numbers={"kept": "?"},
+    )
+    kept = choose(records, np.flatnonzero(entry.numbers("kept")))
+    return Prompts(kept, TokenRows(entry.rows("tokens")), len(records) - len(kept))
 
 
 def roll_out(

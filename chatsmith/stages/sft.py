@@ -13,6 +13,7 @@ from chatsmith.algo.losses import language_model_loss
 from chatsmith.config import Config
 from chatsmith.data.batch import batches, micro_batches, pad, pad_mask
 from chatsmith.data.chat import Encoded, encode, encode_prompts
+from chatsmith.data.tokens import EncodedRows, encoded
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import DataError
 from chatsmith.models.scoring import token_logprobs
@@ -119,16 +120,25 @@ def train_sft(
 
 def encode_best_answers(
     tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int
-) -> tuple[list[Encoded], int]:
+) -> tuple[EncodedRows, int]:
     """Each record's conversation with its best-scored answer, and how many were longer than `max_tokens`."""
+
+    def encode_chunk(chunk: list[Record]) -> list[Encoded]:
+        return best_answers(tokenizer, chunk, stops=stops, max_tokens=max_tokens)
+
+    rows = encoded("sft", tokenizer, records, encode_chunk, settings=[list(stops), max_tokens])
+    return rows, len(records) - len(rows)
+
+
+def best_answers(tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int) -> list[Encoded]:
+    """Conversations with their best-scored answers, as long as they have at most `max_tokens`."""
     best = [max(record.answers, key=lambda answer: answer.score or 0.0) for record in records]
-    encoded = encode(
+    rows = encode(
         tokenizer,
         [(*record.prompt, Message("assistant", answer.content)) for record, answer in zip(records, best, strict=True)],
         stops=stops,
     )
-    short = [row for row in encoded if len(row.tokens) <= max_tokens]
-    return short, len(encoded) - len(short)
+    return [row for row in rows if len(row.tokens) <= max_tokens]
 
 
 def language_model_backward(

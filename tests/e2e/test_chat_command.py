@@ -163,7 +163,7 @@ def test_a_talk_is_remembered_sampled_again_cleared_and_saved_for_training(termi
     screen.until("exists and stays as it is")
     assert file.read_text() == before
 
-    (record,) = read_source(parse_spec(f"sft:{file}"), on_error="raise").records
+    (record,) = read_source(parse_spec(f"sft:{file}"), on_error="raise", split_seed=0).records
     assert record.prompt == (
         Message("system", "Be kind."),
         Message("user", "你好"),

@@ -20,7 +20,7 @@ PAIR = {"prompt": "Name a colour.", "chosen": "Red.", "rejected": "Seven."}
 
 
 def read(path: Path | str, on_error: Literal["raise", "skip"] = "raise", split: str | None = None) -> Source:
-    return read_source(Spec((), str(path), split), on_error=on_error)
+    return read_source(Spec((), str(path), split), on_error=on_error, split_seed=0)
 
 
 def write(path: Path, *rows: Any) -> Path:

@@ -1,0 +1,96 @@
+"""Records on disk, and choices among them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
+
+import numpy as np
+
+from chatsmith.data.store import Array, Lazy, Ragged
+from chatsmith.types import Answer, Message, Record
+
+T = TypeVar("T")
+
+
+class Decoded(Lazy[T]):
+    """Stored rows as objects."""
+
+    def __init__(self, rows: Ragged, decode: Callable[[bytes], T]) -> None:
+        self._rows, self._decode = rows, decode
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, index: int) -> T:
+        return self._decode(self._rows.read(index))
+
+
+class Chosen(Sequence[T]):
+    """Rows of several sequences, counted through them all and chosen by number; a row may be chosen more than once.
+
+    `sha256` tells what the parts hold, where that is known.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[T]], index: Array, sha256: str | None = None) -> None:
+        self._parts, self._index, self._parts_sha256 = parts, index, sha256
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Chosen[T]": ...
+    def __getitem__(self, index: int | slice) -> "T | Chosen[T]":
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        number = int(self._index[index])
+        part = int(np.searchsorted(self._ends, number, side="right"))
+        return self._parts[part][number - int(self._ends[part - 1] if part else 0)]
+
+    def take(self, index: Array) -> "Chosen[T]":
+        """Some of these rows, in the order of `index`."""
+        return Chosen(self._parts, self._index[index], self._parts_sha256)
+
+    @property
+    def sha256(self) -> str | None:
+        """Of all that the chosen rows hold, in their order; None where it would have to be computed."""
+        if self._parts_sha256 is None:
+            return None
+        return hashlib.sha256(self._parts_sha256.encode() + self._index.tobytes()).hexdigest()
+
+
+def choose(rows: Sequence[T], index: Array) -> Chosen[T]:
+    """Some of the rows, in the order of `index`."""
+    return rows.take(index) if isinstance(rows, Chosen) else Chosen([rows], index)
+
+
+def sha256_of(records: Sequence[Record]) -> str | None:
+    """What tells these records from others, if it is known without reading them."""
+    return records.sha256 if isinstance(records, Chosen) else None
+
+
+def to_bytes(record: Record) -> bytes:
+    """A record as JSON. What JSON has no word for in its fields (dates, bytes) becomes text."""
+    held = {
+        "prompt": [[turn.role, turn.content] for turn in record.prompt],
+        "answers": [[answer.content, answer.score] for answer in record.answers],
+        "text": record.text,
+        "fields": record.fields,
+        "origin": record.origin,
+    }
+    return json.dumps(held, ensure_ascii=False, default=str).encode()
+
+
+def from_bytes(raw: bytes) -> Record:
+    """The record that `to_bytes` wrote."""
+    held: dict[str, Any] = json.loads(raw)
+    return Record(
+        prompt=tuple(Message(role, content) for role, content in held["prompt"]),
+        answers=tuple(Answer(content, score) for content, score in held["answers"]),
+        text=held["text"],
+        fields=held["fields"],
+        origin=held["origin"],
+    )

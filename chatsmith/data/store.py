@@ -1,0 +1,198 @@
+"""Rows on disk: written once, in chunks, and read one by one, so that memory does not grow with a corpus.
+
+Rows are read from the file when asked for and not mapped: pages of a mapping would count as this process's memory.
+
+What is made from data is kept in a cache (`CHATSMITH_CACHE`, by default ~/.cache/chatsmith) under a hash of everything
+it was made from, this package's code included: nothing in it can be out of date. What nothing has used for a month
+goes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+T = TypeVar("T")
+
+KEPT_DAYS = 30
+
+
+class Lazy(Sequence[T], ABC):
+    """A sequence whose rows are made when asked for."""
+
+    @abstractmethod
+    def row(self, index: int) -> T:
+        """The row of that number, from 0 to the length."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        chosen = range(len(self))[index]  # IndexError beyond the end, and counts from the end
+        return self.row(chosen) if isinstance(chosen, int) else [self.row(i) for i in chosen]
+
+
+class Ragged(Lazy[Array]):
+    """Arrays of different lengths in one flat file."""
+
+    def __init__(self, path: Path, dtype: str, ends: Array) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._dtype = np.dtype(dtype)
+        self._ends = ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def row(self, index: int) -> Array:
+        return np.frombuffer(self.read(index), self._dtype)
+
+    def read(self, index: int) -> bytes:
+        """The bytes of a row."""
+        begin = int(self._ends[index - 1]) if index else 0
+        size = self._dtype.itemsize
+        return os.pread(self._file.fileno(), (int(self._ends[index]) - begin) * size, begin * size)
+
+    @property
+    def lengths(self) -> Array:
+        """[rows] int64."""
+        lengths: Array = np.diff(self._ends, prepend=0)
+        return lengths
+
+
+class Writer:
+    """Appends to the columns of an entry, each of ragged rows or of plain numbers."""
+
+    def __init__(self, directory: Path, ragged: Mapping[str, str], numbers: Mapping[str, Any]) -> None:
+        self._directory = directory
+        self._dtypes = ragged
+        self._files = {name: (directory / f"{name}.bin").open("wb") for name in ragged}
+        self._lengths = {name: [np.zeros(0, np.int64)] for name in ragged}
+        self._numbers = {name: [np.zeros(0, dtype)] for name, dtype in numbers.items()}
+
+    def rows(self, name: str, rows: Sequence[bytes]) -> None:
+        """Append ragged rows, as the bytes of their numbers."""
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows)) // np.dtype(self._dtypes[name]).itemsize
+        self._lengths[name].append(lengths)
+        self._files[name].writelines(rows)
+
+    def numbers(self, name: str, values: Sequence[Any] | Array) -> None:
+        """Append numbers."""
+        self._numbers[name].append(np.asarray(values, self._numbers[name][0].dtype))
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Close the files; an entry is complete once its facts stand beside them."""
+        for name, file in self._files.items():
+            file.close()
+            np.save(self._directory / f"{name}.ends.npy", np.concatenate(self._lengths[name]).cumsum())
+        for name, chunks in self._numbers.items():
+            np.save(self._directory / f"{name}.npy", np.concatenate(chunks))
+        (self._directory / "entry.json").write_text(json.dumps({"facts": facts, "rows": dict(self._dtypes)}))
+
+
+class Entry:
+    """What a `Writer` wrote."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        held = json.loads((directory / "entry.json").read_text())
+        self.facts: dict[str, Any] = held["facts"]
+        self._rows = {
+            name: Ragged(directory / f"{name}.bin", dtype, np.load(directory / f"{name}.ends.npy"))
+            for name, dtype in held["rows"].items()
+        }
+        self._numbers = {
+            path.stem: np.load(path) for path in directory.glob("*.npy") if not path.name.endswith(".ends.npy")
+        }
+
+    def rows(self, name: str) -> Ragged:
+        return self._rows[name]
+
+    def numbers(self, name: str) -> Array:
+        column: Array = self._numbers[name]
+        return column
+
+
+def stored(
+    kind: str,
+    key: Sequence[str] | None,
+    write: Callable[[Writer], dict[str, Any]],
+    *,
+    ragged: Mapping[str, str],
+    numbers: Mapping[str, Any],
+) -> Entry:
+    """The entry that `write` makes, from the cache if it was made before.
+
+    Args:
+        kind: what it is; with `key` its name in the cache.
+        key: hashes and settings of all it is made from. None: it cannot be told, so the entry is made anew and is gone
+            with this process.
+        write: fills the columns; returns facts about them.
+        ragged, numbers: names and dtypes of the two kinds of columns.
+    """
+
+    def make(directory: Path) -> Entry:
+        writer = Writer(directory, ragged, numbers)
+        writer.finish(write(writer))
+        return Entry(directory)
+
+    root = cache_directory()
+    root.mkdir(parents=True, exist_ok=True)
+    if key is None:
+        with tempfile.TemporaryDirectory(dir=root, prefix="making-") as temporary:
+            return make(Path(temporary))  # open files outlive their names
+    place = root / f"{kind}-{hash_of(kind, code_hash(), *key)}"
+    if (place / "entry.json").exists():
+        os.utime(place)
+        return Entry(place)
+    _forget_unused(root)
+    making = Path(tempfile.mkdtemp(dir=root, prefix="making-"))
+    try:
+        make(making)
+        try:
+            making.rename(place)
+        except OSError:  # another process made the same meanwhile
+            assert (place / "entry.json").exists(), f"{place} cannot be made"
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return Entry(place)
+
+
+def cache_directory() -> Path:
+    """Where prepared data is kept; whoever deletes it loses time and nothing else."""
+    chosen = os.environ.get("CHATSMITH_CACHE")
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "chatsmith"
+    return Path(chosen or default).expanduser()
+
+
+def hash_of(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@cache
+def code_hash() -> str:
+    """Of this package and the libraries that render and tokenise."""
+    versions = [version(name) for name in ("transformers", "tokenizers", "jinja2", "datasets")]
+    digest = hashlib.sha256(json.dumps(versions).encode())
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _forget_unused(root: Path) -> None:
+    oldest = time.time() - KEPT_DAYS * 86400
+    for entry in root.iterdir():
+        if entry.stat().st_mtime < oldest:
+            shutil.rmtree(entry, ignore_errors=True)

@@ -1,0 +1,121 @@
+"""Tokenised rows on disk, under a hash of everything that decides what they are."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from chatsmith.data.chat import Encoded
+from chatsmith.data.parallel import in_chunks
+from chatsmith.data.records import sha256_of
+from chatsmith.data.store import Array, Entry, Lazy, Ragged, Writer, hash_of, stored
+from chatsmith.types import Record
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+class EncodedRows(Lazy[Encoded]):
+    """Conversations or texts as `Encoded`, from disk."""
+
+    def __init__(self, tokens: Ragged, targets: Ragged) -> None:
+        self._tokens, self._targets = tokens, targets
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def row(self, index: int) -> Encoded:
+        return Encoded(self._tokens.row(index).tolist(), self._targets.row(index).tolist())
+
+    @property
+    def lengths(self) -> Array:
+        """[rows] tokens."""
+        return self._tokens.lengths
+
+
+class TokenRows(Lazy[tuple[int, ...]]):
+    """Token ids of prompts, from disk."""
+
+    def __init__(self, tokens: Ragged) -> None:
+        self._tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def row(self, index: int) -> tuple[int, ...]:
+        return tuple(self._tokens.row(index).tolist())
+
+
+ROWS = {"tokens": "i4", "targets": "?"}
+"""Names and dtypes of what `as_columns` gives."""
+
+
+def as_columns(rows: Sequence[Encoded]) -> Columns:
+    """The rows as bytes, for a `Writer`."""
+    return {
+        "tokens": as_bytes([row.tokens for row in rows]),
+        "targets": [bytes(row.targets) for row in rows],
+    }
+
+
+def as_bytes(rows: Sequence[Sequence[int]]) -> list[bytes]:
+    """Rows of token ids as bytes of int32."""
+    return [np.array(row, np.int32).tobytes() for row in rows]
+
+
+def encoded(
+    kind: str,
+    tokenizer: Any,
+    records: Sequence[Record],
+    encode: Callable[[list[Record]], Sequence[Encoded]],
+    *,
+    settings: Sequence[object],
+) -> EncodedRows:
+    """All that `encode` makes of the records, given some at a time, as rows on disk."""
+
+    def work(chunk: list[Record]) -> tuple[Columns, Columns]:
+        rows = encode(chunk)
+        return as_columns(rows), {}
+
+    entry = prepared(kind, tokenizer, records, work, settings=settings, ragged=ROWS, numbers={})
+    return EncodedRows(entry.rows("tokens"), entry.rows("targets"))
+
+
+def prepared(
+    kind: str,
+    tokenizer: Any,
+    records: Sequence[Record],
+    work: Callable[[list[Record]], tuple[Columns, Columns]],
+    *,
+    settings: Sequence[object],
+    ragged: Mapping[str, str],
+    numbers: Mapping[str, str],
+) -> Entry:
+    """The entry of what `work` makes of the records, given some at a time: its ragged rows and its numbers.
+
+    Args:
+        kind: what it is made for, with `settings` all that decides the result beside tokenizer and records.
+        ragged, numbers: names and dtypes of the columns.
+    """
+    sha256 = sha256_of(records)
+    key = None if sha256 is None else [sha256, tokenizer_hash(tokenizer), json.dumps(settings)]
+
+    def write(writer: Writer) -> dict[str, Any]:
+        chunks = in_chunks(lambda rows: work([records[i] for i in rows]), len(records), f"Tokenising for {kind}")
+        for rows, values in chunks:
+            for name, column in rows.items():
+                writer.rows(name, column)
+            for name, column in values.items():
+                writer.numbers(name, column)
+        return {}
+
+    return stored(kind, key, write, ragged=ragged, numbers=numbers)
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Of all that decides which tokens a conversation becomes."""
+    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
+    names = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
+    parts = (type(tokenizer).__name__, vocabulary, names, str(tokenizer.chat_template))
+    return hash_of(*(hashlib.sha256(part.encode()).hexdigest() for part in parts))

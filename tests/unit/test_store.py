@@ -1,0 +1,127 @@
+"""Rows on disk: what comes back, what the cache tells apart, and what processes do."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chatsmith.data import parallel, store
+from chatsmith.data.parallel import CHUNK, FEW, in_chunks
+from chatsmith.data.records import Chosen, choose, from_bytes, to_bytes
+from chatsmith.data.store import Entry, Writer, stored
+from chatsmith.types import Answer, Message, Record
+
+RECORD = Record(
+    prompt=(
+        Message("system", "Kurz."),
+        Message("user", "你好 \ud83c\udf1f".encode("utf-16", "surrogatepass").decode("utf-16")),
+    ),
+    answers=(Answer("Ja.", 1.5), Answer("Nein.")),
+    fields={"a": [1, {"b": None}]},
+    origin="f:1",
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CHATSMITH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def entry(key: list[str] | None, rows: list[list[int]], made: list[str]) -> Entry:
+    def write(writer: Writer) -> dict[str, Any]:
+        made.append("made")
+        for row in rows:
+            writer.rows("rows", [np.array(row, np.int32).tobytes()])
+            writer.numbers("sums", [sum(row)])
+        return {"count": len(rows)}
+
+    return stored("test", key, write, ragged={"rows": "i4"}, numbers={"sums": "f8"})
+
+
+@pytest.mark.parametrize("key", [["k"], None])
+def test_rows_and_numbers_come_back_as_they_were_written(root: Path, key: list[str] | None) -> None:
+    rows = [[1, -2, 3], [], [2**31 - 1]]
+    read = entry(key, rows, [])
+    assert [row.tolist() for row in read.rows("rows")] == rows
+    assert read.rows("rows").lengths.tolist() == [3, 0, 1]
+    assert read.rows("rows")[-1].tolist() == rows[-1]
+    assert [row.tolist() for row in read.rows("rows")[1:]] == rows[1:]
+    with pytest.raises(IndexError):
+        read.rows("rows")[3]
+    assert read.numbers("sums").tolist() == [2.0, 0.0, 2.0**31 - 1]
+    assert read.facts == {"count": 3}
+    assert entry(key, [], []).facts == ({"count": 3} if key else {"count": 0})
+
+
+def test_an_entry_is_made_once_for_each_key_and_code(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    for key in (["a"], ["a"], ["b"], ["a", ""], None, None):
+        entry(key, [[1]], made)
+    assert len(made) == 5
+    monkeypatch.setattr(store, "code_hash", lambda: "other code")
+    entry(["a"], [[1]], made)
+    assert len(made) == 6
+
+
+def test_what_fails_or_has_no_key_leaves_nothing_behind(root: Path) -> None:
+    def write(writer: Writer) -> dict[str, Any]:
+        writer.rows("rows", [b"1234"])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stored("test", ["k"], write, ragged={"rows": "i4"}, numbers={})
+    entry(None, [[1]], [])
+    assert list(root.iterdir()) == []
+    assert entry(["k"], [[5]], []).rows("rows")[0].tolist() == [5]
+
+
+def test_what_nothing_has_used_for_a_month_goes(root: Path) -> None:
+    entry(["old"], [[1]], [])
+    (old,) = root.iterdir()
+    os.utime(old, (0, 0))
+    entry(["new"], [[1]], [])
+    assert not old.exists()
+    assert len(list(root.iterdir())) == 1
+
+
+def test_a_record_comes_back_from_its_bytes() -> None:
+    read = from_bytes(to_bytes(RECORD))
+    assert read == RECORD
+    assert (read.fields, read.origin) == (RECORD.fields, RECORD.origin)  # not compared above
+
+
+def test_rows_are_chosen_over_several_sequences_and_again_from_a_choice() -> None:
+    rows = Chosen(["ab", "", "cde"], np.array([4, 0, 2, 2]), "sha")
+    assert "".join(rows) == "eacc"
+    assert "".join(rows[1:]) == "acc"
+    assert "".join(choose(rows, np.array([3, 0]))) == "ce"
+    assert rows.sha256 == Chosen(["ab", "", "cde"], np.array([4, 0, 2, 2]), "sha").sha256
+    assert len({r.sha256 for r in (rows, rows[1:], Chosen(["x"], rows._index, "other"))}) == 3
+    assert choose(["a"], np.array([0])).sha256 is None
+
+
+def test_chunks_come_in_order_and_from_several_processes_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    held = list(range(2 * FEW * CHUNK + 7))  # forked processes see it without being sent it
+    work = lambda rows: (os.getpid(), [held[i] for i in rows])  # noqa: E731
+    for count, processes in ((0, 0), (5, 1), (len(held), 2)):
+        results = list(in_chunks(work, count, "testing"))
+        assert [row for _, rows in results for row in rows] == held[:count]
+        pids = {pid for pid, _ in results}
+        assert len(pids) <= processes
+        assert (os.getpid() in pids) == (processes == 1)
+
+
+def test_an_error_in_a_process_is_the_callers_and_a_killed_process_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+
+    def fails(rows: range) -> None:
+        raise ValueError(f"bad row {rows.start}")
+
+    with pytest.raises(ValueError, match="bad row 0"):
+        list(in_chunks(fails, 2 * FEW * CHUNK, "testing"))
+    with pytest.raises(parallel.DataError, match="ended by the system"):
+        list(in_chunks(lambda rows: os.kill(os.getpid(), 9), 2 * FEW * CHUNK, "testing"))
