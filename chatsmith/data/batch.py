@@ -65,3 +65,29 @@ def micro_batches(
         else:
             groups.append([row])
     return groups
+
+
+def best_fit(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
+    """Packs of row indices of at most `capacity` tokens, few of them; a longer row is alone.
+
+    Best-fit decreasing: the longest rows first, each into the pack where the least room is left over.
+    """
+    packs: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # packs by the room that is left in them
+    rooms = 0  # bit r is set where a pack has room r: the tightest fit is the lowest bit from the row's length on
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        length = lengths[row]
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            pack = with_room[room].pop()
+            if not with_room[room]:
+                rooms ^= 1 << room
+        else:
+            room, pack = max(capacity, length), len(packs)
+            packs.append([])
+        packs[pack].append(row)
+        if left := room - length:
+            with_room[left].append(pack)
+            rooms |= 1 << left
+    return packs

@@ -2,12 +2,13 @@
 
 Everything but attention works token by token, and with causal attention a token's states depend on nothing but the
 tokens before it. So padding is left out, and what several rows begin with (the prompt of two answers, a system prompt)
-is computed for all of them at once. Only attention needs to know the rows: it sees them again as `[B, T]`, and no token
-attends to another row's. This goes through transformers' attention interface and leaves the model untouched.
+is computed for all of them at once. Only attention needs to know the rows: it sees them again, those of similar length
+side by side, and no token attends to another row's. So rows of any lengths may share a pass. This goes through
+transformers' attention interface and leaves the model untouched.
 Architectures that do not use that interface (BLOOM) compute padded rows; `packs` tells which.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ class Layout:
     index: Tensor  # [B, T] int64: the node of each token; in the padding any node
     flat: Tensor  # [N]: a place of each node, as index into [B * T]
     positions: Tensor  # [N]: of each node in its rows
+    groups: tuple[Tensor, ...]  # of rows of similar length, each [B', T']: the part of `index` that covers them
+    places: Tensor  # [N]: a place of each node in the groups' tokens, counted through them all
 
     @classmethod
     def of(cls, tokens: Tensor, lengths: Tensor) -> "Layout":
@@ -46,7 +49,17 @@ class Layout:
         nodes = torch.where(new, numbers, 0).cummax(0).values  # numbers grow downwards: the last new one above
         first = new.flatten().nonzero()[:, 0]
         flat = order[first // width] * width + first % width
-        return cls(torch.empty_like(nodes).index_copy_(0, order, nodes), flat, first % width)
+        index = torch.empty_like(nodes).index_copy_(0, order, nodes)
+        together = _similar(lengths.tolist(), width)
+        if len(together) == 1:
+            return cls(index, flat, first % width, (index,), flat)
+        groups, starts, begin = [], torch.empty_like(lengths), 0
+        for rows in together:
+            group = index[rows, : int(lengths[rows[0]])]
+            starts[rows] = begin + torch.arange(len(rows), device=tokens.device) * group.shape[1]
+            begin += group.numel()
+            groups.append(group)
+        return cls(index, flat, first % width, tuple(groups), starts[flat // width] + first % width)
 
     def pack(self, padded: Tensor) -> Tensor:
         """[B, T, ...] -> [N, ...], for what is the same wherever a node stands."""
@@ -54,11 +67,36 @@ class Layout:
 
     def unpack(self, packed: Tensor) -> Tensor:
         """[N, ...] -> [B, T, ...]; padding is undefined. Gradients of a node add up over its rows."""
-        return packed.index_select(0, self.index.flatten()).view(*self.index.shape, *packed.shape[1:])
+        return _spread(packed, self.index)
+
+    def regroup(self, packed: Tensor) -> list[Tensor]:
+        """[N, ...] -> [B', T', ...] for each group, as `unpack`."""
+        return [_spread(packed, group) for group in self.groups]
+
+    def ungroup(self, grouped: Sequence[Tensor]) -> Tensor:
+        """The inverse of `regroup`, for what is the same wherever a node stands."""
+        return torch.cat([rows.flatten(0, 1) for rows in grouped]).index_select(0, self.places)
 
 
-def packed_hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Last hidden states [B, T, d] of right-padded tokens [B, T], each node of their prefix tree computed once."""
+def _spread(packed: Tensor, index: Tensor) -> Tensor:
+    return packed.index_select(0, index.flatten()).view(*index.shape, *packed.shape[1:])
+
+
+def _similar(lengths: list[int], width: int) -> list[list[int]]:
+    """Rows in groups, longest first; in a group the padding is small. One group where there is little to save."""
+    if 4 * sum(lengths) > 3 * width * len(lengths):
+        return [list(range(len(lengths)))]
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if groups and 3 * lengths[row] > 2 * lengths[groups[-1][0]]:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def packed_hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor, where: Tensor) -> Tensor:
+    """As `scoring.hidden_states`, each node of the rows' prefix tree computed once."""
     layout = Layout.of(tokens, lengths)
     with packed_attention(backbone.config):
         states = backbone(
@@ -67,7 +105,8 @@ def packed_hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor) -> Tens
             use_cache=False,
             packed_layout=layout,
         ).last_hidden_state
-    return layout.unpack(states[0])
+    selected: Tensor = states[0].index_select(0, layout.index[where])
+    return selected
 
 
 @torch.no_grad()
@@ -77,8 +116,9 @@ def packs(backbone: Any) -> bool:
         rows = [[3, 4, 5, 0, 0], [3, 4, 6, 7, 8], [9, 10, 11, 12, 0]]
         tokens = torch.tensor(rows, device=backbone.device) % backbone.config.get_text_config().vocab_size
         lengths = torch.tensor([3, 5, 4], device=backbone.device)
+        real = torch.arange(5, device=backbone.device) < lengths[:, None]
         try:
-            packed = packed_hidden_states(backbone, tokens, lengths)
+            together = packed_hidden_states(backbone, tokens, lengths, real)
         except (TypeError, ValueError, RuntimeError, KeyError):
             _packs[backbone] = False
         else:
@@ -88,7 +128,6 @@ def packs(backbone: Any) -> bool:
             ]
             expected = torch.cat(alone)
             tolerance = 1e-3 if expected.dtype == torch.float32 else 5e-2  # another row's tokens would cost ~1
-            together = torch.cat([states[:n] for states, n in zip(packed, lengths, strict=True)])
             difference = (together - expected).norm() / expected.norm()
             _packs[backbone] = bool(difference < tolerance)
     return _packs[backbone]
@@ -127,22 +166,28 @@ def _packed_attention(
     if softcap is not None:  # Gemma 2: too small a difference for the trial in `packs` to see
         raise ValueError("capped attention scores cannot be packed")
     layout = packed_layout
-    q, k, v = (layout.unpack(x[0].transpose(0, 1)).transpose(1, 2) for x in (query, key, value))  # [B, H, T, D]
+    rows = zip(*(layout.regroup(x[0].transpose(0, 1)) for x in (query, key, value)), strict=True)
+    outputs = [_attention(q, k, v, scaling, sliding_window) for q, k, v in rows]
+    return layout.ungroup(outputs)[None], None
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, sliding_window: int | None) -> Tensor:
+    """Causal attention within rows. query, key, value [B, T, H, D] -> [B, T, H, D]."""
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # [B, H, T, D]
     mask = None
-    width = layout.index.shape[1]
-    if sliding_window is not None and sliding_window < width:
-        steps = torch.arange(width, device=query.device)
+    if sliding_window is not None and sliding_window < q.shape[2]:
+        steps = torch.arange(q.shape[2], device=q.device)
         distance = steps[:, None] - steps[None]
         mask = (distance >= 0) & (distance < sliding_window)
-    grouped = query.shape[1] != key.shape[1]
-    if grouped and query.is_cuda and (mask is not None or query.dtype == torch.float32):
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and q.is_cuda and (mask is not None or q.dtype == torch.float32):
         # no kernel but the one that writes out all scores takes grouped heads then
-        k, v = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (k, v))
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
         grouped = False
     output = scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
     )
-    return layout.pack(output.transpose(1, 2))[None], None
+    return output.transpose(1, 2)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -18,15 +18,21 @@ from torch.nn.functional import linear
 from chatsmith.models.packing import packed_hidden_states, packs
 
 
-def hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Last hidden states [B, T, d] of right-padded tokens [B, T] with `lengths` [B] real ones; padding is undefined."""
+def hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor, where: Tensor) -> Tensor:
+    """Last hidden states [N, d] at N places of rows, in the order of the rows.
+
+    Args:
+        tokens: [B, T] right-padded.
+        lengths: [B] real tokens per row.
+        where: [B, T] bool, N times True, never in the padding.
+    """
     if packs(backbone):
-        return packed_hidden_states(backbone, tokens, lengths)
+        return packed_hidden_states(backbone, tokens, lengths, where)
     extra: dict[str, Any] = {"use_cache": False}
     if "position_ids" in inspect.signature(backbone.forward).parameters:  # BLOOM has none: ALiBi
         extra["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None].expand_as(tokens)
     states: Tensor = backbone(input_ids=tokens, **extra).last_hidden_state
-    return states
+    return states[where]
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
@@ -59,9 +65,7 @@ def token_logprobs(
         logprobs [B, T] and entropies [B, T] (nats, no gradient), both 0 outside the mask.
     """
     assert not mask[:, 0].any(), "the first token of a row is predicted by nothing"
-    hidden = hidden_states(model.base_model, tokens, lengths)  # [B, T, d]
-    predicted = mask[:, 1:]
-    selected, targets = hidden[:, :-1][predicted], tokens[:, 1:][predicted]  # [N, d], [N]
+    selected, targets = hidden_states(model.base_model, tokens, lengths, _before(mask)), tokens[mask]  # [N, d], [N]
 
     def logits(states: Tensor) -> Tensor:
         whole = head_logits(model, states)  # [n, V]
@@ -135,8 +139,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
 def token_values(critic: Any, tokens: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
     """Values [B, T] of the states *before* each masked token is emitted, fp32, 0 outside the mask."""
-    hidden = hidden_states(critic.backbone, tokens, lengths)
-    return _place(critic.value(hidden[:, :-1][mask[:, 1:]]), mask)
+    return _place(critic.value(hidden_states(critic.backbone, tokens, lengths, _before(mask))), mask)
 
 
 def sequence_scores(reward_model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -147,9 +150,19 @@ def sequence_scores(reward_model: Any, tokens: Tensor, lengths: Tensor) -> Tenso
         tokens: [B, T] right-padded.
         lengths: [B] real tokens per row.
     """
-    hidden = hidden_states(reward_model.base_model, tokens, lengths)
-    last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]  # [B, d]
+    last = last_hidden_states(reward_model.base_model, tokens, lengths)  # [B, d]
     return linear(last.float(), reward_model.score.weight.float())[:, 0]
+
+
+def last_hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Last hidden states [B, d] at the last real token of each row of right-padded tokens [B, T]."""
+    is_last = torch.arange(tokens.shape[1], device=tokens.device) == lengths[:, None] - 1
+    return hidden_states(backbone, tokens, lengths, is_last)
+
+
+def _before(mask: Tensor) -> Tensor:
+    """Where the masked tokens [B, T] are predicted: one place earlier."""
+    return mask.roll(-1, 1)  # nothing wraps around: the first token of a row is never masked
 
 
 def _place(values: Tensor, mask: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from chatsmith.algo.losses import pairs_of
 from chatsmith.data.batch import micro_batches, pad
 from chatsmith.evaluate import Interval, proportion
 from chatsmith.models.reward import encode_samples
-from chatsmith.models.scoring import hidden_states
+from chatsmith.models.scoring import last_hidden_states
 from chatsmith.stages.reward import encode_ranked
 from chatsmith.types import Record, Sample
 
@@ -108,8 +108,7 @@ def _last_states(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_
     result: list[Tensor] = [torch.empty(0)] * len(rows)
     for group in micro_batches([len(row) for row in rows], max_tokens=max_batch_tokens):
         tokens, lengths = pad([rows[i] for i in group], pad_id=tokenizer.pad_token_id)
-        states = hidden_states(model.base_model, tokens.to(model.device), lengths.to(model.device))
-        last = states[torch.arange(len(group)), lengths - 1].float().cpu()
+        last = last_hidden_states(model.base_model, tokens.to(model.device), lengths.to(model.device)).float().cpu()
         for index, state in zip(group, last, strict=True):
             result[index] = state
     return torch.stack(result)

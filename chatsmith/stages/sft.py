@@ -11,11 +11,12 @@ from torch import Tensor
 
 from chatsmith.algo.losses import language_model_loss
 from chatsmith.config import Config
-from chatsmith.data.batch import batches, micro_batches, pad, pad_mask
+from chatsmith.data.batch import batches, best_fit, micro_batches, pad, pad_mask
 from chatsmith.data.chat import Encoded, encode, encode_prompts
 from chatsmith.data.tokens import EncodedRows, encoded
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import DataError
+from chatsmith.models.packing import packs
 from chatsmith.models.scoring import token_logprobs
 from chatsmith.runtime import StageRun
 from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, total_steps
@@ -96,7 +97,12 @@ def train_sft(
         loss = language_model_backward(learner, actor, tokenizer, batch, config, loss_on=settings.loss_on)
         factor = learning_rate_factor(settings, step, total)
         norms = guard.step([(learner, factor)], partial(as_text, tokenizer, [row.tokens for row in batch]))
-        metrics = {"sft/loss": loss, "sft/lr": settings.lr * factor, "sft/skipped": float(guard.skipped)}
+        metrics = {
+            "sft/loss": loss,
+            "sft/lr": settings.lr * factor,
+            "sft/fill": _fill(actor, [len(row.tokens) for row in batch], config),
+            "sft/skipped": float(guard.skipped),
+        }
         if norms is not None:
             metrics["sft/grad_norm"] = norms[0]
         if (step + 1) % evaluate_every == 0 or step == total - 1:
@@ -154,7 +160,7 @@ def language_model_backward(
     """Collect the gradient of weight * mean target-token loss of a batch; returns the unweighted loss."""
     losses = []
     count = torch.tensor(float(sum(sum(_targets(row, loss_on)) for row in batch)))
-    for group in micro_batches([len(row.tokens) for row in batch], max_tokens=config.engine.max_batch_tokens):
+    for group in _passes(model, [len(row.tokens) for row in batch], config):
         logprobs, mask = _target_logprobs(model, tokenizer, [batch[i] for i in group], config, loss_on)
         loss = language_model_loss(logprobs, mask, count=count.to(mask.device))
         learner.backward(weight * loss)
@@ -162,11 +168,23 @@ def language_model_backward(
     return math.fsum(torch.stack(losses).tolist())  # waits for the device once
 
 
+def _passes(model: Any, lengths: Sequence[int], config: Config) -> list[list[int]]:
+    """Which rows go through the model together: packed rows may have any lengths, others pay for the longest."""
+    if packs(model.base_model):
+        return best_fit(lengths, capacity=config.engine.max_batch_tokens)
+    return micro_batches(lengths, max_tokens=config.engine.max_batch_tokens)
+
+
+def _fill(model: Any, lengths: Sequence[int], config: Config) -> float:
+    """Real tokens over what the passes they take could hold."""
+    return sum(lengths) / (len(_passes(model, lengths, config)) * config.engine.max_batch_tokens)
+
+
 @torch.no_grad()
 def evaluate_language_model(model: Any, tokenizer: Any, rows: Sequence[Encoded], config: Config) -> float:
     """Mean loss in nats over the target tokens of all rows."""
     total, count = 0.0, 0
-    for group in micro_batches([len(row.tokens) for row in rows], max_tokens=config.engine.max_batch_tokens):
+    for group in _passes(model, [len(row.tokens) for row in rows], config):
         logprobs, mask = _target_logprobs(model, tokenizer, [rows[i] for i in group], config, "assistant")
         total -= logprobs.double().sum().item()
         count += int(mask.sum())

@@ -45,8 +45,26 @@ def test_layout_by_hand():
     assert layout.index[1, :1].tolist() == [0]
     assert layout.index[2].tolist() == [1, 2, 3, 4]
     padded = torch.tensor([[7, 6, 99, 99], [4, 99, 99, 99], [7, 6, 0, 5]])
-    assert layout.pack(padded).tolist() == [token for _, token in tree]
-    assert layout.unpack(layout.pack(padded))[2].tolist() == padded[2].tolist()
+    packed = layout.pack(padded)
+    assert packed.tolist() == [token for _, token in tree]
+    # lengths 4, 2 and 1 are too different to stand side by side
+    groups = layout.regroup(packed)
+    assert [group.tolist() for group in groups] == [[[7, 6, 0, 5]], [[7, 6]], [[4]]]
+    assert layout.ungroup(groups).tolist() == packed.tolist()
+
+
+def test_rows_of_similar_length_attend_side_by_side():
+    def widths(lengths):
+        rows = [random_row(length) for length in lengths]
+        tokens, counts = pad(rows, pad_id=0)
+        layout = Layout.of(tokens, counts)
+        packed = layout.pack(tokens)
+        assert layout.ungroup(layout.regroup(packed)).tolist() == packed.tolist()
+        return [tuple(group.shape) for group in layout.groups]
+
+    assert widths([9, 10, 8, 10]) == [(4, 10)]
+    assert widths([40, 3, 39, 4, 5, 20]) == [(2, 40), (1, 20), (2, 5), (1, 3)]
+    assert widths([7]) == [(1, 7)]
 
 
 @pytest.mark.parametrize("tree", TREES)
@@ -57,19 +75,20 @@ def test_every_node_of_the_prefix_tree_is_computed_once(tree):
     assert packs(backbone)  # its trial is not to be counted
     seen = []
     backbone.get_input_embeddings().register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape))
-    hidden_states(backbone, *pad(rows, pad_id=0))
+    hidden_states(backbone, *padded(rows))
     assert seen == [(1, nodes)]
+
+
+def padded(rows):
+    """The arguments of `hidden_states` for all tokens of the rows."""
+    tokens, lengths = pad(rows, pad_id=0)
+    return tokens, lengths, torch.arange(tokens.shape[1]) < lengths[:, None]
 
 
 def states_and_gradients(rows, family="llama", packed=True):
     backbone = tiny_model(family).base_model
     weights = torch.Generator().manual_seed(5)
-    if packed:
-        tokens, lengths = pad(rows, pad_id=0)
-        padded = hidden_states(backbone, tokens, lengths)
-        states = torch.cat([padded[i, :n] for i, n in enumerate(lengths)])
-    else:
-        states = torch.cat(alone(backbone, rows))
+    states = hidden_states(backbone, *padded(rows)) if packed else torch.cat(alone(backbone, rows))
     (states * torch.randn(states.shape, generator=weights)).sum().backward()
     return states.detach(), {n: p.grad for n, p in backbone.named_parameters() if p.grad is not None}
 
@@ -112,15 +131,13 @@ def test_which_families_pack(family):
 @pytest.mark.parametrize("family", PACKING)
 def test_packed_rows_give_the_hidden_states_of_rows_alone(family):
     backbone = tiny_model(family).base_model
-    tokens, lengths = pad(ROWS, pad_id=0)
     with torch.no_grad():
-        packed = packed_hidden_states(backbone, tokens, lengths)
-        for row, expected in enumerate(alone(backbone)):
-            torch.testing.assert_close(packed[row, : len(expected)], expected, atol=2e-5, rtol=1e-4)
+        packed = packed_hidden_states(backbone, *padded(ROWS))
+        torch.testing.assert_close(packed, torch.cat(alone(backbone)), atol=2e-5, rtol=1e-4)
         one_long_row = backbone(
             input_ids=torch.tensor([functools.reduce(operator.iadd, ROWS, [])]), use_cache=False
         ).last_hidden_state[0]
-        assert not torch.allclose(one_long_row[9:35], packed[1, :26], atol=1e-2)  # what crossing records would give
+        assert not torch.allclose(one_long_row[9:35], packed[9:35], atol=1e-2)  # what crossing records would give
 
 
 @pytest.mark.parametrize("family", PACKING)
@@ -128,10 +145,9 @@ def test_packed_gradients_equal_those_of_rows_alone(family):
     gradients = []
     for packed in (True, False):
         backbone = tiny_model(family).base_model
-        tokens, lengths = pad(ROWS, pad_id=0)
         if packed:
-            states = hidden_states(backbone, tokens, lengths)
-            loss = sum(states[i, :n].square().mean() for i, n in enumerate(lengths.tolist()))
+            states = hidden_states(backbone, *padded(ROWS)).split([len(row) for row in ROWS])
+            loss = sum(states.square().mean() for states in states)
         else:
             loss = sum(states.square().mean() for states in alone(backbone))
         loss.backward()
@@ -145,9 +161,9 @@ def test_packed_gradients_equal_those_of_rows_alone(family):
 def test_the_model_is_left_as_it_was():
     model = tiny_model("llama")
     before = model.config._attn_implementation
-    tokens, lengths = pad(ROWS, pad_id=0)
-    packed_hidden_states(model.base_model, tokens, lengths)
+    tokens, lengths, where = padded(ROWS)
+    packed_hidden_states(model.base_model, tokens, lengths, where)
     assert model.config._attn_implementation == before
     with pytest.raises(IndexError):
-        packed_hidden_states(model.base_model, tokens + 10_000, lengths)
+        packed_hidden_states(model.base_model, tokens + 10_000, lengths, where)
     assert model.config._attn_implementation == before

@@ -3,8 +3,10 @@
 import itertools
 
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from chatsmith.data.batch import batches, micro_batches, pad
+from chatsmith.data.batch import batches, best_fit, micro_batches, pad
 
 
 def test_every_row_is_seen_once_per_epoch_even_if_the_batch_does_not_divide_it():
@@ -46,6 +48,30 @@ def test_micro_batches_keep_the_rows_of_a_prompt_together():
     assert micro_batches(lengths, max_tokens=27, prompts=prompts) == [[1, 3, 6, 2, 5], [0, 4, 7]]
     assert micro_batches(lengths, max_tokens=10, prompts=prompts) == [[1, 3, 6], [2, 5], [0], [4], [7]]
     assert micro_batches([9, 2, 5], max_tokens=100, prompts=[4, 2, 3]) == micro_batches([9, 2, 5], max_tokens=100)
+
+
+def test_best_fit_by_hand():
+    # 12 is alone; 6 opens A (4 left), 5 opens B (5 left); 4 fits A best, 3 and 2 fill B, the other 2 opens C
+    assert best_fit([3, 6, 2, 12, 5, 2, 4], capacity=10) == [[3], [1, 6], [4, 0, 2], [5]]
+    assert best_fit([], capacity=10) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 60), max_size=80), st.integers(1, 50))
+def test_best_fit_is_what_a_search_through_all_packs_gives(lengths, capacity):
+    packs = best_fit(lengths, capacity=capacity)
+    assert sorted(itertools.chain.from_iterable(packs)) == list(range(len(lengths)))
+    assert all(len(pack) == 1 or sum(lengths[row] for row in pack) <= capacity for pack in packs)
+    rooms = []  # the same by search: the smallest room that is large enough
+    for length in sorted(lengths, reverse=True):
+        fitting = [room for room in rooms if room >= length]
+        if fitting:
+            rooms[rooms.index(min(fitting))] -= length
+        else:
+            rooms.append(max(capacity, length) - length)
+    assert sorted(
+        max(capacity, *(lengths[row] for row in pack)) - sum(lengths[r] for r in pack) for pack in packs
+    ) == sorted(rooms)
 
 
 def test_padding_is_on_the_right():
