@@ -7,54 +7,70 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
 from chatsmith.data.progress import progress
 from chatsmith.errors import DataError
 
+S = TypeVar("S", bound=Sized)
 T = TypeVar("T")
 
 CHUNK = 500  # rows that are prepared together
-FEW = 8  # chunks for which processes do not pay
+FEW = 16  # chunks for which processes do not pay
+AHEAD = 4  # chunks per process that are done, or being done, before they are asked for
 
-_work: Callable[[range], Any]  # what forked processes do; set right before they are made
+_work: Callable[[Any], Any]  # what forked processes do; set right before they are made
 
 
-def in_chunks(work: Callable[[range], T], count: int, what: str) -> Iterator[T]:
-    """`work(rows)` for each chunk of range(count), in order.
+def chunks_of(rows: Iterable[T]) -> Iterator[list[T]]:
+    """The rows in order, `CHUNK` at a time."""
+    rest = iter(rows)
+    while chunk := list(islice(rest, CHUNK)):
+        yield chunk
+
+
+def ranges_of(count: int) -> Iterator[range]:
+    """range(count), `CHUNK` at a time."""
+    return (range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+
+
+def in_parallel(work: Callable[[S], T], chunks: Iterable[S], what: str, total: int | None = None) -> Iterator[T]:
+    """`work(chunk)` for each chunk, in order.
 
     Args:
-        what: is being done, for the terminal.
+        what: is being done, for the terminal; `total` is how many rows the chunks hold, if that is known.
     Raises:
         DataError: if the system ended one of the processes.
     """
-    with progress(what, count) as advance:
-        for start, result in zip(range(0, count, CHUNK), _results(work, count), strict=True):
+    with progress(what, total) as advance:
+        for size, result in _results(work, iter(chunks)):
             yield result
-            advance(min(CHUNK, count - start))
+            advance(size)
 
 
-def _results(work: Callable[[range], T], count: int) -> Iterator[T]:
-    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-    processes = min(len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1, len(chunks) // FEW)
+def _results(work: Callable[[S], T], chunks: Iterator[S]) -> Iterator[tuple[int, T]]:
+    first = list(islice(chunks, FEW + 1))
+    processes = len(os.sched_getaffinity(0)) if sys.platform == "linux" and len(first) > FEW else 1
     if processes < 2:
-        yield from map(work, chunks)
+        yield from ((len(chunk), work(chunk)) for chunk in chain(first, chunks))
         return
     global _work
     _work = work
     with ProcessPoolExecutor(processes, get_context("fork"), _begin) as pool:
-        ahead: deque[Future[T]] = deque()
+        ahead: deque[tuple[int, Future[T]]] = deque()
         try:
-            for chunk in chunks:
-                ahead.append(pool.submit(_do, chunk))
-                if len(ahead) > 4 * processes:  # what is done but not taken waits in memory
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            for chunk in chain(first, chunks):
+                ahead.append((len(chunk), pool.submit(_do, chunk)))
+                if len(ahead) > AHEAD * processes:
+                    size, done = ahead.popleft()
+                    yield size, done.result()
+            for size, done in ahead:
+                yield size, done.result()
         except BrokenProcessPool:
             raise DataError(
                 "a process that prepared data was ended by the system, most likely for lack of memory: "
@@ -70,5 +86,5 @@ def _begin() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _do(rows: range) -> Any:
-    return _work(rows)
+def _do(chunk: Any) -> Any:
+    return _work(chunk)

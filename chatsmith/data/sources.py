@@ -9,7 +9,6 @@ A record is named "file:line" (.jsonl, .csv and .txt, from 1) or "file[row]" (ev
 
 import difflib
 import hashlib
-import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -19,8 +18,7 @@ from typing import Any, Literal
 
 from chatsmith.data.files import SUFFIXES, Row, dataset_rows, read_rows, root_of
 from chatsmith.data.formats import to_record
-from chatsmith.data.parallel import CHUNK
-from chatsmith.data.progress import progress
+from chatsmith.data.parallel import chunks_of, in_parallel
 from chatsmith.data.records import Decoded, from_bytes, to_bytes
 from chatsmith.data.spec import Spec
 from chatsmith.data.split import POINT, point
@@ -66,6 +64,16 @@ class _Table:
     key: str | None
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What some rows gave: records as bytes, a `POINT` of each, all they say, and what was left out."""
+
+    records: list[bytes]
+    points: list[tuple[float, float, float, int]]
+    said: bytes
+    dropped: list[Dropped]
+
+
 def read_source(spec: Spec, *, on_error: Literal["raise", "skip"], split_seed: int) -> Source:
     """Reads all records that a spec names, in their order.
 
@@ -103,20 +111,25 @@ def read_source(spec: Spec, *, on_error: Literal["raise", "skip"], split_seed: i
 
 
 def _read(table: _Table, on_error: Literal["raise", "skip"], split_seed: int, writer: Writer, digest: Any) -> None:
+    def read(rows: list[Row]) -> _Read:
+        good, bad = _records(rows, on_error)
+        said = [repr((r.prompt, [(a.content, a.score) for a in r.answers], r.text)) for r in good]
+        return _Read(
+            [to_bytes(record) for record in good],
+            [point(record, split_seed) for record in good],
+            "".join(said).encode(),
+            bad,
+        )
+
     count = dropped = 0
     first_bad: Dropped | None = None
-    rows = iter(table.rows)
-    with progress(f"Reading {table.name}") as advance:
-        while chunk := list(itertools.islice(rows, CHUNK)):
-            good, bad = _records(chunk, on_error)
-            writer.rows("records", [to_bytes(record) for record in good])
-            writer.rows("dropped", [json.dumps([drop.origin, drop.reason]).encode() for drop in bad])
-            writer.numbers("points", [point(record, split_seed) for record in good])
-            for r in good:
-                digest.update(repr((r.prompt, [(a.content, a.score) for a in r.answers], r.text)).encode())
-            count, dropped = count + len(good), dropped + len(bad)
-            first_bad = first_bad or (bad[0] if bad else None)
-            advance(len(chunk))
+    for chunk in in_parallel(read, chunks_of(table.rows), f"Reading {table.name}"):
+        writer.rows("records", chunk.records)
+        writer.numbers("points", chunk.points)
+        writer.rows("dropped", [json.dumps([drop.origin, drop.reason]).encode() for drop in chunk.dropped])
+        digest.update(chunk.said)
+        count, dropped = count + len(chunk.records), dropped + len(chunk.dropped)
+        first_bad = first_bad or next(iter(chunk.dropped), None)
     if first_bad and not count:
         raise DataError(
             f"{table.name}: none of its {dropped} records can be read, so skipping the bad ones leaves nothing. "

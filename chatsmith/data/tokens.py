@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from chatsmith.data.chat import Encoded
-from chatsmith.data.parallel import in_chunks
+from chatsmith.data.parallel import in_parallel, ranges_of
 from chatsmith.data.records import sha256_of
 from chatsmith.data.store import Array, Entry, Lazy, Ragged, Writer, hash_of, stored
 from chatsmith.types import Record
@@ -102,8 +102,11 @@ def prepared(
     key = None if sha256 is None else [sha256, tokenizer_hash(tokenizer), json.dumps(settings)]
 
     def write(writer: Writer) -> dict[str, Any]:
-        chunks = in_chunks(lambda rows: work([records[i] for i in rows]), len(records), f"Tokenising for {kind}")
-        for rows, values in chunks:
+        def work_on(rows: range) -> tuple[Columns, Columns]:
+            return work([records[i] for i in rows])
+
+        what = f"Tokenising for {kind}"
+        for rows, values in in_parallel(work_on, ranges_of(len(records)), what, len(records)):
             for name, column in rows.items():
                 writer.rows(name, column)
             for name, column in values.items():

@@ -143,6 +143,21 @@ def test_reordering_and_appending_move_no_record() -> None:
     assert longer != before
 
 
+def test_shards_of_a_source_are_dealt_as_the_whole() -> None:
+    def places(sources: list[Source]) -> dict[Record, tuple[Stage, str]]:
+        dealt = mix(sources, split=SPLIT, held_out_fraction=0.2)
+        return {
+            record: (stage, side)
+            for stage, data in dealt.items()
+            for side in ("train", "held_out")
+            for record in getattr(data, side)
+        }
+
+    whole = places([source(PAIRS[:500])])
+    assert places([source(PAIRS[i:500:3]) for i in range(3)]) == whole
+    assert places([source(PAIRS[:500], seed=1)]) != whole
+
+
 def test_weight_copies_training_records_only_and_by_their_text() -> None:
     def counts(weight: float) -> tuple[int, int]:
         data = mix([source(PAIRS, ("rl",), weight)], split=SPLIT, held_out_fraction=0.25)["rl"]

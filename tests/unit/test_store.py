@@ -1,16 +1,18 @@
 """Rows on disk: what comes back, what the cache tells apart, and what processes do."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from chatsmith.data import parallel, store
-from chatsmith.data.parallel import CHUNK, FEW, in_chunks
+from chatsmith.data import store
+from chatsmith.data.parallel import AHEAD, CHUNK, FEW, chunks_of, in_parallel, ranges_of
 from chatsmith.data.records import Chosen, choose, from_bytes, to_bytes
 from chatsmith.data.store import Entry, Writer, stored
+from chatsmith.errors import DataError
 from chatsmith.types import Answer, Message, Record
 
 RECORD = Record(
@@ -106,13 +108,27 @@ def test_rows_are_chosen_over_several_sequences_and_again_from_a_choice() -> Non
 def test_chunks_come_in_order_and_from_several_processes_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     held = list(range(2 * FEW * CHUNK + 7))  # forked processes see it without being sent it
-    work = lambda rows: (os.getpid(), [held[i] for i in rows])  # noqa: E731
-    for count, processes in ((0, 0), (5, 1), (len(held), 2)):
-        results = list(in_chunks(work, count, "testing"))
-        assert [row for _, rows in results for row in rows] == held[:count]
-        pids = {pid for pid, _ in results}
-        assert len(pids) <= processes
-        assert (os.getpid() in pids) == (processes == 1)
+    for count, processes in ((0, 0), (5, 1), (FEW * CHUNK, 1), (len(held), 2)):
+        for chunks in (ranges_of(count), chunks_of(iter(held[:count]))):
+            results = list(in_parallel(lambda rows: (os.getpid(), [held[i] for i in rows]), chunks, "testing"))
+            assert [row for _, rows in results for row in rows] == held[:count]
+            pids = {pid for pid, _ in results}
+            assert len(pids) <= processes
+            assert (os.getpid() in pids) == (processes == 1)
+
+
+def test_rows_are_asked_for_only_a_few_chunks_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    asked = []
+
+    def rows() -> Iterator[int]:
+        for row in range(100 * CHUNK):
+            asked.append(row)
+            yield row
+
+    for number, _ in enumerate(in_parallel(len, chunks_of(rows()), "testing"), 1):
+        assert len(asked) <= (max(FEW + 1, number + 2 * AHEAD)) * CHUNK
+    assert number == 100
 
 
 def test_an_error_in_a_process_is_the_callers_and_a_killed_process_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +138,6 @@ def test_an_error_in_a_process_is_the_callers_and_a_killed_process_is_named(monk
         raise ValueError(f"bad row {rows.start}")
 
     with pytest.raises(ValueError, match="bad row 0"):
-        list(in_chunks(fails, 2 * FEW * CHUNK, "testing"))
-    with pytest.raises(parallel.DataError, match="ended by the system"):
-        list(in_chunks(lambda rows: os.kill(os.getpid(), 9), 2 * FEW * CHUNK, "testing"))
+        list(in_parallel(fails, ranges_of(2 * FEW * CHUNK), "testing"))
+    with pytest.raises(DataError, match="ended by the system"):
+        list(in_parallel(lambda rows: os.kill(os.getpid(), 9), ranges_of(2 * FEW * CHUNK), "testing"))
