@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from chatsmith.config import Config, Group, WorldConfig
+from chatsmith.config import Config, Group, SourceConfig, WorldConfig
 from chatsmith.errors import ConfigError
 
 
@@ -98,7 +98,9 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
     try:
         return Config.model_validate(nested(merged))
     except ValidationError as error:
-        first = error.errors()[0]
+        first = max(error.errors(), key=lambda e: (len(e["loc"]), e["type"] != "string_type"))  # deepest: most telling
+        if first["loc"][:2] == ("data", "sources"):
+            raise ConfigError(f"{origins['data.sources']}: {_source_error(first, merged['data.sources'])}.") from error
         path = [str(part) for part in first["loc"] if not isinstance(part, int)]
         candidates = [".".join(path[:n]) for n in range(len(path), 0, -1)]
         key = next((name for name in candidates if name in origins), candidates[0])
@@ -107,6 +109,25 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
         given = "" if key not in origins else f" = {first['input']!r}"
         text = message if first["type"] == "value_error" else f"{key}{given}: {message}"
         raise ConfigError(f"{where}: {text}.") from error
+
+
+def _source_error(error: Mapping[str, Any], sources: Sequence[Any]) -> str:
+    """What is wrong with one entry of `data.sources`, by its number and, if it has one, its source."""
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return str(message)
+    if len(error["loc"]) < 3:
+        return f"data.sources = {error['input']!r}: {message}"
+    _, _, number, *tags = error["loc"]
+    given = sources[number]
+    name = f' ("{given["source"]}")' if isinstance(given, Mapping) and "source" in given else ""
+    where = f"[[data.sources]] number {number + 1}{name}"
+    key = next((str(tag) for tag in tags if tag in (*SourceConfig.model_fields, *given)), "") if name else ""
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, SourceConfig.model_fields, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else f"the keys are {', '.join(SourceConfig.model_fields)}"
+        return f'{where}: unknown key "{key}"; {hint}'.removesuffix(".")
+    return f"{where}: {f'{key} = ' if key else ''}{error['input']!r}: {message}"
 
 
 def _flat(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,20 +16,12 @@ from pathlib import Path
 from typing import Literal
 
 from chatsmith.data.files import SUFFIXES, Row, dataset_rows, read_rows, root_of
-from chatsmith.data.formats import to_record
+from chatsmith.data.mapping import Dropped, Reader, reader
 from chatsmith.data.spec import Spec
 from chatsmith.errors import DataError
 from chatsmith.types import Record
 
 _LICENCE_FILES = ("LICENSE", "LICENCE", "COPYING")
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A record that was left out, and why."""
-
-    origin: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -65,30 +57,31 @@ def read_source(spec: Spec, *, on_error: Literal["raise", "skip"]) -> Source:
         DataError: if the source cannot be opened, if nothing in one of its files is readable, or, with
             on_error="raise", at the first bad record.
     """
+    read = reader(spec.table)
     tables, licence = _open(spec)
     records: list[Record] = []
     dropped: list[Dropped] = []
     for table in tables:
-        good, bad = _read(table, on_error)
+        good, bad = _read(table, read, on_error)
         records += good
         dropped += bad
     return Source(spec, tuple(records), tuple(dropped), licence)
 
 
-def _read(table: _Table, on_error: Literal["raise", "skip"]) -> tuple[list[Record], list[Dropped]]:
+def _read(table: _Table, read: Reader, on_error: Literal["raise", "skip"]) -> tuple[list[Record], list[Dropped]]:
     good: list[Record] = []
     bad: list[Dropped] = []
     for row in table.rows:
-        try:
-            if row.problem:
-                raise DataError(row.problem)
-            good.append(to_record(row.value, row.origin))
-        except DataError as error:
-            if on_error == "raise":
+        for outcome in read(row):
+            if isinstance(outcome, Record):
+                good.append(outcome)
+            elif on_error == "raise" and not outcome.wanted:
                 raise DataError(
-                    f"{row.origin}: {error}. Mend the record, or leave bad records out with --data.on_error skip."
-                ) from None
-            bad.append(Dropped(row.origin, str(error)))
+                    f"{outcome.origin}: {outcome.reason}. Mend the record, or leave bad records out with "
+                    "--data.on_error skip."
+                )
+            else:
+                bad.append(outcome)
     if bad and not good:
         raise DataError(
             f"{table.name}: none of its {len(bad)} records can be read, so skipping the bad ones leaves nothing. "
