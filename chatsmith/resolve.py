@@ -98,9 +98,9 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
     try:
         return Config.model_validate(nested(merged))
     except ValidationError as error:
-        first = max(error.errors(), key=lambda e: (len(e["loc"]), e["type"] != "string_type"))  # deepest: most telling
+        first = error.errors()[0]
         if first["loc"][:2] == ("data", "sources"):
-            raise ConfigError(f"{origins['data.sources']}: {_source_error(first, merged['data.sources'])}.") from error
+            raise ConfigError(f"{origins['data.sources']}: {_source_error(error, merged['data.sources'])}") from error
         path = [str(part) for part in first["loc"] if not isinstance(part, int)]
         candidates = [".".join(path[:n]) for n in range(len(path), 0, -1)]
         key = next((name for name in candidates if name in origins), candidates[0])
@@ -111,23 +111,32 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
         raise ConfigError(f"{where}: {text}.") from error
 
 
-def _source_error(error: Mapping[str, Any], sources: Sequence[Any]) -> str:
-    """What is wrong with one entry of `data.sources`, by its number and, if it has one, its source."""
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return str(message)
-    if len(error["loc"]) < 3:
-        return f"data.sources = {error['input']!r}: {message}"
-    _, _, number, *tags = error["loc"]
-    given = sources[number]
-    name = f' ("{given["source"]}")' if isinstance(given, Mapping) and "source" in given else ""
-    where = f"[[data.sources]] number {number + 1}{name}"
-    key = next((str(tag) for tag in tags if tag in (*SourceConfig.model_fields, *given)), "") if name else ""
-    if error["type"] == "extra_forbidden":
+def _source_error(error: ValidationError, sources: Any) -> str:
+    """What is wrong in `data.sources`, by the number of the entry and, if it has one, its source."""
+    # an entry is reported as a text and as a table: what lies deepest was meant, and a misspelt key explains a lack
+    telling = max(
+        error.errors(), key=lambda e: (len(e["loc"]), e["type"] == "extra_forbidden", e["type"] != "string_type")
+    )
+    if telling["type"] == "value_error":
+        return telling["msg"].removeprefix("Value error, ") + "."
+    if len(telling["loc"]) < 3:
+        return f"data.sources = {sources!r}: it must be a list."
+    number, tags = int(telling["loc"][2]), telling["loc"][3:]
+    entry = sources[number]
+    where = f"[[data.sources]] number {number + 1}"
+    if not isinstance(entry, Mapping):
+        return f"{where} is {entry!r}, neither a text nor a table."
+    if "source" in entry:
+        where += f' ("{entry["source"]}")'
+    key = next(str(tag) for tag in tags if tag in SourceConfig.model_fields or tag in entry)
+    if telling["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, SourceConfig.model_fields, n=1)
-        hint = f'did you mean "{near[0]}"?' if near else f"the keys are {', '.join(SourceConfig.model_fields)}"
-        return f'{where}: unknown key "{key}"; {hint}'.removesuffix(".")
-    return f"{where}: {f'{key} = ' if key else ''}{error['input']!r}: {message}"
+        hint = f'did you mean "{near[0]}"?' if near else f"the keys are {', '.join(SourceConfig.model_fields)}."
+        return f'{where}: unknown key "{key}"; {hint}'
+    if telling["type"] == "missing":
+        return f'{where} has no "{key}".'
+    message = "neither a text nor a table" if telling["type"] in ("dict_type", "string_type") else telling["msg"]
+    return f"{where}: {key} = {telling['input']!r}: {message}."
 
 
 def _flat(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

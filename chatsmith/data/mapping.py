@@ -201,5 +201,7 @@ def _as_row(record: Record, function: str | None) -> Any:
 
 
 def _raised(error: Exception) -> str:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"raised {type(error).__name__}: {error} ({last.filename}:{last.lineno})"
+    """What a user's function raised, and the line of it where that happened."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = frames[min(1, len(frames) - 1)]  # the first is the call in this file, the next the function itself
+    return f"raised {type(error).__name__}: {' '.join(str(error).split())} ({frame.filename}:{frame.lineno})"
