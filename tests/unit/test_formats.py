@@ -470,12 +470,15 @@ def test_turns_that_cannot_be_learned_are_refused(message: object, words: str) -
     assert words in refusal({"messages": [USER, message]})
 
 
+TABLE = re.findall(r"^\| ([^|]+) \| `(\{.*?\})` \|", DOCUMENT.read_text(), re.MULTILINE)
+SHOWN = [json.loads(row) for _, row in TABLE]
+
+
 def test_every_format_has_a_row_in_the_document() -> None:
-    table = re.findall(r"^\| ([^|]+) \| `(\{.*?\})` \|", DOCUMENT.read_text(), re.MULTILINE)
-    shown = [(name, json.loads(row).keys()) for name, row in table]
     for format in _FORMATS:
-        assert any(name == format.name and keys >= set(format.required) for name, keys in shown), format
-    assert {name for name, _ in shown} == set(format_names())
+        rows = [row for (name, _), row in zip(TABLE, SHOWN, strict=True) if name == format.name]
+        assert any(row.keys() >= set(format.required) for row in rows), format
+    assert {name for name, _ in TABLE} == set(format_names())
 
 
 # Anything that JSON can say
@@ -486,18 +489,17 @@ KEYS = st.sampled_from(["role", "from", "content", "value", "text", "type", "sco
 ROLES = st.sampled_from(["user", "assistant", "human", "gpt", "system", "tool"])
 SCALARS = TEXTS | ROLES | st.none() | st.booleans() | st.integers() | st.floats() | st.just(10**400)
 VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(KEYS, v, max_size=3), max_leaves=8)
-SIDE = st.sampled_from(["scores", "ranks", "input", "history", "system", "label", "kto_tag"])
-ROWS = st.sampled_from(_FORMATS).flatmap(
-    lambda format: st.builds(
-        lambda row, more: {**more, **row},
-        st.fixed_dictionaries(dict.fromkeys(format.required, VALUES)),
-        st.dictionaries(SIDE | st.sampled_from(NAMES), VALUES, max_size=2),
-    )
+WORDS = st.sampled_from(["Red.", "Why?", "Human: a\n\nAssistant: b", "USER: a ASSISTANT:", " Seven.</s>"])
+LIKELY = VALUES | WORDS | st.lists(WORDS, min_size=1, max_size=2)
+SIDE = st.sampled_from(["scores", "ranks", "input", "history", "system", "label", "kto_tag", *NAMES])
+MADE = st.sampled_from(_FORMATS).flatmap(lambda format: st.fixed_dictionaries(dict.fromkeys(format.required, LIKELY)))
+SPOILT = st.sampled_from(SHOWN).flatmap(
+    lambda row: st.dictionaries(st.sampled_from(list(row)) | SIDE, LIKELY, max_size=2).map(lambda more: row | more)
 )
 
 
 @settings(max_examples=400, deadline=None)
-@given(VALUES | ROWS)
+@given(VALUES | MADE | SPOILT)
 def test_any_value_is_a_valid_record_or_refused(value: Any) -> None:
     try:
         record = to_record(value, "here")
