@@ -110,15 +110,27 @@ def _accounts_for(format: _Format, other: _Format) -> bool:
 
 def _no_format(row: Row) -> DataError:
     inside = next((name for name, value in row.items() if _is_list_of_objects(value)), None)
-    if inside is not None:
-        remedy = f'If its records are those of "{inside}", a recipe opens it with rows = "{inside}[]"'
-    else:
-        known = sorted({name for format in _FORMATS for name in format.required})
-        near = {name: difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.75) for name in row}
-        meant = [f'"{name}" as "{found[0]}"' for name, found in near.items() if found and found[0] != name]
-        remedy = f"Did you mean {', '.join(meant)}? " if meant else ""
-        remedy += "docs/data.md lists the formats, and how a recipe maps other columns"
-    return DataError(f"no format fits a record with the fields: {_fields(row)}. {remedy}")
+    remedy = _likely_mistake(tuple(str(name) for name, value in row.items() if value is not None))
+    if not remedy and inside is not None:
+        remedy = f'If its records are those of "{inside}", a recipe opens it with rows = "{inside}[]". '
+    return DataError(
+        f"no format fits a record with the fields: {_fields(row)}. {remedy}docs/data.md lists the formats, and how a "
+        "recipe maps other columns"
+    )
+
+
+@lru_cache(maxsize=1024)
+def _likely_mistake(fields: tuple[str, ...]) -> str:
+    """Fields that are spelt otherwise, or the one that is missing to the formats that they come nearest to."""
+    known = sorted({name for format in _FORMATS for name in format.required})
+    near = {name: difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75) for name in fields}
+    meant = [f'"{name}" as "{found[0]}"' for name, found in near.items() if found and found[0] != name]
+    if meant:
+        return f"Did you mean {', '.join(meant)}? "
+    lacking = [(len(format.required), set(format.required).difference(fields)) for format in _FORMATS]
+    most = max((size for size, missing in lacking if len(missing) == 1 < size), default=0)
+    missing = sorted({name for size, names in lacking if size == most and len(names) == 1 for name in names})
+    return f"Missing is {' or '.join(missing)}. " if missing else ""
 
 
 def _is_list_of_objects(value: object) -> bool:

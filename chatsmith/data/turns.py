@@ -131,11 +131,14 @@ def _message(item: Any, name: str) -> Message:
     role_key = "role" if item.get("from") is None else "from"
     content_key = "value" if item.get("content") is None and "value" in item else "content"
     role = item.get(role_key)
-    if (isinstance(role, str) and role in _TOOL_ROLES) or item.get("tool_calls"):
+    if isinstance(role, str) and role in _TOOL_ROLES:
+        meant = "assistant" if "call" in role else "user"
         raise DataError(
-            f'"{name}" is a tool turn ({role}), and only system, user and assistant turns are read. Leave the record '
-            "out, or give its roles other names with a mapping"
+            f'"{name}" is a tool turn ({role}), which is read only where a recipe says as what: '
+            f'roles = {{ {role} = "{meant}" }}'
         )
+    if item.get("tool_calls"):
+        raise DataError(f'"{name}" calls a tool, and only words are read')
     if not isinstance(role, str) or role not in _ROLES:
         raise DataError(f'"{name}.{role_key}" is {role!r}; the roles are {", ".join(_ROLES)}')
     if role in ("assistant", "gpt") and item.get("loss_weight") not in (None, 1):

@@ -224,7 +224,10 @@ def test_row_that_no_format_fits_lists_its_fields_and_the_nearest() -> None:
     words = refusal({"prompt": None, "height": 3})
     assert "prompt (null), height" in words
     assert "Did you mean" not in words
+    assert "Missing" not in words
     assert '"Prompt" as "prompt", "choosen" as "chosen"' in refusal({"Prompt": "p", "choosen": "a", "height": 3})
+    assert "Missing is rejected. " in refusal({"prompt": [USER], "chosen": [RED]})
+    assert "Missing is better_response_id. " in refusal({"prompt": "p", "response_0": "a", "response_1": "b"})
     assert 'rows = "data[]"' in refusal({"data": [{"prompt": "p"}], "version": 1})
 
 
@@ -460,7 +463,7 @@ def test_the_first_of_several_user_turns_is_the_prompt() -> None:
     [
         ({"from": "function_call", "value": "{}"}, "tool turn (function_call)"),
         ({"from": "observation", "value": "{}"}, "tool turn (observation)"),
-        ({"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}, "tool turn (assistant)"),
+        ({"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}, "calls a tool"),
         ({"role": "assistant", "content": "x", "loss_weight": 0.0}, "learned in full"),
         (None, "is null, not a message"),
         ({"role": "assistant", "content": [None]}, "is of type null"),
