@@ -7,6 +7,7 @@ Reasons in the errors raised here are fragments without a place: the caller know
 """
 
 import difflib
+import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -123,7 +124,7 @@ def _no_format(row: Row) -> DataError:
 def _likely_mistake(fields: tuple[str, ...]) -> str:
     """Fields that are spelt otherwise, or the one that is missing to the formats that they come nearest to."""
     known = sorted({name for format in _FORMATS for name in format.required})
-    near = {name: difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75) for name in fields}
+    near = {name: difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75) for name in fields[:50]}
     meant = [f'"{name}" as "{found[0]}"' for name, found in near.items() if found and found[0] != name]
     if meant:
         return f"Did you mean {', '.join(meant)}? "
@@ -226,7 +227,7 @@ def _sampled_solutions(row: Row, prompt: str, answers: str, right: str) -> Recor
 def _better_of_two(row: Row, prompt: str, first: str, second: str, better: str) -> Record:
     """Two answers and the number, 0 or 1, of the better one (SafeRLHF)."""
     if isinstance(row[better], bool) or row[better] not in (0, 1):
-        raise DataError(f'"{better}" is {row[better]!r}, neither 0 nor 1')
+        raise DataError(f'"{better}" is {reprlib.repr(row[better])}, neither 0 nor 1')
     order = (second, first) if row[better] == 1 else (first, second)
     return _compared(row, *order, before=_question(row, prompt), strip=False)
 
@@ -235,7 +236,7 @@ def _weighed(row: Row, prompt: str, first: str, second: str, preference: str) ->
     """Two answers and a preference between 1, the first, and 2, the second (AlpacaEval)."""
     weight = _score(row[preference], None, preference)
     if weight is None or not 1 <= weight <= 2:
-        raise DataError(f'"{preference}" is {row[preference]!r}, not between 1 (the first answer) and 2 (the second)')
+        raise DataError(f'"{preference}" is {weight}, not between 1 (the first answer) and 2 (the second)')
     contents = [string(row[name], name) for name in (first, second)]
     return _scored(_question(row, prompt), contents, [2 - weight, weight - 1])
 
@@ -251,10 +252,9 @@ def _passages(row: Row, query: str, positive: str, negative: str) -> Record:
 def _one_answer(row: Row, prompt: str, answer: str) -> Record:
     """A prompt and an answer, which may be text, a message, or the turns that follow the prompt."""
     before, value = _question(row, prompt), row[answer]
-    if isinstance(value, str):
-        text = string(value, answer)
-        return checked(before, [Answer(_finished(text, row[prompt]))])
-    return _answered((*before, *messages(value, answer)), answer)
+    if isinstance(value, list | Mapping):
+        return _answered((*before, *messages(value, answer)), answer)
+    return checked(before, [Answer(_finished(string(value, answer), row[prompt]))])
 
 
 def _chat(row: Row, turns: str) -> Record:

@@ -5,6 +5,7 @@ roles are renamed, `formats.py` reads it, and the system text goes before it. Th
 `Record.fields`. Every row gives at least one outcome: nothing is lost without being listed.
 """
 
+import reprlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -183,7 +184,7 @@ def _number(score: Any) -> Any:
     try:
         return float(score) if isinstance(score, str) else score
     except ValueError:
-        raise DataError(f"the score {score!r} is no number") from None
+        raise DataError(f"the score {reprlib.repr(score)} is no number") from None
 
 
 def _as_row(record: Record, function: str | None) -> Any:

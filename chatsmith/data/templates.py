@@ -8,6 +8,7 @@ by `formats.py` for formats that are others under other names.
 import difflib
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -108,7 +109,9 @@ def _chosen(choice: Mapping[str, Template], row: Row) -> Template:
     value = as_text(at(row, column), column)
     known = [name for name in choice if name != "by"]
     if value not in known:
-        raise DataError(f'"{column}" is {value!r}, and the mapping has a choice for {", ".join(known)} alone')
+        raise DataError(
+            f'"{column}" is {reprlib.repr(value)}, and the mapping has a choice for {", ".join(known)} alone'
+        )
     return choice[value]
 
 

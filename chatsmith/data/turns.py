@@ -4,6 +4,7 @@ Used by `formats.py`, which knows in which field of a row each of them stands.
 """
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,9 +141,11 @@ def _message(item: Any, name: str) -> Message:
     if item.get("tool_calls"):
         raise DataError(f'"{name}" calls a tool, and only words are read')
     if not isinstance(role, str) or role not in _ROLES:
-        raise DataError(f'"{name}.{role_key}" is {role!r}; the roles are {", ".join(_ROLES)}')
+        raise DataError(f'"{name}.{role_key}" is {reprlib.repr(role)}; the roles are {", ".join(_ROLES)}')
     if role in ("assistant", "gpt") and item.get("loss_weight") not in (None, 1):
-        raise DataError(f'"{name}.loss_weight" is {item["loss_weight"]!r}; answers are learned in full, by weight 1')
+        raise DataError(
+            f'"{name}.loss_weight" is {reprlib.repr(item["loss_weight"])}; answers are learned in full, by weight 1'
+        )
     content = item.get(content_key)
     if isinstance(content, list):
         parts = [_part(part, f"{name}.{content_key}[{i}]") for i, part in enumerate(content)]

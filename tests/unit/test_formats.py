@@ -261,6 +261,7 @@ def test_no_two_formats_explain_each_other_away() -> None:
         (PAIR | {"chosen": "\ud800"}, "surrogate"),
         ({"chosen": "Red.", "rejected": "Seven."}, "no prompt beside it"),
         ({"instruction": "Add.", "output": ["2"]}, '"output[0]" is a string, not a message'),
+        ({"question": "1 + 1?", "answer": 2}, '"answer" is the number 2, not text'),
         ({"text": " \n"}, "the text is empty"),
         ([1], "a list, not an object"),
         (None, "null, not an object"),
