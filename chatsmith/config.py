@@ -4,7 +4,7 @@ Defaults are those of a decoder up to 1.3 B parameters; recipes override them an
 made from this file (`make docs`).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,13 +22,83 @@ class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+Text = str | dict[str, str]
+Scores = str | tuple[str | float, ...]
+_MAPPINGS = (
+    ("prompt",),
+    ("prompt", "answer"),
+    ("prompt", "chosen", "rejected"),
+    ("prompt", "answers"),
+    ("prompt", "answers", "scores"),
+    ("chosen", "rejected"),
+    ("messages",),
+    ("text",),
+)
+
+
 class SourceConfig(Group):
-    """One data source about which there is more to say than fits after `--data`: a `[[data.sources]]` of a recipe."""
+    """One data source about which there is more to say than fits after `--data`: a `[[data.sources]]` of a recipe.
+
+    A TEXT holds columns in braces, as in `"{Body} {Question}"`, or is a choice by the value of a column, as in
+    `{by = "label", "1" = "{first}", "0" = "{second}"}`; see [data.md](data.md).
+    """
 
     source: str
     """As after `--data`: `[STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]`."""
     count: Positive | None = None
     """Records to train on in a pass, in place of a weight; none: all."""
+    format: str | None = None
+    """Name of the format of its rows, where more than one fits."""
+    rows: str | None = None
+    """Nested lists that hold the rows, as in `data[].paragraphs[].qas[]`; none: each row as it is."""
+    function: str | None = None
+    """`FILE.py:function` or `package.module:function`: from a row to a record, a row of a known format, a list of
+    these, or None, which leaves it out."""
+    prompt: Text | None = None
+    """TEXT of the prompt."""
+    answer: Text | None = None
+    """TEXT of the answer."""
+    chosen: Text | None = None
+    """TEXT of the better answer."""
+    rejected: Text | None = None
+    """TEXT of the worse answer."""
+    answers: str | tuple[Text, ...] | None = None
+    """A TEXT for each answer, or the path of a list, as in `"{completions[].text}"`."""
+    scores: Scores | None = None
+    """A number or a column for each answer, or the path of a list; higher is better."""
+    messages: str | None = None
+    """Column of the conversation."""
+    text: Text | None = None
+    """TEXT for language modelling."""
+    system: Text | None = None
+    """TEXT of the system turn of records that have none."""
+    role: str | None = None
+    """Field of a message that says who speaks; none: `role` or `from`."""
+    content: str | None = None
+    """Field of a message with what is said; none: `content` or `value`."""
+    roles: dict[str, Literal["system", "user", "assistant"]] = {}
+    """What the roles of the data mean, as in `{customer = "user"}`."""
+
+    def mapping(self) -> dict[str, Any]:
+        """The parts of a record that are made from columns, and from what."""
+        names = {name for names in _MAPPINGS for name in names}
+        return {name: value for name, value in self if name in names and value is not None}
+
+    @model_validator(mode="after")
+    def _check(self) -> "SourceConfig":
+        given = tuple(self.mapping())
+        if given and set(given) not in map(set, _MAPPINGS):
+            known = "; ".join(" + ".join(names) for names in _MAPPINGS)
+            raise ValueError(
+                f'the mapping of "{self.source}" gives {" + ".join(given)}, which is no record. One is made of: {known}'
+            )
+        for name in ("format", "function"):
+            if given and getattr(self, name) is not None:
+                raise ValueError(
+                    f'the mapping of "{self.source}" gives {" + ".join(given)}, and {name} beside it. Leave one out: '
+                    "either says what a row is"
+                )
+        return self
 
 
 class DataConfig(Group):

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from chatsmith.config import Config, Group, WorldConfig
+from chatsmith.config import Config, Group, SourceConfig, WorldConfig
 from chatsmith.errors import ConfigError
 
 
@@ -99,6 +99,8 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
         return Config.model_validate(nested(merged))
     except ValidationError as error:
         first = error.errors()[0]
+        if first["loc"][:2] == ("data", "sources"):
+            raise ConfigError(f"{origins['data.sources']}: {_source_error(error, merged['data.sources'])}") from error
         path = [str(part) for part in first["loc"] if not isinstance(part, int)]
         candidates = [".".join(path[:n]) for n in range(len(path), 0, -1)]
         key = next((name for name in candidates if name in origins), candidates[0])
@@ -107,6 +109,34 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
         given = "" if key not in origins else f" = {first['input']!r}"
         text = message if first["type"] == "value_error" else f"{key}{given}: {message}"
         raise ConfigError(f"{where}: {text}.") from error
+
+
+def _source_error(error: ValidationError, sources: Any) -> str:
+    """What is wrong in `data.sources`, by the number of the entry and, if it has one, its source."""
+    # an entry is reported as a text and as a table: what lies deepest was meant, and a misspelt key explains a lack
+    telling = max(
+        error.errors(), key=lambda e: (len(e["loc"]), e["type"] == "extra_forbidden", e["type"] != "string_type")
+    )
+    if telling["type"] == "value_error":
+        return telling["msg"].removeprefix("Value error, ") + "."
+    if len(telling["loc"]) < 3:
+        return f"data.sources = {sources!r}: it must be a list."
+    number, tags = int(telling["loc"][2]), telling["loc"][3:]
+    entry = sources[number]
+    where = f"[[data.sources]] number {number + 1}"
+    if not isinstance(entry, Mapping):
+        return f"{where} is {entry!r}, neither a text nor a table."
+    if "source" in entry:
+        where += f' ("{entry["source"]}")'
+    key = next(str(tag) for tag in tags if tag in SourceConfig.model_fields or tag in entry)
+    if telling["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, SourceConfig.model_fields, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else f"the keys are {', '.join(SourceConfig.model_fields)}."
+        return f'{where}: unknown key "{key}"; {hint}'
+    if telling["type"] == "missing":
+        return f'{where} has no "{key}".'
+    message = "neither a text nor a table" if telling["type"] in ("dict_type", "string_type") else telling["msg"]
+    return f"{where}: {key} = {telling['input']!r}: {message}."
 
 
 def _flat(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

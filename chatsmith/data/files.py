@@ -80,9 +80,10 @@ def _json_list(file: Path) -> Iterator[Row]:
         raise DataError(f"{file}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}. {remedy}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: JSON that cannot be read: {error}. Mend the file.") from None
+    if isinstance(rows, dict):
+        rows = [rows]  # one record, or an object around the records, which a recipe opens
     if not isinstance(rows, list):
-        held = f"one object with the fields {', '.join(rows)}" if isinstance(rows, dict) else "a single value"
-        raise DataError(f"{file}: holds {held}. A .json file must be a list of objects or of strings.")
+        raise DataError(f"{file}: holds a single value. A .json file must be a list of objects or of strings.")
     for i, row in enumerate(rows):
         yield Row(f"{file}[{i}]", row)
 

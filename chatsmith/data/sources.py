@@ -12,12 +12,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from chatsmith.data.files import SUFFIXES, Row, dataset_rows, read_rows, root_of
-from chatsmith.data.formats import to_record
+from chatsmith.data.mapping import Dropped, Reader, reader
 from chatsmith.data.parallel import chunks_of, in_parallel
 from chatsmith.data.records import Decoded, from_bytes, to_bytes
 from chatsmith.data.spec import Spec
@@ -27,14 +27,6 @@ from chatsmith.errors import DataError
 from chatsmith.types import Record
 
 _LICENCE_FILES = ("LICENSE", "LICENCE", "COPYING")
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A record that was left out, and why."""
-
-    origin: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -83,19 +75,22 @@ def read_source(spec: Spec, *, on_error: Literal["raise", "skip"], split_seed: i
         DataError: if the source cannot be opened, if nothing in one of its files is readable, or, with
             on_error="raise", at the first bad record.
     """
+    read = reader(spec.table)
     tables, licence = _open(spec)
-    keys = [table.key for table in tables if table.key is not None]
+    keys = [table.key for table in tables]
+    if spec.table is not None and spec.table.function is not None:
+        keys.append(None)  # a function may call anything
     settings = [str(on_error), str(split_seed), spec.table.model_dump_json() if spec.table else ""]
 
     def write(writer: Writer) -> dict[str, str]:
         digest = hashlib.sha256()
         for table in tables:
-            _read(table, on_error, split_seed, writer, digest)
+            _read(table, read, on_error, split_seed, writer, digest)
         return {"sha256": digest.hexdigest()}
 
     entry = stored(
         "records",
-        [*keys, *settings] if len(keys) == len(tables) else None,
+        None if None in keys else [*filter(None, keys), *settings],
         write,
         ragged={"records": "u1", "dropped": "u1"},
         numbers={"points": POINT},
@@ -110,23 +105,26 @@ def read_source(spec: Spec, *, on_error: Literal["raise", "skip"], split_seed: i
     )
 
 
-def _read(table: _Table, on_error: Literal["raise", "skip"], split_seed: int, writer: Writer, digest: Any) -> None:
-    def read(rows: list[Row]) -> _Read:
-        good, bad = _records(rows, on_error)
+def _read(
+    table: _Table,
+    read: Reader,
+    on_error: Literal["raise", "skip"],
+    split_seed: int,
+    writer: Writer,
+    digest: Any,
+) -> None:
+    def read_chunk(rows: list[Row]) -> _Read:
+        good, bad = _outcomes(rows, read, on_error)
         said = [repr((r.prompt, [(a.content, a.score) for a in r.answers], r.text)) for r in good]
-        return _Read(
-            [to_bytes(record) for record in good],
-            [point(record, split_seed) for record in good],
-            "".join(said).encode(),
-            bad,
-        )
+        points = [point(record, split_seed) for record in good]
+        return _Read([to_bytes(record) for record in good], points, "".join(said).encode(), bad)
 
     count = dropped = 0
     first_bad: Dropped | None = None
-    for chunk in in_parallel(read, chunks_of(table.rows), f"Reading {table.name}"):
+    for chunk in in_parallel(read_chunk, chunks_of(table.rows), f"Reading {table.name}"):
         writer.rows("records", chunk.records)
         writer.numbers("points", chunk.points)
-        writer.rows("dropped", [json.dumps([drop.origin, drop.reason]).encode() for drop in chunk.dropped])
+        writer.rows("dropped", [json.dumps(astuple(drop)).encode() for drop in chunk.dropped])
         digest.update(chunk.said)
         count, dropped = count + len(chunk.records), dropped + len(chunk.dropped)
         first_bad = first_bad or next(iter(chunk.dropped), None)
@@ -139,20 +137,22 @@ def _read(table: _Table, on_error: Literal["raise", "skip"], split_seed: int, wr
         raise DataError(f"{table.name} is empty. Give one with records, or take it out of --data.")
 
 
-def _records(rows: Sequence[Row], on_error: Literal["raise", "skip"]) -> tuple[list[Record], list[Dropped]]:
+def _outcomes(
+    rows: Iterable[Row], read: Reader, on_error: Literal["raise", "skip"]
+) -> tuple[list[Record], list[Dropped]]:
     good: list[Record] = []
     bad: list[Dropped] = []
     for row in rows:
-        try:
-            if row.problem:
-                raise DataError(row.problem)
-            good.append(to_record(row.value, row.origin))
-        except DataError as error:
-            if on_error == "raise":
+        for outcome in read(row):
+            if isinstance(outcome, Record):
+                good.append(outcome)
+            elif on_error == "raise" and not outcome.wanted:
                 raise DataError(
-                    f"{row.origin}: {error}. Mend the record, or leave bad records out with --data.on_error skip."
-                ) from None
-            bad.append(Dropped(row.origin, str(error)))
+                    f"{outcome.origin}: {outcome.reason}. Mend the record, or leave bad records out with "
+                    "--data.on_error skip."
+                )
+            else:
+                bad.append(outcome)
     return good, bad
 
 

@@ -5,10 +5,7 @@
 None (or NaN, or inf) excludes a sample from training and is counted.
 """
 
-import importlib
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ import torch
 from chatsmith.data.batch import micro_batches, pad
 from chatsmith.data.chat import encode
 from chatsmith.errors import ConfigError, ModelError, RewardError
+from chatsmith.functions import load_function
 from chatsmith.models.critic import Critic, critic_from_actor, critic_from_reward_model
 from chatsmith.models.load import context_length, load_reward_model, load_stop_ids, load_tokenizer, same_tokenizer
 from chatsmith.models.scoring import sequence_scores
@@ -123,8 +121,7 @@ def load_ready_reward(
         ModelError: if the directory holds no reward model, or one without `score_mean` and `score_std`.
     """
     if ":" in target and not Path(target).is_dir():
-        source, _, function = target.rpartition(":")
-        return Reward(name or function, _load_function(source, function), weight)
+        return Reward(name or target.rpartition(":")[2], load_function(target, kind="reward"), weight)
     tokenizer = load_tokenizer(target)
     model = load_reward_model(target, tokenizer, dtype=dtype, device=device)
     mean, std = getattr(model.config, "score_mean", None), getattr(model.config, "score_std", None)
@@ -170,28 +167,3 @@ def critic_for(actor: Any, tokenizer: Any, rewards: Sequence[Reward], *, max_tok
         if (context_length(scorer.model) or max_tokens) >= max_tokens:
             return critic_from_reward_model(scorer.model, mean=scorer.mean, std=scorer.std)
     return critic_from_actor(actor)
-
-
-def _load_function(source: str, name: str) -> RewardFunction:
-    where = f"reward {source}:{name}"
-    try:
-        if source.endswith(".py"):
-            if not Path(source).is_file():
-                raise ConfigError(f"{where}: no such file.")
-            spec = importlib.util.spec_from_file_location(Path(source).stem, source)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # dataclasses look their module up
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(source)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{where}: cannot be imported: {type(error).__name__}: {error}.") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ConfigError(f"{where}: {source} has no function {name!r}.")
-    checked: RewardFunction = function
-    return checked

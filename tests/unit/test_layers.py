@@ -10,8 +10,8 @@ PACKAGE = Path(chatsmith.__file__).parent
 ALLOWED = {
     "algo": {"types"},
     "engine": {"types", "errors", "seeds", "models"},
-    "data": {"types", "errors", "seeds", "config"},
-    "models": {"types", "errors", "seeds", "data"},
+    "data": {"types", "errors", "seeds", "config", "functions"},
+    "models": {"types", "errors", "seeds", "functions", "data"},
     "stages": {
         *("types", "errors", "seeds", "config", "runtime", "evaluate", "assistant"),
         *("algo", "engine", "data", "models"),

@@ -1,0 +1,45 @@
+"""Functions that a user names: `FILE.py:function` or `package.module:function`."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from chatsmith.errors import ConfigError
+
+
+def load_function(target: str, *, kind: str) -> Callable[..., Any]:
+    """The function that `target` names; its file or module is run.
+
+    Args:
+        kind: what the function is to the user, for errors.
+    Raises:
+        ConfigError: if there is no such file, module or function, or importing it fails.
+    """
+    where = f"{kind} {target}"
+    source, _, name = target.rpartition(":")
+    if not source:
+        raise ConfigError(f"{where}: names no function. Write FILE.py:function or package.module:function.")
+    try:
+        if source.endswith(".py"):
+            if not Path(source).is_file():
+                raise ConfigError(f"{where}: no such file.")
+            spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses look their module up
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(source)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{where}: cannot be imported: {type(error).__name__}: {error}.") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"{where}: {source} has no function {name!r}.")
+    checked: Callable[..., Any] = function
+    return checked
