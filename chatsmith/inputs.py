@@ -12,7 +12,7 @@ import numpy as np
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, StageName
 from chatsmith.data.chat import Encoded, encode_texts
-from chatsmith.data.mix import StageData, mix
+from chatsmith.data.mix import StageData, mix, unused
 from chatsmith.data.records import choose
 from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import as_spec, parse_spec
@@ -87,6 +87,7 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
         {
             "spec": spec if isinstance(spec, str) else spec.source,
             "records": len(source.records),
+            "unused": unused(source, [*stages_to_train(run.config), "ptx"]),
             "dropped": [asdict(dropped) for dropped in source.dropped[:LISTED_DROPS]],
             "dropped_count": len(source.dropped),
             "licence": source.licence,
@@ -107,7 +108,8 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
                 file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
     for entry in entries:
         dropped = f", {entry['dropped_count']} bad ones skipped (listed in {DROPPED})" if entry["dropped"] else ""
-        run.screen.line(f"{entry['spec']}: {entry['records']} records{dropped}")
+        unused_ones = f", {entry['unused']} of them of use to no stage of this run" if entry["unused"] else ""
+        run.screen.line(f"{entry['spec']}: {entry['records']} records{unused_ones}{dropped}")
 
 
 def deal(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:

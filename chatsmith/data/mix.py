@@ -78,6 +78,11 @@ def mix(
     return {stage: data(stage) for stage in STAGES}
 
 
+def unused(source: Source, stages: Sequence[Stage]) -> int:
+    """How many records of a source none of the stages can learn from."""
+    return int((_allowed(source, stages) == 0).sum())
+
+
 def _allowed(source: Source, stages: Sequence[Stage]) -> Array:
     """[records] the stages that each record may go to, as bits."""
     able = source.points["able"]

@@ -1,6 +1,7 @@
 """The configuration as a run recorded it: what differs from the defaults, from the recipe, and from another run."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,8 +76,11 @@ def command(run: RecordedRun) -> str:
     for key, value in recorded.items():
         if key == "stages" or base.get(key, _ABSENT) == value or value == []:
             continue
-        values = value if key in _NAMED and isinstance(value, list) else [value]
-        words += [_NAMED.get(key, f"--{key}"), *(_word(item) for item in values)]
+        listed = key in _NAMED and isinstance(value, list)
+        if listed and any(isinstance(item, Mapping) for item in value):  # only the key itself takes a source's mapping
+            words += [f"--{key}", toml(value)]
+        else:
+            words += [_NAMED.get(key, f"--{key}"), *map(_word, value if listed else [value])]
     words += ["--run-dir", f"runs/{run.name}-again", *(["--force"] if run.status == "forced" else [])]
     return shlex.join(words)
 
@@ -87,7 +91,14 @@ def toml(value: Any) -> str:
         return '"none"'
     if isinstance(value, list):
         return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, Mapping):  # what is off is left out: a table of TOML has no word for it
+        given = {name: item for name, item in value.items() if item is not None and item != {}}
+        return f"{{{', '.join(f'{_toml_key(name)} = {toml(item)}' for name, item in given.items())}}}"
     return json.dumps(value, ensure_ascii=False)
+
+
+def _toml_key(name: str) -> str:
+    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name, ensure_ascii=False)
 
 
 def _word(value: Any) -> str:

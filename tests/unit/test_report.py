@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from chatsmith.report.charts import gold_curve
 from chatsmith.report.page import write_comparison, write_report
 from chatsmith.report.reading import number, read_rows, read_run
 from chatsmith.report.settings import command
+from chatsmith.resolve import parse_overrides, resolve
 
 SECTIONS = {
     *("verdicts", "act", "curves", "frontier", "reward", "gold", "answers"),
@@ -367,6 +369,19 @@ def test_what_differs_from_the_defaults_is_marked_and_the_command_repeats_the_ru
     page = Page(write_report(run))
     marked = " ".join(page.texts["changed"])
     assert "kl_coef" in marked and "0.05" in marked and "max_new_tokens" not in marked
+
+
+def test_the_command_repeats_a_run_whose_sources_are_mapped(tmp_path):
+    table = {
+        "source": "sft:a b.csv@2",
+        "prompt": {"by": "kind", "1 x": "{Q}", "é": "{R} \\"},
+        "answer": "{A}",
+        "count": 7,
+    }
+    config = resolve([("test", {"data": {"sources": ["b.jsonl", table]}, "actor_model": "m"})])
+    words = shlex.split(command(read_run(full_run(tmp_path / "run", **config.model_dump(mode="json")))))
+    given = parse_overrides(words[words.index("--data.sources") : words.index("--data.sources") + 2])
+    assert resolve([("test", {"actor_model": "m"}), ("command line", given)]).data == config.data
 
 
 def test_a_comparison_shows_both_runs_and_what_was_set_differently(tmp_path):
