@@ -125,7 +125,7 @@ class _Reading:
             raise DataError(
                 f"{self._file}:{self._number}: {problem}. Skipping cannot help: such a file is read as a whole."
             )
-        self._size += len(text)
+        self._size += len(text) + 1
         if self._size > CAP:
             raise too_long(f"{self._file}:{self._begin}", "the record that begins here (perhaps an open quote)")
         return text + "\n"

@@ -15,6 +15,7 @@ from chatsmith.errors import DataError
 
 _BLANKS = " \t\n\r"
 _LONGEST_MARK = 16  # an error so near to the end of a text may come from its being cut there, as in "-Infin" or "\\ud8"
+_NUMBER_GOES_ON = ("", ".", "e", "E")
 
 
 class _Refused(ValueError):
@@ -90,12 +91,14 @@ def list_rows(file: Path) -> Iterator[Row]:
     opening = window.next_character()
     if not opening:
         return
-    if opening != "[":
-        rows = iter([window.row(f"{file}[0]")])
-        _refuse_more(window)
-    else:
-        rows = _elements(window, str(file))
-    yield from rows
+    if opening == "[":
+        yield from _elements(window, str(file))
+        return
+    row = window.row(f"{file}[0]")
+    _refuse_more(window)
+    if opening != "{":
+        raise DataError(f"{file}: holds a single value. A .json file must be a list of objects or of strings.")
+    yield row
 
 
 def _elements(window: "_Window", name: str) -> Iterator[Row]:
@@ -165,18 +168,21 @@ class _Window:
         while True:
             try:
                 value, end = decoder.raw_decode(self._text, self.at)
-                if end < len(self._text) or self._whole:  # else a number may go on
+                # what ends like "10." may be half a number
+                if self._whole or self._text[end : end + 1] not in _NUMBER_GOES_ON or not self._is_near_end(end):
                     self.at = end
                     return value
             except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _LONGEST_MARK
-                if self._whole or not cut:
+                if self._whole or not (error.msg.startswith("Unterminated") or self._is_near_end(error.pos)):
                     raise self.broken(error.msg, error.pos) from None
             except RecursionError as error:
                 raise DataError(f"{self._file}: {_reason(error)}. Mend the file.") from None
             except ValueError as error:
                 raise _Refused(_reason(error)) from None
             self._grow()
+
+    def _is_near_end(self, at: int) -> bool:
+        return at > len(self._text) - _LONGEST_MARK
 
     def _grow(self) -> None:
         """Reads on, and at least as much as is held: so a long value is tried a few times and not with each block."""
