@@ -138,6 +138,12 @@ class _Reading:
 
 
 def _check_names(names: list[str], delimiter: str, origin: str) -> None:
+    long = next((name for name in names if "\n" in name), None)
+    if long is not None:  # rows may be in it
+        raise DataError(
+            f'{origin}: the name of a column, "{" ".join(long.split())[:60]}", goes over several lines. '
+            "Is a quote in the first line never closed?"
+        )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f'{origin}: two columns are called "{twice}". The first line names the columns; rename one.')
