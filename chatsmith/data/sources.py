@@ -22,8 +22,11 @@ from chatsmith.errors import DataError
 from chatsmith.types import Record
 
 _LICENCE_FILES = ("LICENSE", "LICENCE", "COPYING")
-# what lies beside data and says something about them
-_NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+# what lies beside data and describes them
+_NO_DATA = (
+    *("readme.txt", "license.txt", "licence.txt", "copying.txt"),
+    *("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def _files_in(directory: Path, split: str | None) -> list[Path]:
         Path(folder, name).relative_to(directory)
         for folder, _, names in os.walk(directory, onerror=_raise)
         for name in names
-        if name.lower().endswith(SUFFIXES) and name not in _NO_DATA and Path(folder, name).is_file()
+        if name.lower().endswith(SUFFIXES) and name.lower() not in _NO_DATA and Path(folder, name).is_file()
     )
     files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
     if not files:

@@ -663,7 +663,7 @@ def test_directories_are_read_with_those_below_and_without_what_describes_the_da
     for name in ("data/train-00001-of-00002.jsonl", "data/train-00000-of-00002.jsonl", "test/0001.jsonl", "a.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name, {"text": name})
-    for name in (".cache/b.jsonl", "data/.hidden.jsonl", "dataset_infos.json", "data/config.json"):
+    for name in (".cache/b.jsonl", "data/.hidden.jsonl", "dataset_infos.json", "data/config.json", "README.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name, {"text": name})
     (tmp_path / "data/again").symlink_to(tmp_path)  # a circle
