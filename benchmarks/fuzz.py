@@ -18,6 +18,7 @@ The last line of output is one JSON object.
 import argparse
 import bisect
 import collections
+import copy
 import csv
 import faulthandler
 import gzip
@@ -247,7 +248,7 @@ def change_values(rng: random.Random, rows: list[Any]) -> None:
                     deep = [deep]
                 where[key] = deep
             case _:
-                where[key] = rng.choice(SCALARS)
+                where[key] = copy.deepcopy(rng.choice(SCALARS))
 
 
 def damage_lines(rng: random.Random, data: bytes) -> bytes:

@@ -87,22 +87,23 @@ def text_blocks(file: Path) -> Iterator[str]:
         DataError: as `lines`, and wherever a line would have a problem.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    line = 1
+    line = 0
     try:
         for block in _blocks(file):
             text = decoder.decode(block)
-            if line == 1 and text.startswith("\ufeff"):
+            if line == 0 and text.startswith("\ufeff"):
                 raise DataError(f"{file}:1: {_BOM}.")
+            line = max(1, line)
             if "\0" in text:
                 raise DataError(f"{file}:{line + text[: text.index(chr(0))].count(chr(10))}: {_NUL}.")
             line += text.count("\n")
             yield text
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        line += error.object[: error.start].count(b"\n")
-        raise DataError(f"{file}:{line}: {_not_utf8(error)}.") from None
+        line = max(1, line) + error.object[: error.start].count(b"\n")
+        raise DataError(f"{file}:{line}: {_not_utf8(error, 'the first such byte is')}.") from None
     except _Truncated as error:
-        raise DataError(f"{file}:{line}: {error}.") from None
+        raise DataError(f"{file}:{max(1, line)}: {error}.") from None
 
 
 def too_long(place: str, what: str) -> DataError:
@@ -133,17 +134,14 @@ def _line(raw: bytes) -> tuple[str, str]:
     try:
         text = raw.decode().rstrip("\r")
     except UnicodeDecodeError as error:
-        return "", _not_utf8(error)
+        return "", _not_utf8(error, f"byte {error.start + 1} of the line,")
     problem = _BOM if text.startswith("\ufeff") else _NUL if "\0" in text else ""
     return ("", problem) if problem else (text, "")
 
 
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    start = error.object.rfind(b"\n", 0, error.start) + 1
-    return (
-        f"not UTF-8 text (byte {error.start - start + 1} of the line, 0x{error.object[error.start]:02x}); "
-        "convert the file to UTF-8, as in: iconv -f GBK -t UTF-8"
-    )
+def _not_utf8(error: UnicodeDecodeError, where: str) -> str:
+    byte = f"{where} 0x{error.object[error.start]:02x}"
+    return f"not UTF-8 text ({byte}); convert the file to UTF-8, as in: iconv -f GBK -t UTF-8"
 
 
 def _blocks(file: Path) -> Iterator[bytes]:
