@@ -1,183 +1,156 @@
-"""From the bytes of one file to its rows, one at a time: each with the place it came from, or with what is wrong there.
+"""The rows of a file by its kind, one at a time: each with the place it came from, or with what is wrong there.
 
-Read are .json, .jsonl (both also with .gz), .csv, .parquet and .txt. What a row means is decided in `formats.py`.
-A row is named "file:line" (.jsonl, .csv and .txt, from 1) or "file[row]" (everything else, from 0).
+What a row means is decided in `formats.py`. A row is named "file:line" (.jsonl, .csv, .tsv and .txt, from 1) or
+"file[row]" (everything else, from 0). Memory does not grow with the file, only with its longest row.
 """
 
-import codecs
 import csv
-import gzip
-import json
-import tempfile
-import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from chatsmith.data.json_rows import line_rows, list_rows
+from chatsmith.data.lines import CAP, PACKED, Row, lines, too_long
+from chatsmith.data.tables import arrow_rows, parquet_rows
 from chatsmith.errors import DataError
 
-SUFFIXES = (".json", ".json.gz", ".jsonl", ".jsonl.gz", ".csv", ".parquet", ".txt")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row as read, or the reason why it could not be."""
-
-    origin: str
-    value: Any = None
-    problem: str = ""
+_TEXT = (".json", ".jsonl", ".csv", ".tsv", ".txt")
+_TABLES = (".parquet", ".arrow")
+SUFFIXES = (*_TEXT, *(kind + packed for kind in _TEXT for packed in PACKED), *_TABLES)
+KINDS = f"{', '.join(_TEXT)} (each also with {' or '.join(PACKED)}), {' and '.join(_TABLES)}"
+_DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
 
 
 def read_rows(file: Path) -> Iterator[Row]:
-    """The rows of one file, by its suffix.
+    """The rows of one file, by its suffix, which is one of `SUFFIXES`.
 
     Raises:
-        DataError: if the file cannot be opened, or makes sense only as a whole and is damaged.
+        DataError: if the file cannot be opened, or makes sense only as a whole and is damaged. Rows may have been
+            given by then.
     """
-    name = file.name.lower().removesuffix(".gz")
+    name = file.name.lower()
+    for packed in PACKED:
+        name = name.removesuffix(packed)
     if name.endswith(".jsonl"):
-        yield from _json_lines(file)
-    elif name.endswith(".json"):
-        yield from _json_list(file)
-    elif name.endswith(".txt"):
-        yield from _paragraphs(file)
-    elif name.endswith(".csv"):
-        yield from _csv_rows(file)
-    else:
-        yield from _parquet_rows(file)
-
-
-def _json_lines(file: Path) -> Iterator[Row]:
-    first = True
-    for line in _lines(file):
-        if not line.problem and not line.value.strip():
-            continue
-        if first and not line.problem and line.value.lstrip().startswith("["):
-            raise DataError(f"{line.origin}: this is a JSON array and not one object per line. Rename it to .json.")
-        first = False
-        if line.problem:
-            yield line
-            continue
-        try:
-            yield Row(line.origin, json.loads(line.value))
-        except json.JSONDecodeError as error:
-            yield Row(line.origin, problem=f"broken JSON at column {error.colno}: {error.msg}")
-        except (ValueError, RecursionError) as error:  # a number of too many digits; nesting without end
-            yield Row(line.origin, problem=f"JSON that cannot be read: {error}")
-
-
-def _json_list(file: Path) -> Iterator[Row]:
-    text = "\n".join(_whole(file))
-    if not text.strip():
-        return
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        remedy = "Mend it: a .json file is read whole or not at all."
-        if error.msg == "Extra data":
-            remedy = "If each line is an object of its own, rename the file to .jsonl."
-        raise DataError(f"{file}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}. {remedy}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: JSON that cannot be read: {error}. Mend the file.") from None
-    if isinstance(rows, dict):
-        rows = [rows]  # one record, or an object around the records, which a recipe opens
-    if not isinstance(rows, list):
-        raise DataError(f"{file}: holds a single value. A .json file must be a list of objects or of strings.")
-    for i, row in enumerate(rows):
-        yield Row(f"{file}[{i}]", row)
+        return line_rows(file)
+    if name.endswith(".json"):
+        return list_rows(file)
+    if name.endswith(".txt"):
+        return _paragraphs(file)
+    if name.endswith(".csv"):
+        return _cells(file, ",")
+    if name.endswith(".tsv"):
+        return _cells(file, "\t")
+    return parquet_rows(file) if name.endswith(".parquet") else arrow_rows(file)
 
 
 def _paragraphs(file: Path) -> Iterator[Row]:
     """Plain text: by paragraphs if blank lines part them, else each line by itself."""
-    lines = list(_lines(file))
-    while lines and not lines[-1].problem and not lines[-1].value.strip():
-        lines.pop()
-    start = next((i for i, line in enumerate(lines) if line.problem or line.value.strip()), 0)
-    by_line = all(line.problem or line.value.strip() for line in lines[start:])
-    paragraph: list[Row] = []
-    for line in [*lines[start:], Row("", "")]:
-        if paragraph and (by_line or line.problem or not line.value.strip()):
-            yield Row(paragraph[0].origin, "\n".join(row.value for row in paragraph))
-            paragraph = []
-        if line.problem:
-            yield line
-        elif line.value.strip():
-            paragraph.append(line)
+    by_line = not _has_paragraphs(file)
+    paragraph: list[str] = []
+    size = 0
+    origin = ""
+    for number, text, problem in lines(file):
+        blank = not problem and not text.strip()
+        if paragraph and (by_line or problem or blank):
+            yield Row(origin, "\n".join(paragraph))
+            paragraph, size = [], 0
+        if problem:
+            yield Row(f"{file}:{number}", None, problem)
+        elif not blank:
+            if not paragraph:
+                origin = f"{file}:{number}"
+            paragraph.append(text)
+            size += len(text)
+            if size > CAP:
+                raise too_long(origin, "the paragraph that begins here")
+    if paragraph:
+        yield Row(origin, "\n".join(paragraph))
 
 
-def _csv_rows(file: Path) -> Iterator[Row]:
+def _has_paragraphs(file: Path) -> bool:
+    """Whether a blank line stands between two others."""
+    text_before = blank_before = False
+    for _, text, problem in lines(file):
+        if not problem and not text.strip():
+            blank_before = text_before
+        elif blank_before:
+            return True
+        else:
+            text_before = True
+    return False
+
+
+def _cells(file: Path, delimiter: str) -> Iterator[Row]:
     """The rows under a line of names. Every cell is text: "007" and "NA" may be answers."""
-    reader = csv.reader((line + "\n" for line in _whole(file)), strict=True)
+    csv.field_size_limit(max(CAP, csv.field_size_limit()))  # the default of 128 KiB is less than answers have
+    reading = _Reading(file)
+    reader = csv.reader(reading, delimiter=delimiter, strict=True)
+    names: list[str] | None = None
     try:
-        names = next(reader, [])
-        start = reader.line_num
         for cells in reader:
-            origin = f"{file}:{start + 1}"
-            start = reader.line_num
-            if len(cells) == len(names):
+            origin = reading.finish_record()
+            if not cells:  # a blank line
+                continue
+            if names is None:
+                names = cells
+                _check_names(names, delimiter, origin)
+            elif len(cells) == len(names):
                 yield Row(origin, dict(zip(names, cells, strict=True)))
-            elif cells:  # a blank line has none
-                yield Row(origin, problem=f"{len(cells)} cells where the first line names {len(names)}")
+            else:
+                yield Row(origin, None, f"{len(cells)} cells where the first line names {len(names)}")
     except csv.Error as error:
-        raise DataError(f"{file}:{reader.line_num}: no valid CSV: {error}. Mend it, or export it again.") from None
+        words = "a quote is opened and never closed" if "unexpected end" in str(error) else str(error)
+        raise DataError(
+            f"{reading.finish_record()}: no valid CSV in the record that begins here: {words}. "
+            "Mend it, or export it again."
+        ) from None
 
 
-def _whole(file: Path) -> list[str]:
-    """The lines of a file that makes sense only as a whole."""
-    lines = list(_lines(file))
-    for line in lines:
-        if line.problem:
-            raise DataError(f"{line.origin}: {line.problem}. Skipping cannot help: such a file is read as a whole.")
-    return [line.value for line in lines]
+class _Reading:
+    """The lines of a file that makes sense only as a whole; knows where a record over several lines began."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._lines = lines(file)
+        self._number = 0
+        self._begin = 1
+        self._size = 0
+
+    def __iter__(self) -> "_Reading":
+        return self
+
+    def __next__(self) -> str:
+        self._number, text, problem = next(self._lines)
+        if problem:
+            raise DataError(
+                f"{self._file}:{self._number}: {problem}. Skipping cannot help: such a file is read as a whole."
+            )
+        self._size += len(text) + 1
+        if self._size > CAP:
+            raise too_long(f"{self._file}:{self._begin}", "the record that begins here (perhaps an open quote)")
+        return text + "\n"
+
+    def finish_record(self) -> str:
+        """Where the record began whose last line has just been read."""
+        origin = f"{self._file}:{self._begin}"
+        self._begin, self._size = self._number + 1, 0
+        return origin
 
 
-def _lines(file: Path) -> Iterator[Row]:
-    """The lines as text without their ends. Only a line feed ends one: JSON may hold other separators unescaped."""
-    number = 0
-    try:
-        with gzip.open(file, "rb") if file.name.lower().endswith(".gz") else file.open("rb") as stream:
-            for raw in stream:
-                number += 1
-                yield _line(f"{file}:{number}", raw.rstrip(b"\r\n"))
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        problem = f"the gzip stream is damaged ({error}) and lost from here on; fetch the file again"
-        yield Row(f"{file}:{number + 1}", problem=problem)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}. Check the file and its permissions.") from None
-
-
-def _line(origin: str, raw: bytes) -> Row:
-    if raw.startswith(codecs.BOM_UTF8):
-        return Row(origin, problem="starts with a UTF-8 byte order mark; save the file as UTF-8 without BOM")
-    try:
-        return Row(origin, raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.start + 1} of the line, 0x{raw[error.start]:02x}"
-        return Row(origin, problem=f"not UTF-8 text ({byte}); convert the file to UTF-8")
-
-
-def _parquet_rows(file: Path) -> Iterator[Row]:
-    if file.stat().st_size == 0:
-        return
-    from datasets import Dataset
-
-    with tempfile.TemporaryDirectory() as cache:
-        try:
-            dataset = Dataset.from_parquet(str(file), cache_dir=cache, keep_in_memory=True)
-        except Exception as error:  # whatever datasets and pyarrow raise, it means that the file is no such table
-            raise DataError(f"{file}: cannot be read as a table: {root_of(error)}. Mend or export it again.") from error
-    yield from dataset_rows(dataset, str(file))
-
-
-def dataset_rows(dataset: Iterable[Any], name: str) -> Iterator[Row]:
-    for i, row in enumerate(dataset):
-        yield Row(f"{name}[{i}]", row)
-
-
-def root_of(error: BaseException) -> str:
-    """The first line of the innermost cause: libraries wrap what the user needs to read."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+def _check_names(names: list[str], delimiter: str, origin: str) -> None:
+    long = next((name for name in names if "\n" in name), None)
+    if long is not None:  # rows may be in it
+        raise DataError(
+            f'{origin}: the name of a column, "{" ".join(long.split())[:60]}", goes over several lines. '
+            "Is a quote in the first line never closed?"
+        )
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f'{origin}: two columns are called "{twice}". The first line names the columns; rename one.')
+    other = next((mark for mark in _DELIMITERS if len(names) == 1 and mark in names[0]), "")
+    if other:
+        remedy = {",": "Rename the file to .csv", "\t": "Rename the file to .tsv"}.get(other, "Export it again")
+        raise DataError(
+            f'{origin}: names a single column "{names[0]}". Are its cells parted by {_DELIMITERS[other]}, '
+            f"and not by {_DELIMITERS[delimiter]}? {remedy}."
+        )

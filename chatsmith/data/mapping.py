@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chatsmith.config import SourceConfig
-from chatsmith.data.files import Row
 from chatsmith.data.formats import format_names, to_record
+from chatsmith.data.lines import Row
 from chatsmith.data.templates import as_text, at, check, fill
 from chatsmith.errors import ConfigError, DataError
 from chatsmith.functions import load_function

@@ -21,6 +21,7 @@ S = TypeVar("S", bound=Sized)
 T = TypeVar("T")
 
 CHUNK = 500  # rows that are prepared together
+CHUNK_LETTERS = 2_000_000
 FEW = 16  # chunks for which processes do not pay
 AHEAD = 4  # chunks per process that are done, or being done, before they are asked for
 
@@ -28,10 +29,26 @@ _work: Callable[[Any], Any]  # what forked processes do; set right before they a
 
 
 def chunks_of(rows: Iterable[T]) -> Iterator[list[T]]:
-    """The rows in order, `CHUNK` at a time."""
-    rest = iter(rows)
-    while chunk := list(islice(rest, CHUNK)):
+    """The rows in order, `CHUNK` at a time, or fewer if they are long: several chunks wait in memory."""
+    chunk: list[T] = []
+    letters = 0
+    for row in rows:
+        chunk.append(row)
+        letters += _letters(row)
+        if len(chunk) == CHUNK or letters > CHUNK_LETTERS:
+            yield chunk
+            chunk, letters = [], 0
+    if chunk:
         yield chunk
+
+
+def _letters(value: object) -> int:
+    """Of all text in a value as JSON has them."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_letters, value.values()))
+    return sum(map(_letters, value)) if isinstance(value, list | tuple) else 0
 
 
 def ranges_of(count: int) -> Iterator[range]:

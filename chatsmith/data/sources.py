@@ -1,32 +1,37 @@
 """Opens what a Spec names and reads it into Records; nothing is lost on the way without being listed.
 
-Read are .json, .jsonl (both also with .gz), .csv, .parquet and .txt files, directories of them, directories written by
-`datasets.save_to_disk`, and datasets of the Hugging Face hub. What a row means is decided in `formats.py`; which stage
-it serves in `mix.py`.
-
-A record is named "file:line" (.jsonl, .csv and .txt, from 1) or "file[row]" (everything else, from 0).
+Read are files of the kinds in `files.py`, directories of them, directories written by `datasets.save_to_disk`, and
+datasets of the Hugging Face hub. What a row means is decided in `formats.py`; which stage it serves in `mix.py`.
 """
 
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from chatsmith.data.files import SUFFIXES, Row, dataset_rows, read_rows, root_of
+from chatsmith.data.files import KINDS, SUFFIXES, read_rows
+from chatsmith.data.lines import Row
 from chatsmith.data.mapping import Dropped, Reader, reader
 from chatsmith.data.parallel import chunks_of, in_parallel
 from chatsmith.data.records import Decoded, from_bytes, to_bytes
 from chatsmith.data.spec import Spec
 from chatsmith.data.split import POINT, point
 from chatsmith.data.store import Array, Writer, hash_of, stored
+from chatsmith.data.tables import dataset_rows, root_of
 from chatsmith.errors import DataError
 from chatsmith.types import Record
 
 _LICENCE_FILES = ("LICENSE", "LICENCE", "COPYING")
+# what lies beside data and describes them
+_NO_DATA = (
+    *("readme.txt", "license.txt", "licence.txt", "copying.txt"),
+    *("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -159,18 +164,20 @@ def _outcomes(
 def _open(spec: Spec) -> tuple[list[_Table], str | None]:
     """The tables that a spec names, and the licence that the source states."""
     path = Path(spec.location).expanduser()
-    if path.is_dir():
-        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            return _saved_dataset(path, spec)
-        return [_file(file) for file in _files_in(path, spec.split)], _licence_in(path)
-    if path.exists():
-        if spec.split is not None:
-            raise DataError(f'{path}: a single file has no splits. Leave "#{spec.split}" out.')
-        if not path.name.lower().endswith(SUFFIXES):
-            raise DataError(f"{path}: unknown kind of file. Read are {', '.join(SUFFIXES)}.")
-        return [_file(path)], _licence_in(path.parent)
-    if _looks_like_a_path(spec.location):
-        raise DataError(f'--data: there is no file or directory "{spec.location}".{_near(path)}')
+    try:
+        if path.is_dir():
+            if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+                return _saved_dataset(path, spec)
+            return [_file(file) for file in _files_in(path, spec.split)], _licence_in(path)
+        if path.exists():
+            _check_file(path, spec)
+            return [_file(path)], _licence_in(path.parent)
+        if path.is_symlink():
+            raise DataError(f'{path}: a link to "{path.readlink()}", where nothing is. Mend the link.')
+        if _looks_like_a_path(spec.location):
+            raise DataError(f'--data: there is no file or directory "{spec.location}".{_near(path)}')
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Check the file and its permissions.") from None
     return _hub_dataset(spec)
 
 
@@ -178,6 +185,15 @@ def _file(path: Path) -> _Table:
     with path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     return _Table(str(path), read_rows(path), hash_of(str(path), content))
+
+
+def _check_file(path: Path, spec: Spec) -> None:
+    if spec.split is not None:
+        raise DataError(f'{path}: a single file has no splits. Leave "#{spec.split}" out.')
+    if not path.name.lower().endswith(SUFFIXES):
+        raise DataError(f"{path}: unknown kind of file. Read are {KINDS}.")
+    if not path.is_file():
+        raise DataError(f"{path}: a pipe or device, no file: it cannot be read again. Write it to a file first.")
 
 
 def _looks_like_a_path(location: str) -> bool:
@@ -194,21 +210,31 @@ def _near(path: Path) -> str:
 
 
 def _files_in(directory: Path, split: str | None) -> list[Path]:
-    """The data files of a directory by name; with a split those called so: train.jsonl, train-00001.parquet."""
+    """The data files in and below a directory by name; with a split those called so, or below a directory called so.
+
+    Of the split "train" are train.jsonl, data/train-00001-of-00004.parquet and train/0001.jsonl.
+    """
     files = sorted(
-        file
-        for file in directory.iterdir()
-        if file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".") and file.is_file()
+        Path(folder, name).relative_to(directory)
+        for folder, _, names in os.walk(directory, onerror=_raise)
+        for name in names
+        if name.lower().endswith(SUFFIXES) and name.lower() not in _NO_DATA and Path(folder, name).is_file()
     )
+    files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
     if not files:
-        raise DataError(f"{directory}: no data files in this directory. Read are {', '.join(SUFFIXES)}.")
+        raise DataError(f"{directory}: no data files in this directory. Read are {KINDS}.")
     if split is None:
-        return files
-    chosen = [file for file in files if re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", file.name)]
+        return [directory / file for file in files]
+    called_so = re.compile(rf"{re.escape(split)}(?![A-Za-z0-9])")
+    chosen = [file for file in files if called_so.match(file.name) or split in file.parts[:-1]]
     if not chosen:
-        names = ", ".join(file.name for file in files[:10])
+        names = ", ".join(map(str, files[:10])) + (", ..." if len(files) > 10 else "")
         raise DataError(f'{directory}: no file is named after the split "{split}". There are: {names}.')
-    return chosen
+    return [directory / file for file in chosen]
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _licence_in(directory: Path) -> str | None:
@@ -240,14 +266,24 @@ def _saved_dataset(path: Path, spec: Spec) -> tuple[list[_Table], str | None]:
 
 
 def _hub_dataset(spec: Spec) -> tuple[list[_Table], str | None]:
+    """A dataset of the hub, which the library loads to the disk and maps into memory; the split may be CONFIG/SPLIT."""
     from datasets import load_dataset
 
+    config, _, split = (spec.split or "train").rpartition("/")
     try:
-        dataset = load_dataset(spec.location, split=spec.split or "train")
+        dataset = load_dataset(spec.location, config or None, split=split)
     except Exception as error:  # offline, unknown, private, without such a split: each its own type, all end here
+        words = root_of(error)
+        if "Config name is missing" in str(error):
+            names = re.search(r"\[.*\]", str(error))
+            listed = f": {names[0]}" if names else ""
+            raise DataError(
+                f'--data "{spec.location}": this dataset has several configurations{listed}. '
+                f'Write one of them before the split, as in "{spec.location}#CONFIG/{split}".'
+            ) from error
         raise DataError(
             f'--data "{spec.location}": no such file here, and the Hugging Face hub gave no dataset of this name: '
-            f"{root_of(error)}. Check the name, the #SPLIT and the network, or give a local file, as in "
+            f"{words}. Check the name, the #SPLIT and the network, or give a local file, as in "
             "--data sft:./answers.jsonl."
         ) from error
     return [

@@ -15,6 +15,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,8 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from chatsmith.errors import RunError
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -149,25 +152,30 @@ def stored(
         return Entry(directory)
 
     root = cache_directory()
-    root.mkdir(parents=True, exist_ok=True)
-    if key is None:
-        with tempfile.TemporaryDirectory(dir=root, prefix="making-") as temporary:
-            return make(Path(temporary))  # open files outlive their names
-    place = root / f"{kind}-{hash_of(kind, code_hash(), *key)}"
-    if (place / "entry.json").exists():
-        os.utime(place)
-        return Entry(place)
-    _forget_unused(root)
-    making = Path(tempfile.mkdtemp(dir=root, prefix="making-"))
     try:
+        root.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(dir=root, prefix="making-"))
+    except OSError as error:
+        raise RunError(
+            f"{root}: nothing can be written here ({error.strerror}), and prepared data must go somewhere. Set the "
+            "environment variable CHATSMITH_CACHE to a directory with room."
+        ) from None
+    try:
+        if key is None:
+            return make(making)  # open files outlive their names
+        place = root / f"{kind}-{hash_of(kind, code_hash(), *key)}"
+        if (place / "entry.json").exists():
+            os.utime(place)
+            return Entry(place)
+        _forget_unused(root)
         make(making)
         try:
             making.rename(place)
         except OSError:  # another process made the same meanwhile
             assert (place / "entry.json").exists(), f"{place} cannot be made"
+        return Entry(place)
     finally:
         shutil.rmtree(making, ignore_errors=True)
-    return Entry(place)
 
 
 def cache_directory() -> Path:
@@ -194,5 +202,6 @@ def code_hash() -> str:
 def _forget_unused(root: Path) -> None:
     oldest = time.time() - KEPT_DAYS * 86400
     for entry in root.iterdir():
-        if entry.stat().st_mtime < oldest:
-            shutil.rmtree(entry, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process was first
+            if entry.stat().st_mtime < oldest:
+                shutil.rmtree(entry)

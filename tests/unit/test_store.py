@@ -12,7 +12,7 @@ from chatsmith.data import store
 from chatsmith.data.parallel import AHEAD, CHUNK, FEW, chunks_of, in_parallel, ranges_of
 from chatsmith.data.records import Chosen, choose, from_bytes, to_bytes
 from chatsmith.data.store import Entry, Writer, stored
-from chatsmith.errors import DataError
+from chatsmith.errors import DataError, RunError
 from chatsmith.types import Answer, Message, Record
 
 RECORD = Record(
@@ -89,6 +89,12 @@ def test_what_nothing_has_used_for_a_month_goes(root: Path) -> None:
     assert len(list(root.iterdir())) == 1
 
 
+def test_a_place_where_nothing_can_be_written_is_one_error(root: Path) -> None:
+    root.write_text("a file in its place")
+    with pytest.raises(RunError, match="CHATSMITH_CACHE"):
+        entry(["k"], [[1]], [])
+
+
 def test_a_record_comes_back_from_its_bytes() -> None:
     read = from_bytes(to_bytes(RECORD))
     assert read == RECORD
@@ -115,6 +121,12 @@ def test_chunks_come_in_order_and_from_several_processes_where_there_are_many(mo
             pids = {pid for pid, _ in results}
             assert len(pids) <= processes
             assert (os.getpid() in pids) == (processes == 1)
+
+
+def test_chunks_of_long_rows_are_short() -> None:
+    long = {"a": [{"b": "x" * 900_000}, 1, None]}
+    assert [len(chunk) for chunk in chunks_of([long] * 7)] == [3, 3, 1]
+    assert [len(chunk) for chunk in chunks_of(["x"] * (CHUNK + 1))] == [CHUNK, 1]
 
 
 def test_rows_are_asked_for_only_a_few_chunks_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
