@@ -92,6 +92,9 @@ class Endpoint:
         self._reached = True
         return self._read(completion)
 
+    async def close(self) -> None:
+        await self._client.close()
+
     def _read(self, completion: Any) -> Reply:
         """What a completion says; the client takes any JSON for one."""
         try:

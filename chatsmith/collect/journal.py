@@ -46,6 +46,10 @@ class Ledger:
         """The records that were there when the files were opened."""
         return len(self._records.rows)
 
+    def instructions(self) -> set[str]:
+        """Those of the records that were there."""
+        return {row["instruction"] for row in self._records.rows if isinstance(row.get("instruction"), str)}
+
     def note(self, request: str, reply: Reply) -> None:
         self._replies.append({"request": request, **asdict(reply)})
 

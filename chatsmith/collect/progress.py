@@ -50,7 +50,7 @@ class Tally:
 
     def lines(self) -> list[str]:
         """Everything but `kept`, in words."""
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.dropped.most_common())
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common())
         used = f"{self.replies:,} replies: {self.input_tokens:,} tokens in, {self.output_tokens:,} out"
         if self.uncounted:
             used += f", {self.uncounted:,} replies without a count"

@@ -11,7 +11,7 @@ import itertools
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +128,7 @@ class _Collection:
 
     def __post_init__(self) -> None:
         self._known = Known(self.seeds)
+        self._earlier = self.ledger.instructions()
         self._kept: list[str] = []
         self._asked = 0  # requests for instructions
         self._fresh = 0  # replies of this command
@@ -139,7 +140,14 @@ class _Collection:
             self.tally.add(reply)
 
     async def run(self) -> None:
-        """Rounds of requests for instructions, each with their answers, until there are records enough."""
+        """Collect until there are records enough."""
+        try:
+            await self._rounds()
+        finally:
+            await self.endpoint.close()
+
+    async def _rounds(self) -> None:
+        """Requests for instructions, each time with the answers."""
         idle, sizes = 0, itertools.chain(range(1, LARGEST_ROUND), itertools.repeat(LARGEST_ROUND))
         while self.tally.kept < self.tally.wanted:
             kept, fresh = self.tally.kept, self._fresh
@@ -165,33 +173,42 @@ class _Collection:
             shown[name] = {"seeds": seeds, "kept": kept}
         self._asked += requests
         candidates = []
-        async for name, reply in self._ask(contents):
+
+        def take(name: str, reply: Reply) -> None:
             instructions = wording.read_list(reply.text)
             if instructions is None:
                 self.tally.dropped["malformed list"] += 1
-                continue
+                return
             for place, instruction in enumerate(instructions):
                 self.tally.tried += 1
                 reason = unfit_instruction(instruction, self.language)
-                if not reason and self._known.nearest(instruction):
+                # what an earlier command kept was new then, and needs no search among tens of thousands
+                if not reason and instruction not in self._earlier and self._known.nearest(instruction):
                     reason = "near-duplicate"
                 if reason:
                     self.tally.dropped[reason] += 1
                     continue
+                self._earlier.discard(instruction)
                 self._known.add(instruction)
                 candidates.append(_Candidate(f"{name}.{place}", instruction, shown[name]))
+
+        await self._ask(contents, take)
         return candidates
 
     async def _answer(self, candidates: Sequence[_Candidate]) -> None:
         """Ask for the answers, and keep records until there are enough."""
-        left = list(candidates)
+        left = {candidate.name: candidate for candidate in candidates}
+
+        def take(name: str, reply: Reply) -> None:
+            if reason := unfit_answer(reply):
+                self.tally.dropped[reason] += 1
+            else:
+                self._keep(left[name], reply)
+            del left[name]
+
         while left and (missing := self.tally.wanted - self.tally.kept):
-            batch, left = {candidate.name: candidate for candidate in left[:missing]}, left[missing:]
-            async for name, reply in self._ask({name: one.instruction for name, one in batch.items()}):
-                if reason := unfit_answer(reply):
-                    self.tally.dropped[reason] += 1
-                else:
-                    self._keep(batch[name], reply)
+            batch = itertools.islice(left.values(), missing)
+            await self._ask({candidate.name: candidate.instruction for candidate in batch}, take)
 
     def _keep(self, candidate: _Candidate, reply: Reply) -> None:
         record = {
@@ -211,26 +228,31 @@ class _Collection:
         self._kept.append(candidate.instruction)
         self.tally.kept += 1
 
-    async def _ask(self, contents: Mapping[str, str]) -> AsyncIterator[tuple[str, Reply]]:
-        """Replies in the order of the requests, those of earlier commands from the journal.
+    async def _ask(self, contents: Mapping[str, str], take: Callable[[str, Reply], None]) -> None:
+        """Give `take` the replies in the order of the requests, those of earlier commands from the journal.
 
         Raises:
             _Ended: if a request was not made.
-            ChatsmithError: if one failed. What was under way has come into the journal before either.
+            ChatsmithError: if one failed. Before either, what was under way has come into the journal.
         """
-        tasks = {name: asyncio.create_task(self._reply(name, content)) for name, content in contents.items()}
-        for name, task in tasks.items():
-            reply = await task
-            if reply is None:
-                await asyncio.gather(*tasks.values())
-                raise self._failure or _Ended(self._why())
-            yield name, reply
-            self.progress.update()
+        there = self.ledger.replies
+        fresh = {name: contents[name] for name in contents if name not in there}
+        tasks = {name: asyncio.create_task(self._reply(name, content)) for name, content in fresh.items()}
+        try:
+            for name in contents:
+                reply = there[name] if name in there else await tasks[name]
+                if reply is None:
+                    raise self._failure or _Ended(self._why())
+                take(name, reply)
+                self.progress.update()
+        except ChatsmithError as error:
+            self._failure = error  # so that nothing more is asked
+            raise
+        finally:
+            await asyncio.gather(*tasks.values())
 
     async def _reply(self, name: str, content: str) -> Reply | None:
         """None if the request failed, or was not made at all."""
-        if name in self.ledger.replies:
-            return self.ledger.replies[name]
         async with self._room:
             # no tokenizer makes more tokens of a text than it has bytes
             most = self.tally.cost(len(content.encode()) + TEMPLATE_TOKENS, self.endpoint.max_tokens)

@@ -341,7 +341,7 @@ def test_everything_that_is_left_out_is_counted_by_its_reason(collect, capsys):
     }
     assert records[0]["instruction"] == "Explain how tides come about."
     assert tally.tried == 7 + 20
-    assert "near-duplicate 2, " in capsys.readouterr().out
+    assert "2 near-duplicate, " in capsys.readouterr().out
 
 
 def test_an_endpoint_that_gives_nothing_of_use_is_asked_for_three_rounds(collect, tmp_path):
