@@ -1,8 +1,8 @@
 """An OpenAI-compatible endpoint, asked through the `openai` package.
 
 The key is read from OPENAI_API_KEY and given to the client alone: no message from here holds it, whatever the endpoint
-says. The client itself tries again after 408, 409, 429 (for as long as Retry-After says, up to two minutes), 5xx and
-lost connections.
+says. The client itself tries again after 408, 409, 429, 5xx and lost connections, after as long as Retry-After says (a
+minute or two at most).
 """
 
 import importlib.util
@@ -15,10 +15,8 @@ from urllib.parse import urlsplit
 from chatsmith.errors import ConfigError, EndpointError
 from chatsmith.text import one_line
 
-FIRST_TRIES, LATER_TRIES = (
-    3,
-    9,
-)  # a wrong address is known soon; an endpoint that answered before is worth half a minute
+FIRST_TRIES, LATER_TRIES = 3, 9  # a wrong address is known soon; one that has answered is worth half a minute
+FILTERED = ("content_filter", "content_policy_violation", "invalid_prompt")  # codes of OpenAI and Azure
 LONGEST_QUOTE = 300  # characters of what the endpoint says
 
 
@@ -86,6 +84,8 @@ class Endpoint:
             if limit == "max_tokens" and "max_completion_tokens" in error.message:  # OpenAI's reasoning models say so
                 self._limit = "max_completion_tokens"
                 return await self.ask(content)
+            if error.code in FILTERED:
+                return self._reply("", "content_filter", self.model)
             raise self._explained(error) from None  # without the request, which holds the key
         except ValueError:  # the body is not JSON
             pass
@@ -107,21 +107,20 @@ class Endpoint:
             text, reason = "", "malformed"
         model, usage = getattr(completion, "model", None), getattr(completion, "usage", None)
         counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
-        return Reply(
-            text,
-            reason,
-            model if isinstance(model, str) else self.model,
-            self.host,
-            self._temperature,
-            datetime.now(UTC).isoformat(timespec="seconds"),
-            *(count if isinstance(count, int) else None for count in counts),
-        )
+        tokens_in, tokens_out = (count if isinstance(count, int) else None for count in counts)
+        return self._reply(text, reason, model if isinstance(model, str) else self.model, tokens_in, tokens_out)
+
+    def _reply(
+        self, text: str, reason: str, model: str, input_tokens: int | None = None, output_tokens: int | None = None
+    ) -> Reply:
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        return Reply(text, reason, model, self.host, self._temperature, date, input_tokens, output_tokens)
 
     def _explained(self, error: Any) -> EndpointError:
         import openai
 
         said = error.body.get("message") if isinstance(error.body, dict) else error.body
-        quoted = self._clean(str(said or error.message))
+        quoted = self._clean(f"{said or error.message}{_asked_wait(error)}")
         match error:
             case openai.AuthenticationError() | openai.PermissionDeniedError():
                 key = "the key in OPENAI_API_KEY" if self._key else "a request without a key"
@@ -130,8 +129,7 @@ class Endpoint:
                 what = f'knows no model "{self.model}", or not this path (404): {quoted}'
                 remedy = "Check --model, and --endpoint, which often ends in /v1"
             case openai.RateLimitError():
-                wait = error.response.headers.get("retry-after")
-                what = f"takes no more requests (429): {quoted}" + (f"; it asks to wait {wait} s" if wait else "")
+                what = f"takes no more requests (429): {quoted}"
                 remedy = "Wait, lower --parallel, or see to the account's limits"
             case openai.APIStatusError():
                 what = f"does not serve the request ({error.status_code}): {quoted}"
@@ -161,6 +159,12 @@ def _host(url: str) -> str:
             "OPENAI_API_KEY."
         )
     return parts.netloc
+
+
+def _asked_wait(error: Any) -> str:
+    response = getattr(error, "response", None)
+    wait = response.headers.get("retry-after") if response is not None else None
+    return f"; it asks to wait {wait} s" if wait else ""
 
 
 def _root(error: BaseException) -> str:

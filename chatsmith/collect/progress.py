@@ -51,13 +51,12 @@ class Tally:
     def lines(self) -> list[str]:
         """Everything but `kept`, in words."""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common())
-        used = f"{self.replies:,} replies: {self.input_tokens:,} tokens in, {self.output_tokens:,} out"
+        used = f"replies: {self.replies:,}; tokens: {self.input_tokens:,} in, {self.output_tokens:,} out"
         if self.uncounted:
-            used += f", {self.uncounted:,} replies without a count"
+            used += f" ({self.uncounted:,} replies without a count)"
         if self.prices:
             used += f"; ${self.spent:.4f}" + (f" of ${self.budget:.2f}" if self.budget is not None else "")
-        dropped = f"{self.tried:,} instructions tried; dropped: {reasons or 'none'}"
-        return [dropped, used]
+        return [f"instructions: {self.tried:,}; dropped: {reasons or 'none'}", used]
 
 
 class Progress:

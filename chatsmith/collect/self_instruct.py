@@ -94,7 +94,7 @@ def read_seeds(path: Path) -> tuple[Source, list[str], Language]:
         DataError: if a record is bad or holds no instruction, or the language is neither of the two.
     """
     if not path.exists():
-        raise DataError(f'--seeds: there is no file "{path}".')
+        raise DataError(f'--seeds: there is no file "{path}". Check the name.')
     source = read_source(Spec((), str(path), None), on_error="skip")
     if source.dropped:
         first = source.dropped[0]
@@ -274,7 +274,11 @@ class _Collection:
                 del self._under_way[name]
         self.tally.add(reply)
         self._fresh += 1
-        if reply.input_tokens is None and reply.finish_reason != "malformed" and self.tally.budget is not None:
+        if (
+            reply.input_tokens is None
+            and reply.finish_reason not in ("malformed", "content_filter")
+            and self.tally.budget is not None
+        ):
             self._failure = EndpointError(
                 f"{self.endpoint.host} does not count tokens, so --budget cannot be kept. Leave --budget out."
             )

@@ -124,7 +124,7 @@ def test_what_was_collected_trains(collecting, chatsmith, model_directory, tmp_p
         prices = ("--price-input", 0.1, "--price-output", 0.4, "--budget", 1)
         result = finish(collecting(endpoint, "-n", 20, *prices))
     assert result.returncode == 0, result.stderr
-    assert "23 replies: 2,300 tokens in, 1,150 out; $0.0007 of $1.00" in result.stdout
+    assert "replies: 23; tokens: 2,300 in, 1,150 out; $0.0007 of $1.00" in result.stdout
     options = ("--data", tmp_path / "out.jsonl", "--data.max_tokens", "500", "--dry-run")
     trained = chatsmith("sft", "--actor-model", model_directory("llama"), *options)
     assert trained.returncode == 0, trained.stderr
