@@ -24,6 +24,8 @@ app = typer.Typer(
     help="Your own ChatGPT-style assistant from one command: SFT, reward model, PPO.",
     epilog="Every key of the configuration is an option: --rl.kl_coef 0.02. `chatsmith recipes NAME` shows them.",
 )
+collection = typer.Typer(no_args_is_help=True, help="New training data from a model behind an endpoint.")
+app.add_typer(collection, name="collect")
 
 Recipe = Annotated[str, typer.Argument(help="A built-in recipe (see `chatsmith recipes`) or a TOML file.")]
 RunDir = Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/RECIPE.")]
@@ -253,6 +255,42 @@ def bench(
 
     figures = measure(model, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, batch=batch)
     typer.echo(json.dumps(figures))
+
+
+@collection.command("self-instruct")
+def self_instruct(
+    seeds: Annotated[
+        Path, typer.Option(help="Instructions in English or Chinese to begin from, in any format of data.")
+    ],
+    endpoint: Annotated[str, typer.Option(help="An OpenAI-compatible address, such as http://localhost:8000/v1.")],
+    model: Annotated[str, typer.Option(help="The model's name there.")],
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Records in all.")] = 1000,
+    output: Annotated[Path, typer.Option(help="Where the records go.")] = Path("self-instruct.jsonl"),
+    budget: Annotated[float | None, typer.Option(help="US dollars to spend at most; needs both prices.")] = None,
+    price_input: Annotated[float | None, typer.Option(min=0, help="US dollars for a million tokens in.")] = None,
+    price_output: Annotated[float | None, typer.Option(min=0, help="US dollars for a million tokens out.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Of instructions and answers.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 2048,
+    parallel: Annotated[int, typer.Option(min=1, help="Requests that run together.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the examples that are shown to the model.")] = 0,
+) -> None:
+    """New instructions after the example of seeds, and answers to them. The key is read from OPENAI_API_KEY."""
+    if (price_input is None) != (price_output is None):
+        raise ConfigError("--price-input and --price-output belong together. Give both, or none.")
+    prices = None if price_input is None or price_output is None else (price_input, price_output)
+    if budget is not None and prices is None:
+        raise ConfigError(
+            "--budget needs prices. Give --price-input and --price-output, US dollars per million tokens."
+        )
+
+    from chatsmith.collect.endpoint import Endpoint
+    from chatsmith.collect.progress import Tally
+    from chatsmith.collect.self_instruct import self_instruct as collect
+    from chatsmith.console import Screen
+
+    asked = Endpoint(endpoint, model, temperature=temperature, max_tokens=max_tokens)
+    tally = Tally(number, prices, budget)
+    raise typer.Exit(collect(seeds, output, asked, tally, parallel=parallel, seed=seed, screen=Screen()))
 
 
 def _train(

@@ -7,6 +7,7 @@
     ├── RewardError      a reward function failed or returned something that is no reward
     ├── RunError         the run directory cannot be used as asked
     ├── RequestError     a conversation cannot be answered as asked
+    ├── EndpointError    an endpoint that is asked for text cannot be reached, refuses, or says nothing of use
     ├── GateFailed       a stage finished, but its result is not good enough to build on
     └── TrainingStopped  training cannot sensibly go on (non-finite losses, rollout mismatch)
 
@@ -43,6 +44,10 @@ class RunError(ChatsmithError):
 
 class RequestError(ChatsmithError):
     """A conversation is malformed or too long for the model, or a setting of the answer is out of range."""
+
+
+class EndpointError(ChatsmithError):
+    """An endpoint that is asked for text cannot be reached, refuses, or says nothing that can be used."""
 
 
 class GateFailed(ChatsmithError):

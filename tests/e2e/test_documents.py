@@ -1,6 +1,7 @@
 """What the documents say is true: commands run, keys, names and messages are those of the code."""
 
 import ast
+import inspect
 import io
 import json
 import re
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripted_endpoint import ScriptedEndpoint
 from tiny import byte_tokenizer, tiny_reward_model
 
 from chatsmith.cli import app, split_arguments
@@ -119,6 +121,8 @@ def desk(tmp_path, monkeypatch, model_directory, pairs):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     Path("text.txt").write_text("Once there was a fox.\n")
+    Path("seeds.jsonl").write_text('{"instruction": "Name three fruits."}\n')
+    Path("self-instruct.jsonl").write_bytes(Path("demonstrations.jsonl").read_bytes())
     Path("rewards.py").write_text(blocks(README, "python")[0])
     Path("assistant.toml").write_text(blocks(README, "toml")[0])
     return tmp_path
@@ -190,6 +194,42 @@ def test_every_bench_of_the_documents_measures_what_they_list(line, desk_with_ru
     assert {name.split(".")[0] for name in listed if "." in name} <= parts
 
 
+@pytest.mark.parametrize("line", cases("collect"))
+def test_every_collection_of_the_documents_is_made_as_they_say(line, desk):
+    pytest.importorskip("openai")
+    Path("self-instruct.jsonl").unlink()
+    with ScriptedEndpoint() as endpoint:
+        run(re.sub(r"--endpoint \S+", f"--endpoint {endpoint.url}", line) + " -n 3")
+    (output,) = (path for name in ("self-instruct", "english") if (path := desk / f"{name}.jsonl").exists())
+    record = json.loads(output.read_text().splitlines()[-1])
+    shown = json.loads(blocks(ROOT / "docs" / "collect.md", "json")[0])
+    assert list(record) == list(shown)
+    assert list(record["provenance"]) == list(shown["provenance"])
+    assert stages_of(to_record(shown, "collect.md:1")) == ("sft", "rl")
+
+
+def test_every_reason_to_drop_and_every_option_of_a_collection_is_listed():
+    page = (ROOT / "docs" / "collect.md").read_text()
+    listed = {name for row in rows(section(page, "What is dropped")) for name in code(row[0])}
+    tree = ast.parse((PACKAGE / "collect" / "filters.py").read_text())
+    returned = [
+        part
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef) and function.name.startswith("unfit_")
+        for node in ast.walk(function)
+        if isinstance(node, ast.Return)
+        for part in ast.walk(node)
+    ]
+    said = {template(part) for part in returned} - {"", "not ", "not …"}
+    assert listed == said | {"not English", "not Chinese", "near-duplicate", "malformed list"}
+    (group,) = app.registered_groups
+    (command,) = group.typer_instance.registered_commands
+    options = {name for row in rows(page) for name in re.findall(r"--[a-z][a-z-]*", row[0])}
+    assert {name.removeprefix("--").replace("-", "_") for name in options} == set(
+        inspect.signature(command.callback).parameters
+    )
+
+
 def test_a_command_that_is_wrong_is_noticed(desk):
     with pytest.raises(ConfigError, match="kl_coef"):
         run("chatsmith train --actor-model MODEL --data pairs.jsonl --rl.kl_coeff 1")
@@ -198,12 +238,9 @@ def test_a_command_that_is_wrong_is_noticed(desk):
 
 
 def test_the_documents_hold_commands_of_every_kind():
-    tested = {"train", "sft", "reward", "rl", "recipes", "chat", "report", "runs", "bench"}
-    assert (
-        set(map(verb, CHATSMITH.values()))
-        == tested
-        == {command.callback.__name__ for command in app.registered_commands}
-    )
+    tested = {"train", "sft", "reward", "rl", "recipes", "chat", "report", "runs", "bench", "collect"}
+    known = {command.callback.__name__ for command in app.registered_commands}
+    assert set(map(verb, CHATSMITH.values())) == tested == known | {group.name for group in app.registered_groups}
     mentioned = [line for page in PAGES for line in commands(page) if "chatsmith " in without_environment(line)]
     assert len([line for line in mentioned if not re.match(r"(git|make|cd) ", line)]) == len(CHATSMITH)
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

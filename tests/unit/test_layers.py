@@ -16,6 +16,7 @@ ALLOWED = {
         *("types", "errors", "seeds", "config", "runtime", "evaluate", "assistant"),
         *("algo", "engine", "data", "models"),
     },
+    "collect": {"types", "errors", "seeds", "runtime", "data", "text", "live", "console"},
     "report": {"errors", "config", "resolve", "text", "runs", "checkpoint", "evaluate"},
 }
 

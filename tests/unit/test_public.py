@@ -38,6 +38,11 @@ COMMANDS = {
     "runs": {"directory"},
     "report": {"run", "run2", "output"},
     "bench": {"model", "prompt_tokens", "answer_tokens", "batch"},
+    "collect": set(),
+}
+SELF_INSTRUCT = {
+    *("seeds", "endpoint", "model", "number", "output", "budget", "price_input", "price_output"),
+    *("temperature", "max_tokens", "parallel", "seed"),
 }
 
 
@@ -56,3 +61,7 @@ def test_importing_chatsmith_alone_loads_neither_torch_nor_transformers():
 def test_the_command_line_is_this():
     commands = typer.main.get_command(app).commands
     assert {name: {p.name for p in command.params} - {"help"} for name, command in commands.items()} == COMMANDS
+    collections = commands["collect"].commands
+    assert {name: {p.name for p in command.params} for name, command in collections.items()} == {
+        "self-instruct": SELF_INSTRUCT
+    }

@@ -1,0 +1,1 @@
+"""New training data from a model behind an endpoint: `chatsmith collect`."""

@@ -1,0 +1,114 @@
+"""How far a collection is: counted in one place, drawn in a terminal, printed line by line elsewhere."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from chatsmith.collect.endpoint import Reply
+from chatsmith.console import SECONDS_BETWEEN_LINES, Screen
+from chatsmith.live import INDENT, REFRESHES_PER_SECOND
+from chatsmith.text import duration
+
+
+@dataclass
+class Tally:
+    """What a collection has come to, over all commands.
+
+    `prices` are US dollars for a million tokens in and out, `budget` is what may be spent; None: not known, no limit.
+    """
+
+    wanted: int
+    prices: tuple[float, float] | None
+    budget: float | None
+    kept: int = 0
+    tried: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    replies: int = 0
+    uncounted: int = 0  # replies without a count of tokens
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def add(self, reply: Reply) -> None:
+        self.replies += 1
+        self.uncounted += reply.input_tokens is None or reply.output_tokens is None
+        self.input_tokens += reply.input_tokens or 0
+        self.output_tokens += reply.output_tokens or 0
+
+    def cost(self, input_tokens: int, output_tokens: int) -> float:
+        """US dollars; 0 without prices."""
+        input_price, output_price = self.prices or (0.0, 0.0)
+        return (input_tokens * input_price + output_tokens * output_price) / 1e6
+
+    @property
+    def spent(self) -> float:
+        return self.cost(self.input_tokens, self.output_tokens)
+
+    def lines(self) -> list[str]:
+        """Everything but `kept`, in words."""
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common())
+        used = f"replies: {self.replies:,}; tokens: {self.input_tokens:,} in, {self.output_tokens:,} out"
+        if self.uncounted:
+            used += f" ({self.uncounted:,} replies without a count)"
+        if self.prices:
+            used += f"; ${self.spent:.4f}" + (f" of ${self.budget:.2f}" if self.budget is not None else "")
+        return [f"instructions: {self.tried:,}; dropped: {reasons or 'none'}", used]
+
+
+class Progress:
+    """Inside the context the tally is on the screen; `update` is called when it has changed."""
+
+    def __init__(self, screen: Screen, tally: Tally, is_stopping: Callable[[], bool]) -> None:
+        self._screen, self._tally, self._is_stopping = screen, tally, is_stopping
+        self._live = Live(self, console=screen.console, refresh_per_second=REFRESHES_PER_SECOND, transient=True)
+        self._began = self._printed = time.monotonic()
+        self._kept_before: int | None = None
+
+    def __enter__(self) -> "Progress":
+        if self._screen.is_live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def begin(self) -> None:
+        """From here on time counts: what was there before took none."""
+        if self._kept_before is None:
+            self._began, self._kept_before = time.monotonic(), self._tally.kept
+
+    def update(self) -> None:
+        if self._screen.is_live or time.monotonic() - self._printed < SECONDS_BETWEEN_LINES:
+            return
+        self._printed = time.monotonic()
+        self._screen.line(
+            "  ".join([f"  {self._tally.kept}/{self._tally.wanted}", *self._left(), *self._tally.lines()])
+        )
+
+    def _left(self) -> list[str]:
+        fresh = self._tally.kept - (self._kept_before or 0)
+        if self._kept_before is None or fresh <= 0:
+            return []
+        per_record = (time.monotonic() - self._began) / fresh
+        return [f"{duration(per_record * (self._tally.wanted - self._tally.kept))} left"]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """━━━━━━━━────  317/1000   4 min 12 s left, and the tally."""
+        tally = self._tally
+        columns = max(8, min(48, options.max_width - 40))
+        full = min(columns, tally.kept * columns // tally.wanted)
+        bar = Text(INDENT)
+        bar.append("━" * full, style="cyan")
+        bar.append("─" * (columns - full), style="dim")
+        bar.append(f"  {tally.kept}/{tally.wanted}", style="bold")
+        bar.append("".join(f"   {left}" for left in self._left()), style="dim")
+        yield bar
+        for line in tally.lines():
+            for part in Text(line).wrap(console, options.max_width - len(INDENT)):
+                yield Text(INDENT) + part
+        if self._is_stopping():
+            yield Text(f"{INDENT}stopping after the requests under way; again: at once", style="yellow")
