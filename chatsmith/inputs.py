@@ -95,21 +95,25 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
         run.screen.line(f"{entry['spec']}: {entry['records']} records{dropped}")
 
 
-def deal(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:
-    """The records of each stage that this run trains.
-
-    Raises:
-        DataError: if a stage gets none.
-    """
-    needed = stages_to_train(config)
-    data = mix(
+def share(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:
+    """The records of each stage that this run trains; some may have none."""
+    return mix(
         sources,
         seed=config.data.split_seed,
         split=config.data.split,
         held_out_fraction=config.data.held_out,
-        stages=[*needed, "ptx"],
+        stages=[*stages_to_train(config), "ptx"],
     )
-    for stage in needed if config.world is None else ():
+
+
+def deal(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:
+    """The same, for training.
+
+    Raises:
+        DataError: if a stage gets none.
+    """
+    data = share(config, sources)
+    for stage in stages_to_train(config) if config.world is None else ():
         if not data[stage].train or not data[stage].held_out:
             raise DataError(
                 f"{stage}: the data gives it {len(data[stage].train)} records to train on and "
