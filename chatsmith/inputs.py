@@ -8,6 +8,7 @@ from typing import Any
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, StageName
 from chatsmith.data.chat import Encoded, encode_texts
+from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData, mix
 from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import as_spec, parse_spec
@@ -92,7 +93,8 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
     run.manifest["data"] = entries
     for entry in entries:
         dropped = f", {len(entry['dropped'])} bad ones skipped (listed in the manifest)" if entry["dropped"] else ""
-        run.screen.line(f"{entry['spec']}: {entry['records']} records{dropped}")
+        licence = f"; not for commercial use: {entry['licence']}" if non_commercial(entry["licence"]) else ""
+        run.screen.line(f"{entry['spec']}: {entry['records']} records{dropped}{licence}")
 
 
 def share(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:

@@ -47,7 +47,9 @@ SIGNS = {
         0.001,
     ),
     "unended": Sign(
-        "answers that break off in a sentence, or end without a full stop", "drop those that were cut off at a limit", 0.05
+        "answers that break off in a sentence, or end without a full stop",
+        "drop those that were cut off at a limit",
+        0.05,
     ),
     "echo": Sign("answers that begin with their prompt", "take the prompt out of the answer", 0.02),
     "refusal": Sign("answers that refuse", "keep only as many as the assistant shall learn to give", 0.05),

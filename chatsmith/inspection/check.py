@@ -39,6 +39,7 @@ LONG_ANSWER = 80  # characters from which on the same answer to two questions is
 COPIED = 0.01  # share of copies from which on they are more than an oversight
 ONE_SIDED = 0.8  # share of preferences of one length from which on a reward model learns length
 FEW_PAIRS = 50
+TOO_MANY_LONG = 0.05
 OTHERS_COMPARED = 200  # leaks of which the worst are shown
 SIDES = ("training", "held out")
 
@@ -190,10 +191,13 @@ def facts_of(
         if sides.train or sides.held_out:
             stages[stage] = _stage_facts(stage, sides, readers.get(stage))
     found += _bad_records(sources, config)
-    found += _of_stages(config, stages, sources, whole_run=whole_run)
+    if not sources and not found:
+        found.append(Finding("error", "nothing to train on", "give a source with records"))
     found += [finding for tally in tallies for finding in _of_licence(tally.source)]
     found += _of_signs(tallies)
     if data:
+        found += _of_stages(config, stages, sources, whole_run=whole_run)
+        found += _of_lengths(stages)
         found += _unused(sources, places, step)
     found += _of_preferences(tallies)
     if step == 1:
@@ -412,9 +416,6 @@ def _histogram(values: Sequence[int]) -> Histogram:
 def _of_stages(
     config: Config, stages: Mapping[Stage, StageFacts], sources: Sequence[Source], *, whole_run: bool
 ) -> Iterator[Finding]:
-    if not any(source.records for source in sources):
-        yield Finding("error", "nothing to train on", "give a source with records")
-        return
     named = {stage for source in sources for stage in source.spec.stages}
     for stage in stages_to_train(config):
         train, held_out = (stages[stage].train, stages[stage].held_out) if stage in stages else (0, 0)
@@ -426,17 +427,19 @@ def _of_stages(
         else:
             what = f"no record can serve {stage}"
             yield Finding("note", what, f"a run with this stage needs another source (--data {stage}:FILE)")
-    for name, facts in stages.items():
+
+
+def _of_lengths(stages: Mapping[Stage, StageFacts]) -> Iterator[Finding]:
+    for stage, facts in stages.items():
         if not facts.too_long:
             continue
-        what = f"{name}: longer than {facts.limit} tokens, and so dropped"
-        if name == "rl":
-            what = f"rl: prompts longer than {facts.limit} tokens, and so dropped: rl.max_new_tokens need room"
+        what = f"{stage}: longer than {facts.limit} tokens, and so dropped"
+        remedy = "raise --data.max_tokens if the model's context allows it"
+        if stage == "rl":
+            what = f"rl: prompts longer than {facts.limit} tokens, and so dropped: answers need room"
+            remedy += ", or lower --rl.max_new_tokens"
         share_of = facts.too_long / facts.measured
-        severity: Severity = "error" if share_of == 1 else "warning" if share_of > 0.05 else "note"
-        remedy = "raise --data.max_tokens if the model's context allows it" + (
-            ", or lower --rl.max_new_tokens" if name == "rl" else ""
-        )
+        severity: Severity = "error" if share_of == 1 else "warning" if share_of > TOO_MANY_LONG else "note"
         yield Finding(severity, what, remedy, facts.too_long, facts.measured)
 
 

@@ -75,7 +75,7 @@ def at(sources: Sequence[Source], place: str, stage: Stage) -> Record:
         for record in source.records:
             if record.origin == place or record.origin.endswith(f"/{place}"):
                 if stage not in stages_of(record) and not (stage == "ptx" and record.answers):
-                    raise DataError(f"{place}: cannot serve {stage}, but {', '.join(stages_of(record))}: --stage.")
+                    raise DataError(f"{place}: cannot serve {stage}. Give --stage {', '.join(stages_of(record))}.")
                 return record
         for dropped in source.dropped:
             if dropped.origin == place or dropped.origin.endswith(f"/{place}"):
