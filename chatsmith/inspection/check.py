@@ -6,7 +6,6 @@ bytes. Texts are read again only to compare candidates for duplicates and to sho
 
 import os
 import re
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from chatsmith.config import Config
 from chatsmith.data.check import SIGNS, best_answer, excerpt, script, signs
-from chatsmith.data.duplicates import near_duplicates, similarity, sketch, words
+from chatsmith.data.duplicates import BANDS, near_duplicates, similarity, sketch, words
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Dropped, Source, read_source
@@ -177,7 +176,7 @@ def facts_of(
         found.append(Finding("error", "a source is given to a stage that it cannot serve", str(error)))
     total = sum(len(source.records) for source in sources)
     step = 1 if most is None else max(1, -(-total // most))
-    seen = _Seen()
+    seen = _Seen(sum(len(range(0, len(source.records), step)) for source in sources))
     tallies = [_tally(source, seen, step) for source in sources]
     places = _places(data, seen)
     facts = []
@@ -224,29 +223,23 @@ def _shortened(findings: Sequence[Finding], sources: Sequence[Source]) -> tuple[
 class _Seen:
     """Of every record looked at, in the order of the sources: numbers that tell whether it is like another."""
 
-    def __init__(self) -> None:
-        self.origins, self.whole, self.question, self.answer = (array("q") for _ in range(4))
-        self._sketches: list[NDArray[np.uint32]] = []
+    def __init__(self, count: int) -> None:
+        self.origins, self.whole, self.question, self.answer = np.zeros((4, count), dtype=np.int64)
+        self.sketches = np.zeros((count, BANDS), dtype=np.uint32)
+        self._count = 0
         self._waiting: list[list[str]] = []
 
     def add(self, record: Record) -> None:
         asked = words(question(record))
-        self.origins.append(hash(record.origin))
-        self.whole.append(hash((record.prompt, record.answers, record.text)))
-        self.question.append(hash(tuple(asked)))
         answer = best_answer(record).content if record.answers else ""
-        self.answer.append(hash(answer) if len(answer) >= LONG_ANSWER else 0)
+        self.origins[self._count] = hash(record.origin)
+        self.whole[self._count] = hash((record.prompt, record.answers, record.text))
+        self.question[self._count] = hash(tuple(asked))
+        self.answer[self._count] = hash(answer) if len(answer) >= LONG_ANSWER else 0
+        self._count += 1
         self._waiting.append(asked)
-        if len(self._waiting) == BATCH:
-            self._flush()
-
-    def sketches(self) -> NDArray[np.uint32]:
-        self._flush()
-        return np.concatenate(self._sketches)
-
-    def _flush(self) -> None:
-        if self._waiting:
-            self._sketches.append(sketch(self._waiting))
+        if len(self._waiting) == BATCH or self._count == len(self.sketches):
+            self.sketches[self._count - len(self._waiting) : self._count] = sketch(self._waiting)
             self._waiting = []
 
 
@@ -301,12 +294,11 @@ def _tally(source: Source, seen: _Seen, step: int) -> _Tally:
 
 def _places(data: Mapping[Stage, StageData], seen: _Seen) -> NDArray[np.uint8]:
     """Per record a bit for every stage and side that has it: 1 << 2 * stage for training, the next for held out."""
-    origins = np.array(seen.origins, dtype=np.int64)
-    known, number = np.unique(origins, return_inverse=True)
+    known, number = np.unique(seen.origins, return_inverse=True)
     places = np.zeros(len(known), dtype=np.uint8)
     for stage, sides in data.items():
         for side, records in enumerate((sides.train, sides.held_out)):
-            here = np.array([hash(record.origin) for record in records], dtype=np.int64)
+            here = np.fromiter((hash(record.origin) for record in records), dtype=np.int64, count=len(records))
             at = np.searchsorted(known, here).clip(max=max(0, len(known) - 1))
             places[at[known[at] == here] if len(known) else at] |= _bit(stage, side)
     return places[number]
@@ -487,12 +479,10 @@ def _of_copies(sources: Sequence[Source], seen: _Seen, places: NDArray[np.uint8]
     if not len(places):
         return
     source_of = np.repeat(np.arange(len(sources)), [len(source.records) for source in sources])
-    whole = np.array(seen.whole)
-    first = _first_like(whole)
+    first = _first_like(seen.whole)
     yield from _copies(sources, source_of, first)
 
-    asked = np.array(seen.question)
-    groups = near_duplicates(seen.sketches(), lambda i: words(question(_record(sources, i))))
+    groups = near_duplicates(seen.sketches, lambda i: words(question(_record(sources, i))))
     root = groups.root
     again = np.flatnonzero((root != np.arange(len(root))) & (first == np.arange(len(first))))
     if len(again):
@@ -501,8 +491,8 @@ def _of_copies(sources: Sequence[Source], seen: _Seen, places: NDArray[np.uint8]
         examples = [pair for i in again[:2] for pair in _both(sources, int(root[i]), int(i))]
         yield Finding(severity, what, "drop some, or lower their weight", len(again), len(root), tuple(examples))
     for stage in STAGES:
-        yield from _leaks(stage, sources, root, asked, places)
-    yield from _shared_answers(sources, np.array(seen.answer), root, places)
+        yield from _leaks(stage, sources, root, seen.question, places)
+    yield from _shared_answers(sources, seen.answer, root, places)
 
 
 def _first_like(keys: NDArray[np.int64]) -> NDArray[np.int64]:

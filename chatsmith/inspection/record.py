@@ -17,6 +17,7 @@ from chatsmith.inspection.show import View, sample, view
 FILE = "data.json"
 MOST = 50_000  # records that a run looks at
 MOST_TOKENS = 400  # of one row of an example
+TRIED = 20  # records of which the first that is short enough is the example
 
 
 def write_facts(config: Config, sources: Sequence[Source], directory: Path) -> Facts:
@@ -31,11 +32,15 @@ def write_facts(config: Config, sources: Sequence[Source], directory: Path) -> F
     examples = []
     for stage in stages_to_train(config):
         if data[stage].train:
-            (record,) = sample(data, stage, 1, seed=config.seed)
-            examples.append(_written(view(record, stage, reading[stage], config)))
+            views = [view(one, stage, reading[stage], config) for one in sample(data, stage, TRIED, seed=config.seed)]
+            examples.append(_written(next(filter(_fits, views), views[0])))
     text = json.dumps(finite(asdict(facts) | {"examples": examples}), ensure_ascii=False)
     save_text(directory / FILE, text + "\n")
     return facts
+
+
+def _fits(view: View) -> bool:
+    return all(not row.fate and len(row.tokens) <= MOST_TOKENS for row in view.rows)
 
 
 def _written(view: View) -> dict[str, Any]:
