@@ -7,7 +7,9 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from chatsmith.inspection.check import SEVERITIES, Facts, Finding, Severity, SourceFacts, StageFacts
+from chatsmith.inspection.check import Facts
+from chatsmith.inspection.counts import SourceFacts, StageFacts
+from chatsmith.inspection.findings import SEVERITIES, Finding, Severity
 from chatsmith.inspection.show import Row, View
 from chatsmith.text import BARS, one_line, printable
 from chatsmith.types import Stage

@@ -16,6 +16,10 @@ ALLOWED = {
         *("types", "errors", "seeds", "config", "runtime", "evaluate", "assistant"),
         *("algo", "engine", "data", "models"),
     },
+    "inspection": {
+        *("types", "errors", "seeds", "config", "resolve", "text", "console", "checkpoint", "inputs"),
+        *("algo", "data", "models", "stages"),
+    },
     "report": {"errors", "config", "resolve", "text", "runs", "checkpoint", "evaluate"},
 }
 
