@@ -38,6 +38,8 @@ COMMANDS = {
     "runs": {"directory"},
     "report": {"run", "run2", "output"},
     "bench": {"model", "prompt_tokens", "answer_tokens", "batch"},
+    "data check": {"specs", "recipe", "actor_model", "reward_model"},
+    "data show": {"specs", "count", "stage", "recipe", "actor_model", "reward_model", "at", "seed"},
 }
 
 
@@ -54,5 +56,6 @@ def test_importing_chatsmith_alone_loads_neither_torch_nor_transformers():
 
 
 def test_the_command_line_is_this():
-    commands = typer.main.get_command(app).commands
+    commands = dict(typer.main.get_command(app).commands)
+    commands |= {f"data {name}": command for name, command in commands.pop("data").commands.items()}
     assert {name: {p.name for p in command.params} - {"help"} for name, command in commands.items()} == COMMANDS
