@@ -20,7 +20,7 @@ from chatsmith.types import Stage
 
 REASONS = 5  # of bad records, listed per source
 BATCH = 256  # records that are tokenised together
-MEASURED = 5_000  # records of a stage whose lengths are measured, spread evenly over it
+MEASURED = 2_000  # records of a stage whose lengths are measured, spread evenly over it
 
 
 @dataclass(frozen=True)
