@@ -32,8 +32,10 @@ def write_facts(config: Config, sources: Sequence[Source], directory: Path) -> F
     examples = []
     for stage in stages_to_train(config):
         if data[stage].train:
-            views = [view(one, stage, reading[stage], config) for one in sample(data, stage, TRIED, seed=config.seed)]
-            examples.append(_written(next(filter(_fits, views), views[0])))
+            records = sample(data, stage, TRIED, seed=config.seed)
+            views = (view(record, stage, reading[stage], config) for record in records)
+            short = next(filter(_fits, views), None)
+            examples.append(_written(short or view(records[0], stage, reading[stage], config)))
     text = json.dumps(finite(asdict(facts) | {"examples": examples}), ensure_ascii=False)
     save_text(directory / FILE, text + "\n")
     return facts
