@@ -61,8 +61,9 @@ def show(
     config = _config(context.obj, specs, recipe, actor_model, reward_model)
 
     from chatsmith.console import Screen
-    from chatsmith.data.spec import STAGES
-    from chatsmith.inputs import read_sources, share
+    from chatsmith.data.sources import read_source
+    from chatsmith.data.spec import STAGES, as_spec
+    from chatsmith.inputs import share
     from chatsmith.inspection import show as showing
     from chatsmith.inspection.reading import readers
     from chatsmith.inspection.terminal import draw_legend, draw_view
@@ -73,7 +74,7 @@ def show(
     if not config.actor_model:
         raise ConfigError("give --actor-model DIR_OR_ID: its tokenizer and chat template make the tokens.")
     reader = readers(config)[seen_by]
-    sources = read_sources(config)
+    sources = [read_source(as_spec(source), on_error="skip") for source in config.data.sources]
     dealt = share(config, sources)
     screen = Screen()
     draw_legend(screen.console)

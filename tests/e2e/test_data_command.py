@@ -75,6 +75,12 @@ def test_show_shows_the_same_records_again_and_one_by_its_place(chatsmith, pairs
     assert "|".join(f"Human: {row['prompt']}") in one and "this record goes to: " in one
 
 
+def test_show_says_why_a_record_cannot_be_read(chatsmith, broken, model_directory):
+    options = ("--actor-model", model_directory(), "--at", "broken.jsonl:81")
+    result = chatsmith("data", "show", broken, *options, small=False)
+    assert result.returncode == 1 and result.stderr.startswith("DataError: ") and "broken JSON" in result.stderr
+
+
 def test_a_run_writes_down_what_its_data_is_like_and_names_what_is_not_for_commercial_use(
     chatsmith, pairs, model_directory, tmp_path
 ):

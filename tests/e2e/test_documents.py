@@ -263,7 +263,9 @@ def test_every_option_that_the_documents_name_is_a_key_of_the_configuration():
     for page in PAGES:
         for name in code(page.read_text(encoding="utf-8")):
             match = re.match(rf"(?:--)?((?:{groups})\.[a-z_]+)(?![\w./(])", name)
-            assert not match or match[1] in keys or match[1].endswith((".py", ".jsonl")), f"{page.name}: {name}"
+            assert not match or match[1] in keys or match[1].endswith((".py", ".json", ".jsonl")), (
+                f"{page.name}: {name}"
+            )
 
 
 def test_metrics_and_manifest_of_a_run_are_those_that_the_documents_list(finished_run):
