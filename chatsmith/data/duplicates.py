@@ -103,8 +103,11 @@ def near_duplicates(sketches: NDArray[np.uint32], words_of: Callable[[int], Sequ
 
     for band in range(BANDS):
         for bucket in _buckets(sketches[distinct, band]):
+            texts = distinct[bucket].tolist()
+            if len({find(text) for text in texts}) == 1:
+                continue
             compared: dict[int, set[tuple[str, str]]] = {}  # empty until the words are needed
-            for text in distinct[bucket].tolist():
+            for text in texts:
                 for other in compared:
                     # two that met in an earlier band were compared there
                     if find(other) == find(text) or np.argmax(sketches[text] == sketches[other]) != band:
