@@ -3,7 +3,6 @@
 import itertools
 import random
 import re
-import time
 
 import numpy as np
 import pytest
@@ -139,11 +138,14 @@ def test_nothing_and_one_text_are_groups_too():
     assert groups(["a b c", "d e f"]) == [0, 1]
 
 
-def test_long_texts_without_order_take_seconds_not_minutes():
+def test_unlike_texts_are_hardly_ever_read_again():
     rng = random.Random(1)
-    vocabulary = [f"w{i}" for i in range(5000)]
-    texts = [[rng.choice(vocabulary) for _ in range(80)] for _ in range(4000)]
-    began = time.process_time()
-    found = near_duplicates(sketch(texts), texts.__getitem__)
-    assert found.repeated == 0
-    assert time.process_time() - began < 20  # about 0.3 s; a comparison of all pairs takes minutes
+    texts = [[f"w{rng.randrange(5000)}" for _ in range(80)] for _ in range(1000)]
+    read = []
+
+    def words_of(i):
+        read.append(i)
+        return texts[i]
+
+    assert near_duplicates(sketch(texts), words_of).repeated == 0
+    assert len(read) < 10  # of half a million pairs
