@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from chatsmith.errors import ChatsmithError, ConfigError
+from chatsmith.inspection.commands import data as data_commands
 
 app = typer.Typer(
     add_completion=False,
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 collection = typer.Typer(no_args_is_help=True, help="New training data from a model behind an endpoint.")
 app.add_typer(collection, name="collect")
+app.add_typer(data_commands, name="data")
 
 Recipe = Annotated[str, typer.Argument(help="A built-in recipe (see `chatsmith recipes`) or a TOML file.")]
 RunDir = Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/RECIPE.")]
@@ -49,7 +51,7 @@ Force = Annotated[bool, typer.Option(help="Go on past a failed gate.")]
 DryRun = Annotated[bool, typer.Option(help="Check data, models and rewards, print the plan, and stop.")]
 
 _OVERRIDE = re.compile(r"--\w+\.[\w.-]+(=.*)?", re.DOTALL)
-_TRAINING = ("train", "sft", "reward", "rl")  # commands that take a configuration
+_CONFIGURED = ("train", "sft", "reward", "rl", "data")  # commands that take a configuration
 _SEVERAL = ("--data", "--reward", "--only", "--track")  # options that may be followed by several values
 
 
@@ -374,7 +376,7 @@ def main() -> None:
         from chatsmith.resolve import parse_overrides
 
         overrides, rest = split_arguments(sys.argv[1:])
-        if overrides and rest and rest[0] not in _TRAINING:
+        if overrides and rest and rest[0] not in _CONFIGURED:
             raise ConfigError(f"{overrides[0]}: `chatsmith {rest[0]}` takes no configuration. Leave it out.")
         app(args=rest, obj=parse_overrides(overrides))
     except SystemExit as stop:  # the command-line library reports usage errors with 2, which here means a failed gate

@@ -12,6 +12,7 @@ import numpy as np
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, StageName
 from chatsmith.data.chat import Encoded, encode_texts
+from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData, mix, unused
 from chatsmith.data.records import choose
 from chatsmith.data.sources import Source, read_source
@@ -107,26 +108,31 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
             for record in itertools.chain.from_iterable(source.dropped for source in sources):
                 file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
     for entry in entries:
-        dropped = f", {entry['dropped_count']} bad ones skipped (listed in {DROPPED})" if entry["dropped"] else ""
         unused_ones = f", {entry['unused']} of them of use to no stage of this run" if entry["unused"] else ""
-        run.screen.line(f"{entry['spec']}: {entry['records']} records{unused_ones}{dropped}")
+        dropped = f", {entry['dropped_count']} bad ones skipped (listed in {DROPPED})" if entry["dropped"] else ""
+        licence = f"; not for commercial use: {entry['licence']}" if non_commercial(entry["licence"]) else ""
+        run.screen.line(f"{entry['spec']}: {entry['records']} records{unused_ones}{dropped}{licence}")
 
 
-def deal(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:
-    """The records of each stage that this run trains.
-
-    Raises:
-        DataError: if a stage gets none.
-    """
-    needed = stages_to_train(config)
-    data = mix(
+def share(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:
+    """The records of each stage that this run trains; some may have none."""
+    return mix(
         sources,
         split=config.data.split,
         held_out_fraction=config.data.held_out,
         temperature=config.data.temperature,
-        stages=[*needed, "ptx"],
+        stages=[*stages_to_train(config), "ptx"],
     )
-    for stage in needed if config.world is None else ():
+
+
+def deal(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:
+    """The same, for training.
+
+    Raises:
+        DataError: if a stage gets none.
+    """
+    data = share(config, sources)
+    for stage in stages_to_train(config) if config.world is None else ():
         if not data[stage].train or not data[stage].held_out:
             raise DataError(
                 f"{stage}: the data gives it {len(data[stage].train)} records to train on and "

@@ -10,6 +10,7 @@ from typing import Any
 from chatsmith.checkpoint import save_directory, save_jsonl
 from chatsmith.config import STAGES, Config, DataConfig, StageName
 from chatsmith.console import Screen
+from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData
 from chatsmith.data.records import choose
 from chatsmith.data.sources import Source
@@ -32,6 +33,7 @@ from chatsmith.inputs import (
     stages_to_train,
     world_sources,
 )
+from chatsmith.inspection import record
 from chatsmith.models.load import (
     check_reward_base,
     context_length,
@@ -59,6 +61,7 @@ from chatsmith.verdicts import judge_reward, judge_rl, judge_sft
 from chatsmith.world import evaluation, material
 
 SHOWN_ANSWERS = 5
+SHOWN_FINDINGS = 3
 
 
 def train(
@@ -183,6 +186,7 @@ def _run_stages(run: Run, now: Sequence[StageName]) -> None:
     if config.world is None:
         sources = read_sources(config)
         report_sources(run, sources)
+        _look_at_data(run, sources)
         if "reward" in stages_to_train(config):
             check_reward_base(config.reward_model or config.actor_model)
         if not run.finished("rl"):
@@ -203,6 +207,20 @@ def _run_stages(run: Run, now: Sequence[StageName]) -> None:
             steps[stage](run, sources)
         _gate(run, stage)
     _finish(run)
+
+
+def _look_at_data(run: Run, sources: list[Source]) -> None:
+    """Once per run, what the data looks like; a person reads it in the report."""
+    if (run.directory / record.FILE).exists():
+        return
+    findings = record.write_facts(run.config, sources, run.directory).findings
+    wrong = [finding for finding in findings if finding.severity != "note"]
+    for finding in wrong[:SHOWN_FINDINGS]:
+        run.screen.line(
+            f"data: {finding.what} ({finding.count} of {finding.of})" if finding.of else finding.what, "yellow"
+        )
+    if len(wrong) > SHOWN_FINDINGS:
+        run.screen.line(f"data: {len(wrong) - SHOWN_FINDINGS} more in {record.FILE} and the report", "yellow")
 
 
 def _gate(run: Run, stage: StageName) -> None:
@@ -366,6 +384,9 @@ def _finish(run: Run) -> None:
     seconds = run.manifest["summary"]["seconds"]
     run.screen.line("")
     run.screen.line(f"{run.manifest['status']} after {seconds:.0f} s; everything is in {run.directory}", "bold")
+    for source in run.manifest.get("data", []):
+        if non_commercial(source["licence"]):
+            run.screen.line(f"not for commercial use: {source['spec']} ({source['licence']})", "yellow")
 
 
 def _draw(run: Run) -> None:

@@ -1,6 +1,7 @@
 """The run directory: its manifest, its configuration, and whether a command may continue it.
 
 DIR/manifest.json            status, verdicts, summary: the contract for scripts
+DIR/data.json                what the data looks like
 DIR/data/                    what a recipe made itself
 DIR/trackers/                what trackers write, and the id they know the run by
 DIR/<stage>/metrics.jsonl    one JSON object per step
@@ -182,6 +183,8 @@ def open_run(
     run.save()
     if restarted:
         forget(directory)
+    if restart_from == "sft":
+        (directory / "data.json").unlink(missing_ok=True)
     for stage in restarted:  # only now: a stage that the manifest calls finished must have its model
         shutil.rmtree(directory / stage, ignore_errors=True)
     return run

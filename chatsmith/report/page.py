@@ -16,6 +16,7 @@ from markupsafe import Markup
 from chatsmith.checkpoint import save_text
 from chatsmith.errors import RunError
 from chatsmith.report import answers, charts, sections
+from chatsmith.report.data import checked
 from chatsmith.report.reading import RecordedRun, harmless, number, numbers, read_run
 from chatsmith.report.sections import STAGE_NAMES
 from chatsmith.report.settings import command, differences, settings
@@ -83,6 +84,7 @@ def _page(run: RecordedRun) -> dict[str, Any]:
         "training": answers.during_training(run),
         "time": sections.time(run),
         "data": sections.data(run),
+        "checked": checked(run),
         "settings": settings(run),
         "run": run,
         "facts": _facts(run),

@@ -63,7 +63,7 @@ def token_by_token(run: RecordedRun) -> SpokenAnswers | None:
             short(row.get("prompt", "")),
             [
                 Spoken(
-                    tuple(_visible(text)),
+                    tuple(visible(text, empty="∎")),
                     f"KL {_signed(kl)} nats, value {_signed(value)}",
                     _share(kl, full_kl),
                     _share(value, full_value),
@@ -103,10 +103,10 @@ def _kl(tokens: Sequence[tuple[str, float, float]]) -> float:
     return sum(kl for _, kl, _ in tokens)
 
 
-def _visible(text: str) -> list[tuple[str, str]]:
-    """A token's text with its white space to be seen; a token without text, such as the end, is a mark."""
+def visible(text: str, *, empty: str) -> list[tuple[str, str]]:
+    """A token's text with its white space to be seen; `empty` is the mark of a token without text."""
     if not text:
-        return [("mark", "∎")]
+        return [("mark", empty)]
     kinds = {" ": ("space", "·"), "\n": ("break", "↵"), "\t": ("space", "⇥")}
     pieces: list[tuple[str, str]] = []
     for is_space, group in groupby(text, key=lambda c: c in kinds):

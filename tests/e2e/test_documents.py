@@ -138,11 +138,13 @@ def desk_with_runs(desk, finished_run):
 
 def run(line: str) -> None:
     arguments = shlex.split(line)[1:]
+    small = ["--data.held_out", "0.2", "--rl.max_new_tokens", "12"]  # the tiny model's context is short
     if arguments[0] in ("train", "sft", "reward", "rl"):
-        small = ["--data.held_out", "0.2", "--rl.max_new_tokens", "12"]  # the tiny model's context is short
         arguments += small + ([] if "--dry-run" in arguments else ["--dry-run"])
+    if arguments[0] == "data":
+        arguments += small
     overrides, rest = split_arguments(arguments)
-    app(args=rest, obj=parse_overrides(overrides), standalone_mode=False)
+    assert not app(args=rest, obj=parse_overrides(overrides), standalone_mode=False)
 
 
 @pytest.mark.parametrize("line", cases("train", "sft", "reward", "rl", "recipes"))
@@ -161,6 +163,13 @@ def test_every_chat_of_the_documents_is_answered(line, desk_with_runs, capsys, m
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{question}\n".encode()), encoding="utf-8"))
     run(command + " --max-new-tokens 4")
     assert capsys.readouterr().out.endswith("\n")
+
+
+@pytest.mark.parametrize("line", cases("data"))
+def test_every_look_at_data_of_the_documents_finds_some(line, desk, capsys):
+    run(line)
+    said = capsys.readouterr().out
+    assert "pairs.jsonl" in said and ("held out" in said if "check" in line else "⟦" in said or "--at" in line)
 
 
 @pytest.mark.parametrize("line", cases("report"))
@@ -238,9 +247,9 @@ def test_a_command_that_is_wrong_is_noticed(desk):
 
 
 def test_the_documents_hold_commands_of_every_kind():
-    tested = {"train", "sft", "reward", "rl", "recipes", "chat", "report", "runs", "bench", "collect"}
-    known = {command.callback.__name__ for command in app.registered_commands}
-    assert set(map(verb, CHATSMITH.values())) == tested == known | {group.name for group in app.registered_groups}
+    tested = {"train", "sft", "reward", "rl", "recipes", "chat", "report", "runs", "bench", "collect", "data"}
+    names = {command.callback.__name__ for command in app.registered_commands}
+    assert set(map(verb, CHATSMITH.values())) == tested == names | {group.name for group in app.registered_groups}
     mentioned = [line for page in PAGES for line in commands(page) if "chatsmith " in without_environment(line)]
     assert len([line for line in mentioned if not re.match(r"(git|make|cd) ", line)]) == len(CHATSMITH)
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -294,7 +303,9 @@ def test_every_option_that_the_documents_name_is_a_key_of_the_configuration():
     for page in PAGES:
         for name in code(page.read_text(encoding="utf-8")):
             match = re.match(rf"(?:--)?((?:{groups})\.[a-z_]+)(?![\w./(])", name)
-            assert not match or match[1] in keys or match[1].endswith((".py", ".jsonl")), f"{page.name}: {name}"
+            assert not match or match[1] in keys or match[1].endswith((".py", ".json", ".jsonl")), (
+                f"{page.name}: {name}"
+            )
 
 
 def test_metrics_and_manifest_of_a_run_are_those_that_the_documents_list(finished_run):

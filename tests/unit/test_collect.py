@@ -231,6 +231,14 @@ def test_the_seeds_of_instruction_wild_pass_nearly_all(language):
     assert sum(not unfit_instruction(text, other) for text in texts) < 10
 
 
+def test_the_seed_tasks_of_alpaca_are_read():
+    path = WILD.parent / "stanford-alpaca" / "seed_tasks.jsonl"
+    if not path.exists():
+        pytest.skip("../shared/data is not here")
+    _, texts, spoken = read_seeds(path)
+    assert (len(texts), spoken) == (175, "English")
+
+
 def test_a_list_is_read_whole_or_not_at_all():
     items = ["One\n2. two", '说"三"']
     text = json.dumps(items)

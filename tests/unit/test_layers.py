@@ -17,6 +17,10 @@ ALLOWED = {
         *("algo", "engine", "data", "models"),
     },
     "collect": {"types", "errors", "seeds", "runtime", "data", "text", "live", "console"},
+    "inspection": {
+        *("types", "errors", "seeds", "config", "resolve", "text", "console", "checkpoint", "inputs"),
+        *("algo", "data", "models", "stages"),
+    },
     "report": {"errors", "config", "resolve", "text", "runs", "checkpoint", "evaluate"},
 }
 

@@ -38,11 +38,12 @@ COMMANDS = {
     "runs": {"directory"},
     "report": {"run", "run2", "output"},
     "bench": {"model", "prompt_tokens", "answer_tokens", "batch"},
-    "collect": set(),
-}
-SELF_INSTRUCT = {
-    *("seeds", "endpoint", "model", "number", "output", "budget", "price_input", "price_output"),
-    *("temperature", "max_tokens", "parallel", "seed"),
+    "collect self-instruct": {
+        *("seeds", "endpoint", "model", "number", "output", "budget", "price_input", "price_output"),
+        *("temperature", "max_tokens", "parallel", "seed"),
+    },
+    "data check": {"specs", "recipe", "actor_model", "reward_model"},
+    "data show": {"specs", "count", "stage", "recipe", "actor_model", "reward_model", "at", "seed"},
 }
 
 
@@ -59,9 +60,7 @@ def test_importing_chatsmith_alone_loads_neither_torch_nor_transformers():
 
 
 def test_the_command_line_is_this():
-    commands = typer.main.get_command(app).commands
+    commands = dict(typer.main.get_command(app).commands)
+    for group in ("collect", "data"):
+        commands |= {f"{group} {name}": command for name, command in commands.pop(group).commands.items()}
     assert {name: {p.name for p in command.params} - {"help"} for name, command in commands.items()} == COMMANDS
-    collections = commands["collect"].commands
-    assert {name: {p.name for p in command.params} for name, command in collections.items()} == {
-        "self-instruct": SELF_INSTRUCT
-    }

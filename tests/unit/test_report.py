@@ -273,6 +273,70 @@ def test_hostile_text_is_shown_letter_by_letter_and_does_nothing(tmp_path):
     assert "7 * 7" in "".join(page.texts["spoken"]).replace("·", " ")
 
 
+def data_facts(text):
+    return {
+        "unit": "tokens",
+        "sources": [{"spec": text, "scripts": {text: 0.75, "Han": 0.25}}],
+        "stages": {
+            "sft": {"limit": 8, "measured": 10, "too_long": 3}
+            | {
+                "lengths": {
+                    "whole": {"counts": [0, 0, 2, 4, 1, 0, 0, 3], "median": 4, "percentile_95": 12, "longest": 13}
+                }
+            }
+        },
+        "findings": [
+            {"severity": severity, "what": text, "remedy": text, "count": 3, "of": 12, "where": text}
+            | {"examples": [{"where": text, "text": text}]}
+            for severity in ("error", "note", text)
+        ],
+        "examples": [
+            {"stage": "sft", "where": text, "note": text}
+            | {
+                "rows": [
+                    {"title": text, "fate": text, "count": 5, "tokens": [[text, True, False], ["</s>", True, True]]}
+                ]
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize("text", ["plain", *HOSTILE])
+def test_what_was_found_in_the_data_is_shown_letter_by_letter(tmp_path, text):
+    run = full_run(tmp_path / "run", world=None)
+    change(run, lambda m: m.update(data=[{"spec": text, "records": 12, "licence": None, "dropped": []}]))
+    (run / "data.json").write_text(json.dumps(data_facts(text)), encoding="utf-8")
+    page = Page(write_report(run))
+    assert {"script", "img", "textarea", "a href"}.isdisjoint(page.tags)
+    assert f"Letters: {text} 75%, Han 25%" in page.texts["source"][0]
+    assert "30.0% longer than 8, and so dropped" in page.texts["lengths"][0]
+    assert "median 4, 95 % up to 12, longest 13" in page.texts["lengths"][0]
+    assert page.source.count('class="low" style="height:75.0%" title="from 12"') == 1  # 2^3.5 is beyond 8
+    error, _, other = page.texts["noticed"]
+    assert "3 of 12 (25.00%)" in error and error.count(text) == 5
+    assert other.lstrip().startswith("note")  # severities are three
+    assert page.texts["learned"][1].replace("·", " ").replace("↵", "\n") == text and page.texts["special"] == ["</s>"]
+    assert "3 more tokens" in page.source
+
+
+def test_facts_about_data_that_make_no_sense_are_left_out(tmp_path):
+    run = full_run(tmp_path / "run")
+    before = write_report(run).read_bytes()
+    for broken in ("{", "[]", "3", json.dumps({"stages": [1], "findings": {"a": 1}, "examples": "x"}), "[" * 100_000):
+        (run / "data.json").write_text(broken, encoding="utf-8")
+        assert write_report(run).read_bytes() == before
+    strange = data_facts("x")
+    strange["sources"] = [1, {"spec": "x", "scripts": 3}]
+    strange["stages"] |= {
+        "rl": {"limit": "a", "lengths": {"prompt": {"counts": [1, "b"]}, "x": {"counts": [1] * 5000}}}
+    }
+    strange["findings"] += [1, {"count": None, "of": 0}]
+    strange["examples"][0]["rows"] += [{"tokens": [1, [2], ["a", 1, None]], "count": 10**400}]
+    (run / "data.json").write_text(json.dumps(strange), encoding="utf-8")
+    page = Page(write_report(run))
+    assert len(page.texts["noticed"]) == 4
+
+
 def test_control_characters_directions_and_half_characters_become_marks(tmp_path):
     run = full_run(tmp_path / "run")
     write_rows(run / "rl/samples.jsonl", [{"prompt": "a\x00b\x1b[31mc\u202ed\ud800e\tf\ng", "rl": "x"}])

@@ -1,0 +1,235 @@
+"""Everything that can be known of data before training: what is there, who gets it, how long it is, what looks wrong.
+
+Records are read once per source and once per stage, in order, and forgotten: what is kept of each are numbers, some 120
+bytes. Texts are read again only to compare candidates for duplicates and to show examples.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chatsmith.config import Config
+from chatsmith.data.check import SIGNS
+from chatsmith.data.licences import non_commercial
+from chatsmith.data.mix import StageData
+from chatsmith.data.sources import Source, read_source
+from chatsmith.data.spec import as_spec
+from chatsmith.errors import DataError
+from chatsmith.inputs import share, stages_to_train
+from chatsmith.inspection.copies import Seen, copies, places_of
+from chatsmith.inspection.counts import (
+    SourceFacts,
+    StageFacts,
+    Tally,
+    name_of,
+    reasons_of,
+    source_facts,
+    stage_facts,
+    tally_of,
+)
+from chatsmith.inspection.findings import (
+    COPIED,
+    EXAMPLES,
+    SEVERITIES,
+    Example,
+    Finding,
+    Severity,
+    example,
+    record_at,
+    shortened,
+)
+from chatsmith.inspection.reading import Reader
+from chatsmith.types import Stage
+
+ONE_SIDED = 0.8  # share of preferences of one length from which on a reward model learns length
+FEW_PAIRS = 50
+TOO_MANY_LONG = 0.05
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The result. `unit` is that of the lengths; every `step`-th record was looked at."""
+
+    sources: tuple[SourceFacts, ...]
+    stages: dict[Stage, StageFacts]
+    findings: tuple[Finding, ...]
+    unit: str
+    step: int
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is an error among the findings."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+
+def check(config: Config, readers: Mapping[Stage, Reader], *, whole_run: bool) -> Facts:
+    """Read the sources of a configuration and look at all of their records.
+
+    Bad records and unreadable sources are findings here, and so end nothing.
+
+    Args:
+        readers: how stages read; empty: lengths are in characters.
+        whole_run: every stage of the configuration needs records; else those that get any or are named by a source.
+    Raises:
+        ConfigError: if the configuration is wrong.
+        ModelError: if a chat template cannot be used.
+    """
+    sources: list[Source] = []
+    findings: list[Finding] = []
+    for each in config.data.sources:
+        try:
+            sources.append(read_source(as_spec(each), on_error="skip", split_seed=config.data.split_seed))
+        except DataError as error:
+            findings.append(Finding("error", "a source cannot be read", str(error)))
+    return facts_of(config, sources, readers, findings=findings, whole_run=whole_run)
+
+
+def facts_of(
+    config: Config,
+    sources: Sequence[Source],
+    readers: Mapping[Stage, Reader],
+    *,
+    findings: Sequence[Finding] = (),
+    whole_run: bool = True,
+    most: int | None = None,
+) -> Facts:
+    """What `check` says of sources that have been read.
+
+    Args:
+        findings: what was found while they were read.
+        most: records to look at, spread evenly; copies are then not looked for. None: all.
+    """
+    found = list(findings)
+    data: dict[Stage, StageData] = {}
+    try:
+        data = share(config, sources)
+    except DataError as error:
+        found.append(Finding("error", "a source is given to a stage that it cannot serve", str(error)))
+    total = sum(len(source.records) for source in sources)
+    step = 1 if most is None else max(1, -(-total // most))
+    seen = Seen(sum(len(range(0, len(source.records), step)) for source in sources))
+    tallies = [tally_of(source, seen, step) for source in sources]
+    places = places_of(data, seen)
+    facts = []
+    start = 0
+    for source, tally in zip(sources, tallies, strict=True):
+        end = start + tally.records
+        facts.append(source_facts(source, tally, places[start:end], step))
+        start = end
+    stages: dict[Stage, StageFacts] = {}
+    for stage, sides in data.items():
+        if sides.train or sides.held_out:
+            stages[stage] = stage_facts(stage, sides, readers.get(stage))
+    found += _bad_records(sources, config)
+    if not sources and not found:
+        found.append(Finding("error", "nothing to train on", "give a source with records"))
+    found += [finding for tally in tallies for finding in _of_licence(tally.source)]
+    found += _of_signs(tallies)
+    if data:
+        found += _of_stages(config, stages, sources, whole_run=whole_run)
+        found += _of_lengths(stages)
+        found += _unused(sources, places, step)
+    found += _of_preferences(tallies)
+    if step == 1:
+        found += copies(sources, seen, places)
+    found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    return Facts(tuple(facts), stages, shortened(found, sources), "tokens" if readers else "characters", step)
+
+
+def _bad_records(sources: Sequence[Source], config: Config) -> Iterator[Finding]:
+    dropped = sum(len(source.dropped) for source in sources)
+    if not dropped:
+        return
+    total = dropped + sum(len(source.records) for source in sources)
+    examples = [
+        Example(reason.first, f"{reason.text}{f' ({reason.count} such)' if reason.count > 1 else ''}")
+        for source in sources
+        for reason in reasons_of(source.dropped)
+    ]
+    what = "bad records, which cannot be read"
+    if config.data.on_error == "raise":
+        remedy = "mend them, or leave them out with --data.on_error skip: a run stops at the first"
+        yield Finding("error", what, remedy, dropped, total, tuple(examples[: 2 * EXAMPLES]))
+    else:
+        severity: Severity = "warning" if dropped > COPIED * total else "note"
+        remedy = "a run leaves them out and lists them in its manifest"
+        yield Finding(severity, what, remedy, dropped, total, tuple(examples[: 2 * EXAMPLES]))
+
+
+def _of_licence(source: Source) -> Iterator[Finding]:
+    if non_commercial(source.licence):
+        remedy = "a model that was trained on it is for research"
+        yield Finding("warning", f"{name_of(source)} is not for commercial use: {source.licence}", remedy)
+
+
+def _of_stages(
+    config: Config, stages: Mapping[Stage, StageFacts], sources: Sequence[Source], *, whole_run: bool
+) -> Iterator[Finding]:
+    named = {stage for source in sources for stage in source.spec.stages}
+    for stage in stages_to_train(config):
+        train, held_out = (stages[stage].train, stages[stage].held_out) if stage in stages else (0, 0)
+        if train and held_out:
+            continue
+        if train or held_out or whole_run or stage in named:
+            what = f"{stage} gets {train} records to train on and {held_out} held out; it needs both"
+            yield Finding("error", what, f"add a source for it (--data {stage}:FILE), or raise --data.held_out")
+        else:
+            what = f"no record can serve {stage}"
+            yield Finding("note", what, f"a run with this stage needs another source (--data {stage}:FILE)")
+
+
+def _of_lengths(stages: Mapping[Stage, StageFacts]) -> Iterator[Finding]:
+    for stage, facts in stages.items():
+        if not facts.too_long:
+            continue
+        what = f"{stage}: longer than {facts.limit} tokens, and so dropped"
+        remedy = "raise --data.max_tokens if the model's context allows it"
+        if stage == "rl":
+            what = f"rl: prompts longer than {facts.limit} tokens, and so dropped: answers need room"
+            remedy += ", or lower --rl.max_new_tokens"
+        share_of = facts.too_long / facts.measured
+        severity: Severity = "error" if share_of == 1 else "warning" if share_of > TOO_MANY_LONG else "note"
+        yield Finding(severity, what, remedy, facts.too_long, facts.measured)
+
+
+def _unused(sources: Sequence[Source], places: NDArray[np.uint8], step: int) -> Iterator[Finding]:
+    unused = np.flatnonzero(places == 0)
+    if len(unused):
+        examples = [example(record_at(sources, int(i), step)) for i in unused[:EXAMPLES]]
+        remedy = "they cannot serve a stage of this run, or the split or weight leaves them out"
+        yield Finding("note", "records that no stage gets", remedy, len(unused), len(places), tuple(examples))
+
+
+def _of_signs(tallies: Sequence[Tally]) -> Iterator[Finding]:
+    """Sources in which a sign is frequent are a warning together, the others a note."""
+    for name, sign in SIGNS.items():
+        groups: dict[Severity, list[tuple[Tally, int, int]]] = {}
+        for tally in tallies:
+            count, of = tally.signs[name], tally.base(name)
+            if count:
+                groups.setdefault("warning" if count >= sign.warn_from * of else "note", []).append((tally, count, of))
+        for severity, group in groups.items():
+            shares = [f"{Path(tally.source.spec.location).name} {count / of:.2%}" for tally, count, of in group]
+            in_turn = [x for place in zip_longest(*(tally.examples[name] for tally, _, _ in group)) for x in place if x]
+            yield Finding(
+                severity,
+                sign.what,
+                sign.remedy,
+                sum(count for _, count, _ in group),
+                sum(of for _, _, of in group),
+                tuple(in_turn[:EXAMPLES]),
+                ", ".join(shares) if len(shares) > 1 else "",
+            )
+
+
+def _of_preferences(tallies: Sequence[Tally]) -> Iterator[Finding]:
+    for tally in tallies:
+        for word, count in (("longer", tally.longer), ("shorter", tally.shorter)):
+            if tally.pairs >= FEW_PAIRS and count >= ONE_SIDED * tally.pairs:
+                what = f"{name_of(tally.source)}: the better answer is the {word} one"
+                remedy = "add pairs where it is not: a reward model may learn length and nothing else"
+                yield Finding("warning", what, remedy, count, tally.pairs)

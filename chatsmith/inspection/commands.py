@@ -1,0 +1,112 @@
+"""`chatsmith data check` and `chatsmith data show`. Everything heavy is imported inside."""
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chatsmith.errors import ConfigError
+
+if TYPE_CHECKING:
+    from chatsmith.config import Config
+
+data = typer.Typer(no_args_is_help=True, help="Look at data before you train on it.")
+
+Specs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SPEC]...", help=r"Sources: \[STAGE\[,STAGE]:]PATH_OR_ID\[#SPLIT]\[@WEIGHT]."),
+]
+Recipe = Annotated[str, typer.Option(help="A recipe or a TOML file: its sources, stages and limits.")]
+Model = Annotated[str | None, typer.Option("--actor-model", help="Whose tokens to count: a directory or a hub id.")]
+RewardBase = Annotated[str | None, typer.Option("--reward-model", help="Base of the reward model, if another.")]
+
+
+@data.command()
+def check(
+    context: typer.Context,
+    specs: Specs = None,
+    recipe: Recipe = "",
+    actor_model: Model = None,
+    reward_model: RewardBase = None,
+) -> None:
+    """Say what is in the data, who gets it, how long it is and what looks wrong. Exit code 1 if a run would fail."""
+    config = _config(context.obj, specs, recipe, actor_model, reward_model)
+
+    from chatsmith.console import Screen
+    from chatsmith.inspection.check import check as look
+    from chatsmith.inspection.reading import readers
+    from chatsmith.inspection.terminal import draw_facts
+
+    console = Screen().console
+    facts = look(config, readers(config), whole_run=bool(recipe))
+    draw_facts(console, facts)
+    if facts.failed:
+        raise typer.Exit(1)
+
+
+@data.command()
+def show(
+    context: typer.Context,
+    specs: Specs = None,
+    count: Annotated[int, typer.Option("-n", min=1, help="How many records.")] = 5,
+    stage: Annotated[str, typer.Option(help="As which stage sees them: sft, reward, rl or ptx.")] = "sft",
+    recipe: Recipe = "",
+    actor_model: Model = None,
+    reward_model: RewardBase = None,
+    at: Annotated[str, typer.Option(help="This record instead: FILE:LINE or FILE[ROW].", show_default=False)] = "",
+    seed: Annotated[int, typer.Option(help="Which records are drawn.")] = 1,
+) -> None:
+    """Show records token by token as a stage sees them, and which tokens it learns."""
+    config = _config(context.obj, specs, recipe, actor_model, reward_model)
+
+    from chatsmith.console import Screen
+    from chatsmith.data.sources import read_source
+    from chatsmith.data.spec import STAGES, as_spec
+    from chatsmith.inputs import share
+    from chatsmith.inspection import show as showing
+    from chatsmith.inspection.reading import readers
+    from chatsmith.inspection.terminal import draw_legend, draw_view
+
+    seen_by = next((name for name in STAGES if name == stage), None)
+    if seen_by is None:
+        raise ConfigError(f"--stage {stage}: the stages are {', '.join(STAGES)}.")
+    if not config.actor_model:
+        raise ConfigError("give --actor-model DIR_OR_ID: its tokenizer and chat template make the tokens.")
+    reader = readers(config)[seen_by]
+    settings = config.data
+    sources = [read_source(as_spec(s), on_error="skip", split_seed=settings.split_seed) for s in settings.sources]
+    dealt = share(config, sources)
+    screen = Screen()
+    draw_legend(screen.console)
+    if at:
+        records = [showing.at(sources, at, seen_by)]
+        screen.line(f"this record goes to: {showing.whereabouts(dealt, records[0])}", "dim")
+    else:
+        records = showing.sample(dealt, seen_by, count, seed=seed)
+        screen.line(f"{len(records)} of {len(dealt[seen_by].train):,} examples that {stage} trains on", "dim")
+    screen.line("")
+    for record in records:
+        draw_view(screen.console, showing.view(record, seen_by, reader, config))
+
+
+def _config(
+    overrides: Mapping[str, Any],
+    specs: list[str] | None,
+    recipe: str,
+    actor_model: str | None,
+    reward_model: str | None,
+) -> "Config":
+    from chatsmith.resolve import nested, read_recipe, resolve
+
+    given = {"data.sources": specs or None, "actor_model": actor_model, "reward_model": reward_model}
+    named = nested({key: value for key, value in given.items() if value is not None})
+    layers = [(recipe, read_recipe(recipe))] if recipe else []
+    config = resolve([*layers, ("command line", named), ("command line", overrides)])
+    if config.world is not None:
+        raise ConfigError(f"{recipe}: a recipe with a [world] group makes its own data; there is none to look at yet.")
+    if not specs and not recipe:
+        raise ConfigError("name a source, as after --data, or a recipe with --recipe.")
+    if sys.stderr.isatty():
+        typer.echo("Reading ...", err=True)  # torch and transformers alone take seconds
+    return config

@@ -1,0 +1,97 @@
+"""Records as the stages read them: their tokens, the limit on them, and which of them are too long."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chatsmith.config import Config
+from chatsmith.data.chat import Encoded, encode_texts
+from chatsmith.data.check import best_answer
+from chatsmith.models.load import declared_context, load_stop_ids, load_tokenizer
+from chatsmith.stages.reward import encode_ranked
+from chatsmith.stages.rollout import encode_questions
+from chatsmith.stages.sft import encode_best_answers
+from chatsmith.types import Record, Stage
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The tokenizer of a stage, the ids that end an answer, and the longest prompt and answer together.
+
+    `limit` is that of the prompt alone in stage rl.
+    """
+
+    tokenizer: Any
+    stops: tuple[int, ...]
+    limit: int
+
+
+def readers(config: Config) -> dict[Stage, Reader]:
+    """How each stage of a run reads; empty where the configuration names no model.
+
+    Raises:
+        ModelError: if a model's tokenizer cannot be loaded.
+    """
+    if not config.actor_model:
+        return {}
+    actor = _reader(config.actor_model, config)
+    prompts = Reader(actor.tokenizer, actor.stops, actor.limit - config.rl.max_new_tokens)
+    reward = _reader(config.reward_model, config) if config.reward_model else actor
+    return {"sft": actor, "reward": reward, "rl": prompts, "ptx": actor}
+
+
+def _reader(location: str, config: Config) -> Reader:
+    tokenizer = load_tokenizer(location)
+    limit = min(config.data.max_tokens, declared_context(location) or config.data.max_tokens)
+    return Reader(tokenizer, load_stop_ids(location, tokenizer), limit)
+
+
+@dataclass(frozen=True)
+class Length:
+    """Of one conversation. `answer` is 0 where there is none to learn."""
+
+    prompt: int
+    answer: int
+
+    @property
+    def whole(self) -> int:
+        """Of prompt and answer."""
+        return self.prompt + self.answer
+
+
+def token_lengths(stage: Stage, records: Sequence[Record], reader: Reader) -> tuple[list[Length], int]:
+    """Tokens of every conversation that a stage makes of records, and how many records it drops as too long."""
+    options: dict[str, Any] = {"stops": reader.stops, "max_tokens": sys.maxsize}
+    if stage == "reward":
+        ranked, _ = encode_ranked(reader.tokenizer, records, **options)
+        rows = [list(zip(map(len, record.rows), record.lengths, strict=True)) for record in ranked]
+        too_long = sum(sum(whole <= reader.limit for whole, _ in row) < 2 for row in rows)
+        return [Length(whole - answer, answer) for row in rows for whole, answer in row], too_long
+    if stage == "rl":
+        prompts = encode_questions(reader.tokenizer, records, **options).tokens
+        return [Length(len(prompt), 0) for prompt in prompts], sum(len(prompt) > reader.limit for prompt in prompts)
+    encoded, _ = encode_best_answers(reader.tokenizer, [r for r in records if r.answers], **options)
+    too_long = sum(len(row.tokens) > reader.limit for row in encoded)
+    texts = encode_texts(reader.tokenizer, [record.text for record in records if record.text], max_tokens=sys.maxsize)
+    return [_length(row) for row in [*encoded, *texts]], too_long
+
+
+def _length(row: Encoded) -> Length:
+    answer = sum(row.targets)
+    return Length(len(row.tokens) - answer, answer)
+
+
+def character_lengths(stage: Stage, records: Sequence[Record]) -> list[Length]:
+    """The same in characters, without a tokenizer."""
+    lengths = []
+    for record in records:
+        prompt = sum(len(turn.content) for turn in record.prompt)
+        answers = [len(answer.content) for answer in record.answers]
+        if record.text or stage == "rl":
+            lengths.append(Length(prompt, len(record.text)))
+        elif stage == "reward":
+            lengths += [Length(prompt, answer) for answer in answers]
+        else:
+            lengths.append(Length(prompt, len(best_answer(record).content)))
+    return lengths

@@ -1,0 +1,433 @@
+"""What is said of data before training: each sign, each finding, each with a case in which it must not be said."""
+
+import json
+
+import pytest
+from tiny import SHARED, require
+
+from chatsmith.config import Config
+from chatsmith.data.check import SIGNS, ends, excerpt, script, signs
+from chatsmith.data.licences import non_commercial
+from chatsmith.errors import ConfigError
+from chatsmith.inspection.check import check, facts_of
+from chatsmith.inspection.reading import readers
+from chatsmith.types import Answer, Message, Record
+
+
+def record(question="What is a fox?", *answers, text=""):
+    prompt = (Message("user", question),) if question else ()
+    return Record(prompt=prompt, answers=tuple(answers), text=text, origin="here:1")
+
+
+def seen(question, answer="It is an animal."):
+    return {name for name, _ in signs(record(question, Answer(answer)))}
+
+
+@pytest.mark.parametrize(
+    ("text", "sign"),
+    [
+        ("her fiancÃ© and her mother", "garbled"),
+        ("â€œhiâ€\x9d said the squirrel", "garbled"),
+        ("20Â°C", "garbled"),
+        ("ä½\xa0å¥½", "garbled"),  # 你好 as Latin-1
+        ("锟斤拷", "garbled"),
+        ("the wo\ufffdld", "lost"),
+        ("a\u200bb", "invisible"),
+        ("a\x1b[31mb", "invisible"),
+        ("a\u202eb", "invisible"),
+        ("it&#39;s", "entities"),
+        ("R&amp;B", "entities"),
+        ("I am {{name}}, hello", "placeholder"),
+        ("I am {{ user.name }}", "placeholder"),
+        ("<|im_start|>user", "template"),
+        ("[INST] hello [/INST]", "template"),
+        ("### Response:\nhello", "template"),
+    ],
+)
+def test_signs_in_a_text_are_seen_in_prompts_answers_and_plain_texts(text, sign):
+    assert sign in seen(text)
+    assert sign in seen("What?", text)
+    assert sign in {name for name, _ in signs(record("", text=text))}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "São Paulo, Â, Ã, NÃO, Français, naïve, åäö, “quoted” – it’s",
+            "AT&T and R&B; a & b",
+            "{not this} {{}} {{1}}",
+        ),
+        *(
+            "a <b> c | d <|> e",
+            "Instructions: none. ### A heading",
+            "tabs\tand\nlines\r\n",
+            "क्\u200dष 👩\u200d🚀 می\u200cخواهم",
+        ),
+        *("你好，世界。", "Ünïcödé"),
+    ],
+)
+def test_ordinary_text_shows_no_sign(text):
+    assert not seen(text) & {"garbled", "lost", "invisible", "entities", "placeholder", "template"}
+
+
+def test_signs_of_answers():
+    long = "Translate this sentence into French, please."
+    assert "speaker" in seen("Hi", "Hello.\n\nHuman: And now?")
+    assert "speaker" not in seen("Hi", "The Human: a history of the user.")
+    assert "speaker" not in seen("Human: Hi", "Hello.")
+    assert "echo" in seen(long, f"{long} Voilà.")
+    assert "echo" not in seen("Hi", "Hi there.")
+    assert "echo" not in seen(long, "Voilà.")
+    assert "refusal" in seen("Hi", "As an AI language model, I have no opinion.")
+    assert "refusal" in seen("你好", "抱歉，我无法回答。")
+    assert "refusal" not in seen("Hi", "The sheriff said: I cannot.")
+    assert seen("Hi") == set()
+
+
+def test_signs_of_ranked_answers():
+    def ranked(*answers):
+        return {name for name, _ in signs(record("Hi", *(Answer(text, score) for text, score in answers)))}
+
+    assert ranked(("a.", 1.0), ("b.", 1.0)) == {"tie"}
+    assert ranked(("a.", 1.0), ("a.", 0.0), ("b.", 0.0)) == {"contradiction"}
+    assert ranked(("a.", 1.0), ("b.", 0.0), ("b.", 0.0)) == set()
+    assert ranked(("a.", None), ("b.", None)) == set()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "It is done.",
+            'She said: "It is done."',
+            "Really?!",
+            "它是一只狐狸。",
+            "Paris",
+            "42",
+            "So be it… 🙂",
+            "नमस्ते दुनिया, यह एक वाक्य है।",
+        ),
+        *(
+            "Here:\n\n- one two three four five six seven\n- eight nine ten eleven twelve thirteen",
+            "1. a\n2. b c d e f g h",
+        ),
+        *("```python\nprint(1)\n```", "| a | b c d e f g | h", "The total of all of these is 42", "so good! #one #two"),
+        *("Kind regards,\nA friend", "**The end of a long sentence in bold.**"),
+    ],
+)
+def test_answers_that_end(answer):
+    assert ends(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "The quick brown fox jumps over the",
+            "It is good, because it is new,",
+            "These are the steps that you need to take:",
+        ),
+        *(
+            "```python\nprint(1)",
+            "这只狐狸每天都跳过那条懒惰的狗因为",
+            "First a sentence. Then another one that does not get to its",
+        ),
+    ],
+)
+def test_answers_that_break_off(answer):
+    assert not ends(answer)
+
+
+def test_scripts_are_told_by_their_letters():
+    assert script("Hello, wörld! 42") == script("plain") == "Latin"
+    assert script("你好，世界。GPT") == "Han"
+    assert script("これは日本語の文です") == "Han and Kana"
+    assert script("안녕하세요 세계") == "Hangul"
+    assert script("Привет, мир") == "Cyrillic"
+    assert script("שלום") == "Hebrew"
+    assert script("مرحبا") == "Arabic"
+    assert script("สวัสดี") == "Thai"
+    assert script("42 + 1 = ?") == script("…！？") == script("") == ""
+
+
+def test_an_excerpt_is_one_line_around_the_place():
+    text = "a" * 100 + "\n\nX\u200b" + "b" * 100
+    assert excerpt(text, 102) == f"…{'a' * 38} X<U+200B>{'b' * 38}…"
+    assert excerpt("short", 0) == "short"
+
+
+@pytest.mark.parametrize(
+    "licence",
+    [
+        *(
+            "cc-by-nc-4.0",
+            "CC BY-NC 4.0",
+            "cc-by-nc-sa-3.0",
+            "Attribution-NonCommercial 4.0 International",
+            "other, cc-by-nc-nd-4.0",
+        ),
+        *(
+            "for research use only",
+            "Research only.",
+            "non-commercial research",
+            "Academic Research Purposes Only: academic use only",
+        ),
+    ],
+)
+def test_licences_that_forbid_commercial_use(licence):
+    assert non_commercial(licence)
+
+
+@pytest.mark.parametrize(
+    "licence",
+    [
+        *(
+            None,
+            "",
+            "mit",
+            "apache-2.0",
+            "cc-by-4.0",
+            "cc-by-sa-4.0",
+            "CDLA-Sharing-1.0",
+            "MIT License",
+            "openrail",
+            "cc-by-ncsomething",
+        ),
+        "free for commercial and non-commercial use",
+    ],
+)
+def test_licences_that_do_not_say_so(licence):
+    assert not non_commercial(licence)
+
+
+# Findings
+
+
+def lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def pairs(count, start=0):
+    return [
+        {"prompt": f"Question {i * i} about {i}?", "chosen": f"Yes, {i}.", "rejected": f"No, not ever {i}."}
+        for i in range(start, start + count)
+    ]
+
+
+def config(*sources, **data):
+    return Config(data={"sources": tuple(map(str, sources)), "held_out": 0.2, **data})
+
+
+def found(facts, words):
+    """The one finding that says so, or None."""
+    matching = [finding for finding in facts.findings if words in finding.what]
+    assert len(matching) < 2
+    return matching[0] if matching else None
+
+
+def test_good_data_has_nothing_to_complain_of(tmp_path):
+    facts = check(config(lines(tmp_path / "a.jsonl", pairs(100))), {}, whole_run=True)
+    assert [f.what for f in facts.findings if f.severity != "note"] == [
+        f"{tmp_path / 'a.jsonl'}: the better answer is the shorter one"
+    ]
+    assert not facts.failed and facts.step == 1 and facts.unit == "characters"
+    (source,) = facts.sources
+    assert source.records == 100 and source.scripts == {"Latin": 1.0} and source.licence is None
+    assert {stage: sum(counts) for stage, counts in source.stages.items()} == {
+        stage: facts.stages[stage].train + facts.stages[stage].held_out for stage in facts.stages
+    }
+    assert sum(sum(counts) for counts in source.stages.values()) == 100
+    assert set(facts.stages) == {"sft", "reward", "rl"}
+
+
+def test_bad_records_are_counted_by_reason_and_are_an_error_where_a_run_would_stop(tmp_path):
+    rows = [*pairs(50), '{"prompt": 3\n', "{\n", {"prompt": "a", "chosen": "", "rejected": "b"}]
+    file = lines(tmp_path / "a.jsonl", rows)
+    facts = check(config(file), {}, whole_run=True)
+    bad = found(facts, "bad records")
+    assert (bad.severity, bad.count, bad.of) == ("error", 3, 53) and facts.failed
+    assert [example.where for example in bad.examples] == ["a.jsonl:51", "a.jsonl:52", "a.jsonl:53"]
+    assert "answer 1 is empty" in bad.examples[-1].text
+    assert facts.sources[0].dropped == 3
+    skipping = check(config(file, on_error="skip"), {}, whole_run=True)
+    assert found(skipping, "bad records").severity == "warning" and not skipping.failed
+
+
+def test_reasons_that_differ_in_numbers_are_one(tmp_path):
+    rows = [*pairs(50), *(" " * i + "{broken\n" for i in range(5))]
+    facts = check(config(lines(tmp_path / "a.jsonl", rows)), {}, whole_run=True)
+    (reason,) = facts.sources[0].reasons
+    assert reason.count == 5 and reason.first.endswith("a.jsonl:51")
+
+
+def test_a_source_that_cannot_be_read_does_not_hide_what_is_wrong_with_the_others(tmp_path):
+    good = lines(tmp_path / "a.jsonl", [*pairs(50), "{\n"])
+    facts = check(config(tmp_path / "none.jsonl", good), {}, whole_run=True)
+    assert "none.jsonl" in found(facts, "a source cannot be read").remedy
+    assert found(facts, "bad records").count == 1
+
+
+def test_a_stage_without_records_is_an_error_where_it_is_asked_for(tmp_path):
+    file = lines(tmp_path / "a.jsonl", [{"prompt": f"Question {i}?", "answer": "Yes."} for i in range(50)])
+    facts = check(config(f"sft:{file}"), {}, whole_run=False)
+    assert found(facts, "no record can serve reward").severity == "note" and not facts.failed
+    facts = check(config(f"sft:{file}"), {}, whole_run=True)
+    assert found(facts, "reward gets 0 records").severity == "error" and facts.failed
+    few = lines(tmp_path / "few.jsonl", [{"prompt": "One?", "answer": "Yes."}])
+    assert check(config(f"sft:{few}"), {}, whole_run=False).failed  # no record is held out
+
+
+def test_a_source_given_to_a_stage_that_it_cannot_serve_is_an_error_and_nothing_follows_from_it(tmp_path):
+    file = lines(tmp_path / "a.jsonl", [{"prompt": f"Question {i}?"} for i in range(50)])
+    facts = check(config(f"sft:{file}"), {}, whole_run=True)
+    (error,) = (finding for finding in facts.findings if finding.severity == "error")
+    assert "cannot serve the stage sft" in error.remedy
+
+
+def test_a_wrong_configuration_is_raised(tmp_path):
+    with pytest.raises(ConfigError):
+        check(config(f"sfd:{lines(tmp_path / 'a.jsonl', pairs(5))}"), {}, whole_run=True)
+
+
+def test_exact_copies_are_told_inside_a_source_and_between_sources(tmp_path):
+    one = lines(tmp_path / "one.jsonl", [*pairs(50), *pairs(5)])
+    two = lines(tmp_path / "two.jsonl", [*pairs(10, start=20), *pairs(50, start=100)])
+    facts = check(config(one, two), {}, whole_run=True)
+    inside, between = found(facts, "in the same source"), found(facts, "in another source")
+    assert (inside.count, between.count, inside.of) == (5, 10, 115)
+    assert inside.examples[0].where == "one.jsonl:51 = one.jsonl:1"
+    assert between.examples[0].where == "two.jsonl:1 = one.jsonl:21"
+    assert not found(check(config(lines(tmp_path / "c.jsonl", pairs(50))), {}, whole_run=True), "exact copies")
+
+
+WORDS = [f"word{letter}" for letter in "abcdefghijklmnopqrs"]
+
+
+def questions(count):
+    """Questions that share no two neighbouring words with each other."""
+    return [" ".join(f"{word}{i}" for word in WORDS) for i in range(count)]
+
+
+def test_a_held_out_question_that_is_trained_on_is_a_leak(tmp_path):
+    rows = [{"prompt": text, "answer": f"It is {i}."} for i, text in enumerate(questions(200))]
+    clean = check(config(f"sft:{lines(tmp_path / 'a.jsonl', rows)}"), {}, whole_run=False)
+    assert not found(clean, "held-out records")
+
+    # a full stop more is another first message to the split, and the same words to a reader
+    copies = [{"prompt": text + ".", "answer": f"Now {i}."} for i, text in enumerate(questions(200))]
+    facts = check(config(f"sft:{lines(tmp_path / 'b.jsonl', rows + copies)}"), {}, whole_run=False)
+    leak = found(facts, "in the same words")
+    kept = facts.stages["sft"].held_out
+    assert leak.severity == "error" and facts.failed
+    assert leak.of == kept and 0.6 * kept < leak.count < kept  # of 2 copies one is held out, the other trained on: 80 %
+    held_out, trained = leak.examples[:2]
+    assert held_out.text.rstrip(".…") == trained.text.rstrip(".…") and held_out.where != trained.where
+
+    # one word of twenty differs: 16 or 17 of 20 pairs are shared, 0.8 or more of the union at the end only
+    nearly = [
+        {"prompt": f"{text.rsplit(' ', 1)[0]} other", "answer": f"So {i}."} for i, text in enumerate(questions(200))
+    ]
+    facts = check(config(f"sft:{lines(tmp_path / 'c.jsonl', rows + nearly)}"), {}, whole_run=False)
+    assert not found(facts, "in the same words")
+    leak = found(facts, "in nearly the same words")
+    assert leak.severity == "warning" and not facts.failed
+    assert 0.6 * leak.of < leak.count < leak.of
+    assert found(facts, "nearly what another one asks").count == 200
+
+
+def test_a_leak_from_the_training_of_another_stage_counts_too(tmp_path):
+    asked = questions(200)
+    sft = lines(tmp_path / "a.jsonl", [{"prompt": text, "answer": "It is."} for text in asked])
+    rl = lines(tmp_path / "b.jsonl", [{"prompt": text + "!"} for text in asked])
+    facts = check(config(f"sft:{sft}", f"rl:{rl}"), {}, whole_run=False)
+    assert {f.what.partition(":")[0] for f in facts.findings if "in the same words" in f.what} == {"sft", "rl"}
+
+
+def test_a_standard_answer_on_both_sides_is_named(tmp_path):
+    standard = "I am only a small assistant and know nothing about this; please ask someone who does, or read a book."
+    rows = [{"prompt": text, "answer": standard} for text in questions(100)]
+    facts = check(config(f"sft:{lines(tmp_path / 'a.jsonl', rows)}"), {}, whole_run=False)
+    shared = found(facts, "as answers to other questions")
+    assert shared.count == shared.of == facts.stages["sft"].held_out
+    short = [row | {"answer": "Yes."} for row in rows]
+    assert not found(check(config(f"sft:{lines(tmp_path / 'b.jsonl', short)}"), {}, whole_run=False), "other questions")
+
+
+def test_preferences_for_length_alone_are_a_warning(tmp_path):
+    rows = [{"prompt": f"Question {i}?", "chosen": "Yes" + "!" * (i % 10), "rejected": "Well!!!!"} for i in range(100)]
+    # 8 letters against 3 + i % 10: shorter in 5 of 10, longer in 4
+    facts = check(config(lines(tmp_path / "a.jsonl", rows)), {}, whole_run=True)
+    assert not found(facts, "the better answer is the")
+    rows = [row | {"chosen": row["chosen"] + "!" * 6} for row in rows]
+    facts = check(config(lines(tmp_path / "b.jsonl", rows)), {}, whole_run=True)
+    one_sided = found(facts, "is the longer one")  # now 9 letters or more
+    assert (one_sided.severity, one_sided.count, one_sided.of) == ("warning", 100, 100)
+
+
+def test_signs_are_a_warning_where_frequent_and_a_note_elsewhere(tmp_path):
+    many = lines(tmp_path / "many.jsonl", [row | {"chosen": "It is &lt;b&gt;."} for row in pairs(50)])
+    few = lines(tmp_path / "few.jsonl", [{"prompt": "What is &lt;?", "answer": "Less."}, *pairs(500, start=100)])
+    facts = check(config(many, few), {}, whole_run=True)
+    warning, note = (finding for finding in facts.findings if finding.what == SIGNS["entities"].what)
+    assert (warning.severity, warning.count, warning.of) == ("warning", 50, 50)
+    assert (note.severity, note.count, note.of) == ("note", 1, 501)
+    assert note.examples[0].where == "few.jsonl:1" and "&lt;" in note.examples[0].text
+
+
+def test_licences_are_named(tmp_path):
+    lines(tmp_path / "data/a.jsonl", pairs(50))
+    (tmp_path / "data/LICENSE").write_text("CC BY-NC 4.0\n")
+    facts = check(config(tmp_path / "data"), {}, whole_run=True)
+    assert "CC BY-NC 4.0" in found(facts, "not for commercial use").what
+    assert facts.sources[0].non_commercial
+
+
+def test_lengths_are_those_of_the_stages_and_what_is_too_long_is_counted(tmp_path, model_directory):
+    model = model_directory("llama")  # one token per byte, 256 positions
+    answered = [{"prompt": "x" * 10, "answer": "y" * length} for length in [20] * 60 + [400] * 40]
+    rows = [row | {"prompt": f"{i:010}"} for i, row in enumerate(answered)]
+    file = lines(tmp_path / "a.jsonl", rows)
+    given = config(f"sft:{file}", max_tokens=100).model_copy(update={"actor_model": str(model)})
+    facts = check(given, readers(given), whole_run=False)
+    stage = facts.stages["sft"]
+    # the default template: "Human: " prompt "\n\n" "Assistant:\n" answer </s>
+    assert stage.lengths["prompt"].median == 7 + 10 + 2 + 11
+    assert stage.lengths["answer"].longest == 400 + 1 and stage.lengths["answer"].median == 20 + 1
+    assert sum(stage.lengths["whole"].counts) == stage.measured == stage.train
+    # bin 11 is of 45.3 to 64, bin 17 of 362 to 512
+    assert [i for i, count in enumerate(stage.lengths["whole"].counts) if count] == [11, 17]
+    assert stage.too_long == stage.lengths["whole"].counts[17] and stage.limit == 100
+    long = found(facts, "longer than 100 tokens")
+    assert (long.severity, long.count) == ("warning", stage.too_long)
+    given = given.model_copy(update={"data": given.data.model_copy(update={"max_tokens": 40})})
+    assert found(check(given, readers(given), whole_run=False), "longer than 40 tokens").severity == "error"
+    assert check(config(f"sft:{file}"), {}, whole_run=False).stages["sft"].lengths["answer"].longest == 400
+
+
+def test_only_some_records_are_looked_at_where_there_are_too_many(tmp_path):
+    from chatsmith.inputs import read_sources
+
+    given = config(lines(tmp_path / "a.jsonl", pairs(100) + pairs(100)))
+    facts = facts_of(given, read_sources(given), {}, most=60)
+    assert facts.step == 4 and facts.sources[0].records == 200
+    assert not found(facts, "exact copies")
+    assert found(facts_of(given, read_sources(given), {}, most=200), "exact copies").count == 100
+
+
+def test_real_data_is_what_its_readme_says():
+    data = require(SHARED / "data")
+    sources = [data / "llama-factory/identity.json", data / "instruction-wild", data / "tinystories-1000"]
+    facts = check(config(*sources), {}, whole_run=False)
+    assert [(source.records, source.dropped) for source in facts.sources] == [(91, 0), (1731, 5), (1000, 0)]
+    placeholders = found(facts, "placeholders")
+    assert placeholders.severity == "warning" and placeholders.of == 91 and placeholders.count > 80
+    broken = found(facts, "bad records")
+    assert broken.severity == "error" and broken.count == 5
+    assert {example.where.partition(":")[0] for example in broken.examples} == {
+        "instruction-wild/user_2.jsonl",
+        "instruction-wild/user_3.jsonl",
+    }
+    assert found(facts, "garbled").of == 1000  # a thousand stories, some with â€œ
