@@ -27,7 +27,7 @@ _THUMBS = ("label", "kto_tag")
 _SYSTEM = ("system", "system_prompt")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Format:
     """A format fits a row that has all `required` fields; `read` is called with the row and their names.
 
@@ -89,8 +89,7 @@ def _fitting(given: Row, row: Row, name: str | None) -> _Format:
             raise DataError(f'the format "{name}" needs {needs}, and the record has the fields: {_fields(row)}')
     if not fitting:
         raise _no_format(row)
-    # prompt + chosen + rejected is also "a prompt", and "chosen + rejected": what another one accounts for is no rival
-    rivals = [format for format in fitting if not any(_accounts_for(other, format) for other in fitting)]
+    rivals = _rivals(tuple(fitting))
     if len(rivals) > 1:
         names = " and ".join(f'"{format.name}" ({", ".join(format.required)})' for format in rivals)
         raise DataError(
@@ -103,6 +102,12 @@ def _fitting(given: Row, row: Row, name: str | None) -> _Format:
 @lru_cache(maxsize=1024)
 def _with_fields(fields: frozenset[str]) -> tuple[_Format, ...]:
     return tuple(format for format in _FORMATS if fields.issuperset(format.required))
+
+
+@lru_cache(maxsize=1024)
+def _rivals(fitting: tuple[_Format, ...]) -> tuple[_Format, ...]:
+    # prompt + chosen + rejected is also "a prompt", and "chosen + rejected": what another one accounts for is no rival
+    return tuple(format for format in fitting if not any(_accounts_for(other, format) for other in fitting))
 
 
 def _accounts_for(format: _Format, other: _Format) -> bool:
