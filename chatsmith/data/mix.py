@@ -28,10 +28,10 @@ _NEEDS: dict[Stage, str] = {
 
 @dataclass(frozen=True)
 class StageData:
-    """The two sides of one stage's records, both in the order of the sources."""
+    """The two sides of one stage's records, both in the order of the sources, whose records they count through."""
 
-    train: Sequence[Record]
-    held_out: Sequence[Record]
+    train: Chosen[Record]
+    held_out: Chosen[Record]
 
 
 def mix(

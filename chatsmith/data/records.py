@@ -29,15 +29,15 @@ class Decoded(Lazy[T]):
 class Chosen(Sequence[T]):
     """Rows of several sequences, counted through them all and chosen by number; a row may be chosen more than once.
 
-    `sha256` tells what the parts hold, where that is known.
+    `numbers` holds them. `sha256` tells what the parts hold, where that is known.
     """
 
     def __init__(self, parts: Sequence[Sequence[T]], index: Array, sha256: str | None = None) -> None:
-        self._parts, self._index, self._parts_sha256 = parts, index, sha256
+        self._parts, self.numbers, self._parts_sha256 = parts, index, sha256
         self._ends = np.cumsum([len(part) for part in parts])
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.numbers)
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -46,20 +46,20 @@ class Chosen(Sequence[T]):
     def __getitem__(self, index: int | slice) -> "T | Chosen[T]":
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
-        number = int(self._index[index])
+        number = int(self.numbers[index])
         part = int(np.searchsorted(self._ends, number, side="right"))
         return self._parts[part][number - int(self._ends[part - 1] if part else 0)]
 
     def take(self, index: Array) -> "Chosen[T]":
         """Some of these rows, in the order of `index`."""
-        return Chosen(self._parts, self._index[index], self._parts_sha256)
+        return Chosen(self._parts, self.numbers[index], self._parts_sha256)
 
     @property
     def sha256(self) -> str | None:
         """Of all that the chosen rows hold, in their order; None where it would have to be computed."""
         if self._parts_sha256 is None:
             return None
-        return hashlib.sha256(self._parts_sha256.encode() + self._index.tobytes()).hexdigest()
+        return hashlib.sha256(self._parts_sha256.encode() + self.numbers.tobytes()).hexdigest()
 
 
 def choose(rows: Sequence[T], index: Array) -> Chosen[T]:

@@ -1,6 +1,6 @@
 """What a user says about a source: which stages, where, which split, how much, and what its columns mean.
 
-    [STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]      sft,reward:pairs.jsonl@0.5      rl:openai/gsm8k#train
+    [STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]      sft,reward:pairs.jsonl@0.5      rl:openai/gsm8k#main/train
 
 Only the text is taken apart here; `sources.py` opens what it names.
 """

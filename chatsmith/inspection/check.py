@@ -113,7 +113,7 @@ def facts_of(
     step = 1 if most is None else max(1, -(-total // most))
     seen = Seen(sum(len(range(0, len(source.records), step)) for source in sources))
     tallies = [tally_of(source, seen, step) for source in sources]
-    places = places_of(data, seen)
+    places = places_of(data, sources, step)
     facts = []
     start = 0
     for source, tally in zip(sources, tallies, strict=True):

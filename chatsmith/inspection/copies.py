@@ -23,7 +23,7 @@ class Seen:
     """Of every record looked at, in the order of the sources: numbers that tell whether it is like another."""
 
     def __init__(self, count: int) -> None:
-        self.origins, self.whole, self.question, self.answer = np.zeros((4, count), dtype=np.int64)
+        self.whole, self.question, self.answer = np.zeros((3, count), dtype=np.int64)
         self.sketches = np.zeros((count, BANDS), dtype=np.uint32)
         self._count = 0
         self._waiting: list[list[str]] = []
@@ -31,7 +31,6 @@ class Seen:
     def add(self, record: Record) -> None:
         asked = words(question(record))
         answer = best_answer(record).content if record.answers else ""
-        self.origins[self._count] = hash(record.origin)
         self.whole[self._count] = hash((record.prompt, record.answers, record.text))
         self.question[self._count] = hash(tuple(asked))
         self.answer[self._count] = hash(answer) if len(answer) >= LONG_ANSWER else 0
@@ -42,19 +41,18 @@ class Seen:
             self._waiting = []
 
 
-def places_of(data: Mapping[Stage, StageData], seen: Seen) -> NDArray[np.uint8]:
-    """Per record a bit for every stage and side that has it: 1 << 2 * stage for training, the next for held out."""
-    known, number = np.unique(seen.origins, return_inverse=True)
-    places = np.zeros(len(known), dtype=np.uint8)
+def places_of(data: Mapping[Stage, StageData], sources: Sequence[Source], step: int) -> NDArray[np.uint8]:
+    """For every `step`-th record of each source, a bit for every stage and side that has it."""
+    sizes = [len(source.records) for source in sources]
+    places = np.zeros(sum(sizes), dtype=np.uint8)
     for stage, sides in data.items():
         for side, records in enumerate((sides.train, sides.held_out)):
-            here = np.fromiter((hash(record.origin) for record in records), dtype=np.int64, count=len(records))
-            at = np.searchsorted(known, here).clip(max=max(0, len(known) - 1))
-            places[at[known[at] == here] if len(known) else at] |= bit(stage, side)
-    return places[number]
+            places[records.numbers] |= bit(stage, side)
+    return np.concatenate([places[:0], *(part[::step] for part in np.split(places, np.cumsum(sizes, dtype=int)[:-1]))])
 
 
 def bit(stage: Stage, side: int) -> np.uint8:
+    """1 << 2 * stage for training, the next one for held out."""
     return np.uint8(1 << (2 * STAGES.index(stage) + side))
 
 

@@ -12,6 +12,7 @@ from chatsmith.config import Config
 from chatsmith.data.chat import prepare_tokenizer, stop_ids
 from chatsmith.data.mapping import Dropped
 from chatsmith.data.mix import StageData
+from chatsmith.data.records import Chosen
 from chatsmith.data.sources import Source
 from chatsmith.data.spec import parse_spec
 from chatsmith.data.split import POINT
@@ -122,9 +123,13 @@ def source(*records, dropped=()):
     return Source(parse_spec("dir/a.jsonl"), records, dropped, None, np.zeros(len(records), POINT), "")
 
 
+def sides(train, held_out):
+    return StageData(*(Chosen([records], np.arange(len(records))) for records in (train, held_out)))
+
+
 def test_the_sample_depends_on_the_seed_alone():
     records = tuple(Record(turns(str(i)), origin=f"a.jsonl:{i}") for i in range(100))
-    data = {"sft": StageData(records, ()), "rl": StageData((), records)}
+    data = {"sft": sides(records, ()), "rl": sides((), records)}
     first = sample(data, "sft", 5, seed=1)
     assert len(first) == 5 and first == sample(data, "sft", 5, seed=1) != sample(data, "sft", 5, seed=2)
     assert sample(data, "sft", 500, seed=1) == list(records)
@@ -146,7 +151,7 @@ def test_a_record_is_found_by_its_place_or_the_end_of_it():
     ):
         with pytest.raises(DataError, match=message):
             at(sources, place, stage)
-    data = {"sft": StageData((here,), ()), "rl": StageData((), (other,))}
+    data = {"sft": sides((here,), ()), "rl": sides((), (other,))}
     assert whereabouts(data, here) == "sft, to train on"
     assert whereabouts(data, other) == "rl, held out"
     assert whereabouts({}, other) == "no stage"

@@ -107,7 +107,7 @@ def test_rows_are_chosen_over_several_sequences_and_again_from_a_choice() -> Non
     assert "".join(rows[1:]) == "acc"
     assert "".join(choose(rows, np.array([3, 0]))) == "ce"
     assert rows.sha256 == Chosen(["ab", "", "cde"], np.array([4, 0, 2, 2]), "sha").sha256
-    assert len({r.sha256 for r in (rows, rows[1:], Chosen(["x"], rows._index, "other"))}) == 3
+    assert len({r.sha256 for r in (rows, rows[1:], Chosen(["x"], rows.numbers, "other"))}) == 3
     assert choose(["a"], np.array([0])).sha256 is None
 
 
