@@ -14,9 +14,10 @@ from chatsmith.config import Config, StageName
 from chatsmith.data.chat import Encoded, encode_texts
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData, mix, unused
-from chatsmith.data.records import choose
+from chatsmith.data.records import Chosen
 from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import as_spec, parse_spec
+from chatsmith.data.split import judge_point
 from chatsmith.data.tokens import encoded
 from chatsmith.engine.engine import Engine, Sampling, carries
 from chatsmith.errors import DataError, RewardError, RunError
@@ -106,10 +107,10 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
     if any(source.dropped for source in sources):
         with (run.directory / DROPPED).open("w", encoding="utf-8") as file:
             for record in itertools.chain.from_iterable(source.dropped for source in sources):
-                file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+                file.write(json.dumps(asdict(record)) + "\n")
     for entry in entries:
         unused_ones = f", {entry['unused']} of them of use to no stage of this run" if entry["unused"] else ""
-        dropped = f", {entry['dropped_count']} bad ones skipped (listed in {DROPPED})" if entry["dropped"] else ""
+        dropped = f", {entry['dropped_count']} left out (listed in {DROPPED})" if entry["dropped"] else ""
         licence = f"; not for commercial use: {entry['licence']}" if non_commercial(entry["licence"]) else ""
         run.screen.line(f"{entry['spec']}: {entry['records']} records{unused_ones}{dropped}{licence}")
 
@@ -159,17 +160,17 @@ def world_sources(run: Run, asked: Assistant | None = None) -> list[Source]:
     return [read_source(spec, on_error="raise", split_seed=config.data.split_seed) for spec in specs]
 
 
-def halves(config: Config, records: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]]:
+def halves(config: Config, records: Chosen[Record]) -> tuple[Chosen[Record], Chosen[Record]]:
     """Preferences that the reward model learns from, and those kept for the final judge's own head.
 
-    Nothing is kept where a gold judge exists or preferences are few.
+    Copies of a record and continuations of a conversation stay together. Nothing is kept where a gold judge exists or
+    preferences are few.
     """
     fraction = config.reward.judge_fraction
-    if config.world is not None or fraction == 0 or len(records) < MIN_PAIRS:
-        return records, []
-    order = permutation(len(records), config.data.split_seed, "final judge")
-    kept, learned = np.split(order, [int(fraction * len(records))])
-    return choose(records, np.sort(learned)), choose(records, np.sort(kept))
+    if config.world is not None or fraction == 0 or len(np.unique(records.numbers)) < MIN_PAIRS:
+        return records, records.take(np.zeros(0, np.int64))
+    kept = np.array([judge_point(record, config.data.split_seed) < fraction for record in records])
+    return records.take(np.flatnonzero(~kept)), records.take(np.flatnonzero(kept))
 
 
 def ask(run: Run, asked: Assistant, records: Sequence[Record], count: int, *, each: int = 1) -> tuple[Sample, ...]:

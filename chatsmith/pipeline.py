@@ -12,7 +12,6 @@ from chatsmith.config import STAGES, Config, DataConfig, StageName
 from chatsmith.console import Screen
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData
-from chatsmith.data.records import choose
 from chatsmith.data.sources import Source
 from chatsmith.errors import ConfigError, DataError, GateFailed, RunError, TrainingStopped
 from chatsmith.inputs import (
@@ -302,7 +301,7 @@ def _rl(run: Run, sources: list[Source]) -> None:
     prompts = encode_questions(policy.tokenizer, data["rl"].train, stops=policy.stops, max_tokens=room)
     # shuffled, so that the fixed evaluation set draws on every source
     order = permutation(len(data["rl"].held_out), config.data.split_seed, "evaluation")
-    mixed = choose(data["rl"].held_out, order)
+    mixed = data["rl"].held_out.take(order)
     held_out = encode_questions(policy.tokenizer, mixed, stops=policy.stops, max_tokens=room)
     stage = run.stage("rl")
     if config.rl.top_p < 1 or config.rl.top_k > 0:

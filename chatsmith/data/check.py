@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chatsmith.types import Answer, Record
+from chatsmith.data.formats import best_answer
+from chatsmith.types import Record
 
 AROUND = 40  # characters of a text on either side of what was found
 LONG_ENOUGH = 20  # characters from which on an answer does not begin with its prompt by chance
@@ -87,11 +88,6 @@ _CLOSERS = "\"'”’»›)]}）】」』》〉*_~` "
 _GOES_ON = ",、，:：;；-–—(（[“"
 _NO_PROSE = re.compile(r"\s*(?:[-*•·–>|#]|\(?\w{1,3}[.)、]|```)")  # a list, a table, a heading, a quotation, a fence
 _HAN_OR_KANA = re.compile("[\u3040-\u30ff\u3400-\u9fff]")
-
-
-def best_answer(record: Record) -> Answer:
-    """The answer that stage 1 learns."""
-    return max(record.answers, key=lambda answer: answer.score or 0.0)
 
 
 def signs(record: Record) -> Iterator[tuple[str, str]]:

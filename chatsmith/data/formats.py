@@ -80,6 +80,11 @@ def stages_of(record: Record) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
+def best_answer(record: Record) -> Answer:
+    """The answer that stage 1 learns: the best-scored one, the first of equals."""
+    return max(record.answers, key=lambda answer: answer.score or 0.0)
+
+
 def _fitting(given: Row, row: Row, name: str | None) -> _Format:
     fitting = [format for format in _with_fields(frozenset(given)) if format.fits(given)]
     if name is not None:

@@ -3,6 +3,7 @@
 They touch neither torch nor the device. Where forking is unsafe, anywhere but on Linux, the work is done here.
 """
 
+import ctypes
 import gc
 import os
 import signal
@@ -15,7 +16,10 @@ from itertools import chain, islice
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+import numpy as np
+
 from chatsmith.data.progress import progress
+from chatsmith.data.store import Array
 from chatsmith.errors import DataError
 
 S = TypeVar("S", bound=Sized)
@@ -25,7 +29,10 @@ CHUNK = 250  # rows that are prepared together
 CHUNK_LETTERS = 2_000_000
 MEASURED = 10  # of so many rows one is measured
 FEW = 8  # chunks for which processes do not pay
-AHEAD = 4  # chunks per process that are done, or being done, before they are asked for
+MOST_PROCESSES = 16  # each holds some hundred MB at worst
+AHEAD = 2  # chunks per process that are done, or being done, before they are asked for
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 _work: Callable[[Any], Any]  # what forked processes do; set right before they are made
 
@@ -54,9 +61,15 @@ def _letters(value: object) -> int:
     return sum(map(_letters, value)) if isinstance(value, list | tuple) else 0
 
 
-def ranges_of(count: int) -> Iterator[range]:
-    """range(count), `CHUNK` at a time."""
-    return (range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+def ranges_of(sizes: Array) -> Iterator[range]:
+    """The numbers of rows of these sizes (in bytes), by the same rule."""
+    ends, start = np.cumsum(sizes), 0
+    while start < len(sizes):
+        before = int(ends[start - 1]) if start else 0
+        end = int(np.searchsorted(ends, before + CHUNK_LETTERS, side="right")) + 1
+        end = min(start + CHUNK, end, len(sizes))
+        yield range(start, end)
+        start = end
 
 
 def in_parallel(work: Callable[[S], T], chunks: Iterable[S], what: str, total: int | None = None) -> Iterator[T]:
@@ -73,9 +86,18 @@ def in_parallel(work: Callable[[S], T], chunks: Iterable[S], what: str, total: i
             advance(size)
 
 
+def in_turn(work: Callable[[S], T], chunks: Iterable[S], what: str) -> Iterator[T]:
+    """The same in this process, for work that remembers."""
+    with progress(what) as advance:
+        for chunk in chunks:
+            yield work(chunk)
+            advance(len(chunk))
+
+
 def _results(work: Callable[[S], T], chunks: Iterator[S]) -> Iterator[tuple[int, T]]:
     first = list(islice(chunks, FEW + 1))
-    processes = len(os.sched_getaffinity(0)) if sys.platform == "linux" and len(first) > FEW else 1
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    processes = min(cores, MOST_PROCESSES) if len(first) > FEW else 1
     if processes < 2:
         yield from ((len(chunk), work(chunk)) for chunk in chain(first, chunks))
         return
@@ -103,8 +125,9 @@ def _results(work: Callable[[S], T], chunks: Iterator[S]) -> Iterator[tuple[int,
 def _begin() -> None:
     gc.freeze()  # what the parent holds is not searched for garbage again and again
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has one core
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when to stop
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # and if it is killed, nobody else would end this one
 
 
 def _do(chunk: Any) -> Any:

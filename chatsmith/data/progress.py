@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from chatsmith.text import printable
+
 QUIET_S = 2.0
 
 
@@ -15,8 +17,8 @@ QUIET_S = 2.0
 def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
     """Inside, each call counts so many rows more, of `total` if it is known."""
     started = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as shown:
-        task = shown.add_task(what, total=total, visible=False)
+        task = shown.add_task(printable(what), total=total, visible=False)
         yield lambda count: shown.update(task, advance=count, visible=time.monotonic() - started > QUIET_S)

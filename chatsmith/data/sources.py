@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from typing import Any, Literal
 from chatsmith.data.files import KINDS, SUFFIXES, read_rows
 from chatsmith.data.lines import Row
 from chatsmith.data.mapping import Dropped, Reader, reader
-from chatsmith.data.parallel import chunks_of, in_parallel
+from chatsmith.data.parallel import chunks_of, in_parallel, in_turn
 from chatsmith.data.records import Decoded, from_bytes, to_bytes
 from chatsmith.data.spec import Spec
 from chatsmith.data.split import POINT, point
@@ -53,12 +53,13 @@ class Source:
 class _Table:
     """The rows of one file or data set, read as they are asked for.
 
-    `key` tells this content from any other; None where nothing does.
+    `key` tells this content from any other; `stamp` that of a file is another one once the file has changed.
     """
 
     name: str
     rows: Iterable[Row]
-    key: str | None
+    key: str
+    stamp: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,20 +83,20 @@ def read_source(spec: Spec, *, on_error: Literal["raise", "skip"], split_seed: i
     """
     read = reader(spec.table)
     tables, licence = _open(spec)
-    keys = [table.key for table in tables]
-    if spec.table is not None and spec.table.function is not None:
-        keys.append(None)  # a function may call anything
+    calls = spec.table is not None and spec.table.function is not None  # what the user's function does, nobody knows
     settings = [str(on_error), str(split_seed), spec.table.model_dump_json() if spec.table else ""]
 
     def write(writer: Writer) -> dict[str, str]:
         digest = hashlib.sha256()
         for table in tables:
-            _read(table, read, on_error, split_seed, writer, digest)
+            _read(table, read, on_error, split_seed, writer, digest, in_parallel if not calls else in_turn)
+            if table.stamp and table.stamp != _stamp(Path(table.name)):
+                raise DataError(f"{table.name}: changed while it was read. Wait until nobody writes it, and try again.")
         return {"sha256": digest.hexdigest()}
 
     entry = stored(
         "records",
-        None if None in keys else [*filter(None, keys), *settings],
+        None if calls else [*(table.key for table in tables), *settings],
         write,
         ragged={"records": "u1", "dropped": "u1"},
         numbers={"points": POINT},
@@ -117,16 +118,17 @@ def _read(
     split_seed: int,
     writer: Writer,
     digest: Any,
+    run: Callable[..., Iterator["_Read"]],
 ) -> None:
     def read_chunk(rows: list[Row]) -> _Read:
         good, bad = _outcomes(rows, read, on_error)
-        said = [repr((r.prompt, [(a.content, a.score) for a in r.answers], r.text)) for r in good]
-        points = [point(record, split_seed) for record in good]
-        return _Read([to_bytes(record) for record in good], points, "".join(said).encode(), bad)
+        said = [repr((r.prompt, [(a.content, a.score) for a in r.answers], r.text, r.fields)) for r, _ in good]
+        points = [point(record, split_seed) for record, _ in good]
+        return _Read([raw for _, raw in good], points, "".join(said).encode(), bad)
 
     count = dropped = 0
     first_bad: Dropped | None = None
-    for chunk in in_parallel(read_chunk, chunks_of(table.rows), f"Reading {table.name}"):
+    for chunk in run(read_chunk, chunks_of(table.rows), f"Reading {table.name}"):
         writer.rows("records", chunk.records)
         writer.numbers("points", chunk.points)
         writer.rows("dropped", [json.dumps(astuple(drop)).encode() for drop in chunk.dropped])
@@ -144,20 +146,24 @@ def _read(
 
 def _outcomes(
     rows: Iterable[Row], read: Reader, on_error: Literal["raise", "skip"]
-) -> tuple[list[Record], list[Dropped]]:
-    good: list[Record] = []
+) -> tuple[list[tuple[Record, bytes]], list[Dropped]]:
+    """Records with their bytes, and what was left out."""
+    good: list[tuple[Record, bytes]] = []
     bad: list[Dropped] = []
     for row in rows:
         for outcome in read(row):
             if isinstance(outcome, Record):
-                good.append(outcome)
-            elif on_error == "raise" and not outcome.wanted:
+                try:
+                    good.append((outcome, to_bytes(outcome)))
+                    continue
+                except DataError as error:
+                    outcome = Dropped(outcome.origin, str(error))
+            if on_error == "raise" and not outcome.wanted:
                 raise DataError(
                     f"{outcome.origin}: {outcome.reason}. Mend the record, or leave bad records out with "
                     "--data.on_error skip."
                 )
-            else:
-                bad.append(outcome)
+            bad.append(outcome)
     return good, bad
 
 
@@ -182,9 +188,15 @@ def _open(spec: Spec) -> tuple[list[_Table], str | None]:
 
 
 def _file(path: Path) -> _Table:
+    stamp = _stamp(path)
     with path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
-    return _Table(str(path), read_rows(path), hash_of(str(path), content))
+    return _Table(str(path), read_rows(path), hash_of(str(path), content), stamp)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _check_file(path: Path, spec: Spec) -> None:
@@ -261,7 +273,7 @@ def _saved_dataset(path: Path, spec: Spec) -> tuple[list[_Table], str | None]:
     elif spec.split not in (None, dataset.split):
         raise DataError(f'{path}: holds one table without splits. Leave "#{spec.split}" out.')
     return [
-        _Table(str(path), dataset_rows(dataset, str(path)), dataset._fingerprint)
+        _Table(str(path), dataset_rows(dataset, str(path)), hash_of(str(path), dataset._fingerprint))
     ], dataset.info.license or _licence_in(path)
 
 
@@ -287,7 +299,7 @@ def _hub_dataset(spec: Spec) -> tuple[list[_Table], str | None]:
             "--data sft:./answers.jsonl."
         ) from error
     return [
-        _Table(spec.location, dataset_rows(dataset, spec.location), dataset._fingerprint)
+        _Table(spec.location, dataset_rows(dataset, spec.location), hash_of(spec.location, dataset._fingerprint))
     ], dataset.info.license or _card_licence(spec)
 
 

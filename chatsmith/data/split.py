@@ -28,6 +28,11 @@ def point(record: Record, seed: int) -> tuple[float, float, float, int]:
     return _unit(first[:8]), _unit(first[8:16]), _unit(_digest(seed, "\n".join(texts))[16:24]), able
 
 
+def judge_point(record: Record, seed: int) -> float:
+    """A number in [0, 1) that decides whether a preference is kept for the final judge; as `point`, for itself."""
+    return _unit(_digest(seed, _key(record))[24:32])
+
+
 def bit(stage: Stage) -> int:
     """The stage's place among the bits of `able`."""
     return 1 << STAGES.index(stage)

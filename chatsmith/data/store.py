@@ -10,9 +10,11 @@ goes.
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +32,7 @@ Array = NDArray[Any]
 T = TypeVar("T")
 
 KEPT_DAYS = 30
+_OUR_NAMES = re.compile(r"making-\w+|[a-z]+-[0-9a-f]{64}")
 
 
 class Lazy(Sequence[T], ABC):
@@ -55,6 +58,9 @@ class Ragged(Lazy[Array]):
         self._file = path.open("rb", buffering=0)
         self._dtype = np.dtype(dtype)
         self._ends = ends
+        expected = (int(ends[-1]) if len(ends) else 0) * self._dtype.itemsize
+        if os.fstat(self._file.fileno()).st_size != expected:
+            raise EOFError(f"{path} is not {expected} bytes long")
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -146,36 +152,44 @@ def stored(
         ragged, numbers: names and dtypes of the two kinds of columns.
     """
 
-    def make(directory: Path) -> Entry:
-        writer = Writer(directory, ragged, numbers)
-        writer.finish(write(writer))
-        return Entry(directory)
-
     root = cache_directory()
+    place = None if key is None else root / f"{kind}-{hash_of(kind, code_hash(), *key)}"
+    if place is not None and (found := _found(place)) is not None:
+        return found
+    making = None
     try:
         root.mkdir(parents=True, exist_ok=True)
+        _forget_unused(root)
         making = Path(tempfile.mkdtemp(dir=root, prefix="making-"))
+        writer = Writer(making, ragged, numbers)
+        writer.finish(write(writer))
+        entry = Entry(making)  # open files outlive their names
+        if place is not None:
+            with suppress(OSError):  # another process made the same meanwhile
+                making.rename(place)
+        return entry
     except OSError as error:
         raise RunError(
-            f"{root}: nothing can be written here ({error.strerror}), and prepared data must go somewhere. Set the "
-            "environment variable CHATSMITH_CACHE to a directory with room."
+            f"{root}: prepared data cannot be written here: {error.strerror}. Set the environment variable "
+            "CHATSMITH_CACHE to a directory with room."
         ) from None
-    try:
-        if key is None:
-            return make(making)  # open files outlive their names
-        place = root / f"{kind}-{hash_of(kind, code_hash(), *key)}"
-        if (place / "entry.json").exists():
-            os.utime(place)
-            return Entry(place)
-        _forget_unused(root)
-        make(making)
-        try:
-            making.rename(place)
-        except OSError:  # another process made the same meanwhile
-            assert (place / "entry.json").exists(), f"{place} cannot be made"
-        return Entry(place)
     finally:
-        shutil.rmtree(making, ignore_errors=True)
+        if making is not None:
+            shutil.rmtree(making, ignore_errors=True)
+
+
+def _found(place: Path) -> Entry | None:
+    """The entry at `place`, if it is there and whole; what is broken goes."""
+    if not place.exists():
+        return None
+    try:
+        entry = Entry(place)
+    except (OSError, EOFError, ValueError, KeyError):
+        _remove(place)
+        return None
+    with suppress(OSError):  # a cache that others own may be read only
+        os.utime(place)
+    return entry
 
 
 def cache_directory() -> Path:
@@ -202,6 +216,14 @@ def code_hash() -> str:
 def _forget_unused(root: Path) -> None:
     oldest = time.time() - KEPT_DAYS * 86400
     for entry in root.iterdir():
-        with suppress(FileNotFoundError):  # another process was first
-            if entry.stat().st_mtime < oldest:
-                shutil.rmtree(entry)
+        with suppress(OSError):  # another process was first, or it is not ours
+            if _OUR_NAMES.fullmatch(entry.name) and entry.stat().st_mtime < oldest:
+                _remove(entry)
+
+
+def _remove(place: Path) -> None:
+    """Delete an entry in such a way that nobody finds half of it."""
+    going = place.with_name(f"making-{uuid.uuid4().hex}")
+    with suppress(OSError):
+        place.rename(going)
+    shutil.rmtree(going, ignore_errors=True)

@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from typing import Any
 
 import numpy as np
 
 from chatsmith.data.chat import Encoded
 from chatsmith.data.parallel import in_parallel, ranges_of
-from chatsmith.data.records import sha256_of
+from chatsmith.data.records import sha256_of, sizes_of
 from chatsmith.data.store import Array, Entry, Lazy, Ragged, Writer, hash_of, stored
 from chatsmith.types import Record
 
@@ -34,6 +35,12 @@ class EncodedRows(Lazy[Encoded]):
         return self._tokens.lengths
 
 
+def lengths_of(rows: Sequence[Encoded]) -> list[int]:
+    """Tokens of each row; rows on disk need not be read for it."""
+    lengths: list[int] = rows.lengths.tolist() if isinstance(rows, EncodedRows) else [len(row.tokens) for row in rows]
+    return lengths
+
+
 class TokenRows(Lazy[tuple[int, ...]]):
     """Token ids of prompts, from disk."""
 
@@ -45,6 +52,11 @@ class TokenRows(Lazy[tuple[int, ...]]):
 
     def row(self, index: int) -> tuple[int, ...]:
         return tuple(self._tokens.row(index).tolist())
+
+    @property
+    def lengths(self) -> Array:
+        """[rows] tokens."""
+        return self._tokens.lengths
 
 
 ROWS = {"tokens": "i4", "targets": "?"}
@@ -106,7 +118,7 @@ def prepared(
             return work([records[i] for i in rows])
 
         what = f"Tokenising for {kind}"
-        for rows, values in in_parallel(work_on, ranges_of(len(records)), what, len(records)):
+        for rows, values in in_parallel(work_on, ranges_of(sizes_of(records)), what, len(records)):
             for name, column in rows.items():
                 writer.rows(name, column)
             for name, column in values.items():
@@ -118,7 +130,12 @@ def prepared(
 
 def tokenizer_hash(tokenizer: Any) -> str:
     """Of all that decides which tokens a conversation becomes."""
-    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
+    if tokenizer.is_fast:
+        reading = tokenizer.backend_tokenizer.to_str()
+    else:
+        reading = json.dumps([tokenizer.get_vocab(), tokenizer.init_kwargs], sort_keys=True, default=str)
     names = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
-    parts = (type(tokenizer).__name__, vocabulary, names, str(tokenizer.chat_template))
+    template = str(tokenizer.chat_template)
+    day = str(date.today()) if "strftime_now" in template else ""  # such a template writes it
+    parts = (type(tokenizer).__name__, reading, names, template, day)
     return hash_of(*(hashlib.sha256(part.encode()).hexdigest() for part in parts))

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from chatsmith.data.check import best_answer, excerpt
+from chatsmith.data.check import excerpt
 from chatsmith.data.duplicates import BANDS, near_duplicates, similarity, sketch, words
+from chatsmith.data.formats import best_answer
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Source
 from chatsmith.data.spec import STAGES

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from chatsmith.data.check import best_answer, script, signs
+from chatsmith.data.check import script, signs
+from chatsmith.data.formats import best_answer
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mapping import Dropped
 from chatsmith.data.mix import StageData

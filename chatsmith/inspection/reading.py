@@ -7,7 +7,7 @@ from typing import Any
 
 from chatsmith.config import Config
 from chatsmith.data.chat import Encoded, encode_texts
-from chatsmith.data.check import best_answer
+from chatsmith.data.formats import best_answer
 from chatsmith.models.load import declared_context, load_stop_ids, load_tokenizer
 from chatsmith.stages.reward import encode_ranked
 from chatsmith.stages.rollout import encode_questions

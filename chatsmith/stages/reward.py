@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from chatsmith.algo.losses import pairs_of, preference_loss
 from chatsmith.config import Config
 from chatsmith.data.batch import batches, micro_batches, pad
 from chatsmith.data.chat import encode
-from chatsmith.data.store import Entry, Lazy
-from chatsmith.data.tokens import Columns, as_bytes, prepared
+from chatsmith.data.store import Array, Entry, Lazy
+from chatsmith.data.tokens import Columns, TokenRows, as_bytes, prepared
 from chatsmith.errors import DataError
 from chatsmith.evaluate import (
     Interval,
@@ -38,7 +39,6 @@ class Ranked:
     rows: list[list[int]]
     lengths: list[int]  # of the answers alone
     scores: list[float]
-    source: str
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def train_reward(
     settings = config.reward
     rows, dropped = encode_ranked(tokenizer, train, stops=stops, max_tokens=max_tokens)
     held_out_rows, also_dropped = encode_ranked(tokenizer, held_out, stops=stops, max_tokens=max_tokens)
-    if not rows or not any(len(set(row.scores)) > 1 for row in held_out_rows):
+    if not rows or not any(_margins(held_out_rows, held_out_rows.scores)):
         raise DataError(
             f"reward: no usable preference: {len(train)} records for training and {len(held_out)} held out, of which "
             f"{len(rows)} and {len(held_out_rows)} have two answers of at most {max_tokens} tokens. "
@@ -109,28 +109,37 @@ def train_reward(
             metrics["reward/grad_norm"] = norms[0]
         run.log(step, metrics)
         run.checkpoint(step, {"learner": learner.state_dict(), "guard": guard.state_dict()})
-    return _report(model, tokenizer, rows, held_out_rows, config, dropped + also_dropped, total, guard.skipped)
+    sources = [source_of(held_out[int(number)]) for number in held_out_rows.kept]
+    return _report(model, tokenizer, rows, held_out_rows, sources, config, dropped + also_dropped, total, guard.skipped)
 
 
 class RankedRows(Lazy[Ranked]):
-    """`Ranked` from disk."""
+    """`Ranked` from disk.
+
+    Through all answers of all records, in order: `answers`, whole conversations; `lengths` [A] of the answers alone;
+    `scores` [A]. `ends` [records] counts the answers up to each record's last; `kept` says which records these are.
+    """
 
     def __init__(self, entry: Entry) -> None:
-        self._tokens, self._sources = entry.rows("tokens"), entry.rows("sources")
-        self._lengths, self._scores = entry.numbers("lengths"), entry.numbers("scores")
-        self._ends = entry.numbers("answers").cumsum()
+        self.answers = TokenRows(entry.rows("tokens"))
+        self.lengths, self.scores = entry.numbers("lengths"), entry.numbers("scores")
+        self.ends = entry.numbers("answers").cumsum()
+        self.kept = np.flatnonzero(entry.numbers("kept"))
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.ends)
 
     def row(self, index: int) -> Ranked:
-        first, end = int(self._ends[index - 1]) if index else 0, int(self._ends[index])
+        mine = self.answers_of(index)
         return Ranked(
-            rows=[self._tokens.row(i).tolist() for i in range(first, end)],
-            lengths=self._lengths[first:end].tolist(),
-            scores=self._scores[first:end].tolist(),
-            source=self._sources.read(index).decode(),
+            rows=[list(row) for row in self.answers[mine]],
+            lengths=self.lengths[mine].tolist(),
+            scores=self.scores[mine].tolist(),
         )
+
+    def answers_of(self, index: int) -> slice:
+        """Which of all answers are those of a record."""
+        return slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
 
 
 def encode_ranked(
@@ -139,43 +148,43 @@ def encode_ranked(
     """Tokenised records with two or more answers of at most `max_tokens`, and how many records were dropped."""
 
     def encode_chunk(chunk: list[Record]) -> tuple[Columns, Columns]:
-        kept = _ranked(tokenizer, chunk, stops=stops, max_tokens=max_tokens)
-        rows = as_bytes([row for record in kept for row in record.rows])
+        ranked = _ranked(tokenizer, chunk, stops=stops, max_tokens=max_tokens)
+        kept = [record for record in ranked if len(record.rows) >= 2]
         numbers: Columns = {
             "answers": [len(record.rows) for record in kept],
             "lengths": [length for record in kept for length in record.lengths],
             "scores": [score for record in kept for score in record.scores],
+            "kept": [len(record.rows) >= 2 for record in ranked],
         }
-        return {"tokens": rows, "sources": [record.source.encode() for record in kept]}, numbers
+        return {"tokens": as_bytes([row for record in kept for row in record.rows])}, numbers
 
     entry = prepared(
         *("reward", tokenizer, records, encode_chunk),
         settings=[list(stops), max_tokens],
-        ragged={"tokens": "i4", "sources": "u1"},
-        numbers={"answers": "i8", "lengths": "i8", "scores": "f8"},
+        ragged={"tokens": "i4"},
+        numbers={"answers": "i8", "lengths": "i8", "scores": "f8", "kept": "?"},
     )
     rows = RankedRows(entry)
     return rows, len(records) - len(rows)
 
 
 def _ranked(tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int) -> list[Ranked]:
+    """The records with those of their answers that are short enough."""
     answers = [(record, answer) for record in records for answer in record.answers]
     conversations = [(*record.prompt, Message("assistant", answer.content)) for record, answer in answers]
     rows = iter(encode(tokenizer, conversations, stops=stops))
-    kept = []
+    ranked = []
     for record in records:
         answered = [(next(rows), answer.score or 0.0) for answer in record.answers]
         answered = [(row, score) for row, score in answered if len(row.tokens) <= max_tokens]
-        if len(answered) >= 2:
-            kept.append(
-                Ranked(
-                    rows=[row.tokens for row, _ in answered],
-                    lengths=[sum(row.targets) for row, _ in answered],
-                    scores=[score for _, score in answered],
-                    source=source_of(record),
-                )
+        ranked.append(
+            Ranked(
+                rows=[row.tokens for row, _ in answered],
+                lengths=[sum(row.targets) for row, _ in answered],
+                scores=[score for _, score in answered],
             )
-    return kept
+        )
+    return ranked
 
 
 def source_of(record: Record) -> str:
@@ -208,23 +217,23 @@ def _preference_backward(
 def _report(
     model: Any,
     tokenizer: Any,
-    train: Sequence[Ranked],
-    held_out: Sequence[Ranked],
+    train: RankedRows,
+    held_out: RankedRows,
+    sources: Sequence[str],
     config: Config,
     dropped: int,
     steps: int,
     skipped: int,
 ) -> RewardReport:
-    flat = [row for record in held_out for row in record.rows]
-    prompts = [number for number, record in enumerate(held_out) for _ in record.rows]
-    scores = score_rows(model, tokenizer, flat, config.engine.max_batch_tokens, prompts=prompts)
-    lengths = [length for record in held_out for length in record.lengths]
+    prompts = np.repeat(np.arange(len(held_out)), np.diff(held_out.ends, prepend=0)).tolist()
+    scores = score_rows(model, tokenizer, held_out.answers, config.engine.max_batch_tokens, prompts=prompts)
+    lengths = held_out.lengths.tolist()
     margins = _margins(held_out, scores)
     every_margin = [margin for values in margins for margin in values]
     by_source: dict[str, list[list[float]]] = defaultdict(list)
-    for record, values in zip(held_out, margins, strict=True):
-        by_source[record.source].append(values)
-    longer = _accuracy(_margins(train, [float(length) for record in train for length in record.lengths]))
+    for source, values in zip(sources, margins, strict=True):
+        by_source[source].append(values)
+    longer = _accuracy(_margins(train, train.lengths))
     sign = 1.0 if longer.value >= 0.5 else -1.0
     return RewardReport(
         accuracy=_accuracy(margins),
@@ -242,18 +251,19 @@ def _report(
     )
 
 
-def _margins(records: Sequence[Ranked], values: Sequence[float]) -> list[list[float]]:
+def _margins(records: RankedRows, values: Sequence[float] | Array) -> list[list[float]]:
     """Per record, value of the better answer minus value of the worse over its clear pairs; ties are left out.
 
     Args:
         values: one per answer, through all records in order.
     """
-    margins, first = [], 0
-    for record in records:
-        pairs = pairs_of([record.scores])
+    margins = []
+    for number in range(len(records)):
+        mine = records.answers_of(number)
+        pairs = pairs_of([records.scores[mine].tolist()])
+        own = values[mine]
         rows = zip(pairs.better.tolist(), pairs.worse.tolist(), pairs.target.tolist(), strict=True)
-        margins.append([values[first + b] - values[first + w] for b, w, target in rows if target == 1])
-        first += len(record.rows)
+        margins.append([float(own[b] - own[w]) for b, w, target in rows if target == 1])
     return margins
 
 

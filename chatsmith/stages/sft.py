@@ -13,7 +13,8 @@ from chatsmith.algo.losses import language_model_loss
 from chatsmith.config import Config
 from chatsmith.data.batch import batches, best_fit, micro_batches, pad, pad_mask
 from chatsmith.data.chat import Encoded, encode, encode_prompts
-from chatsmith.data.tokens import EncodedRows, encoded
+from chatsmith.data.formats import best_answer
+from chatsmith.data.tokens import EncodedRows, encoded, lengths_of
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import DataError
 from chatsmith.models.packing import packs
@@ -138,12 +139,8 @@ def encode_best_answers(
 
 def best_answers(tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int) -> list[Encoded]:
     """Conversations with their best-scored answers, as long as they have at most `max_tokens`."""
-    best = [max(record.answers, key=lambda answer: answer.score or 0.0) for record in records]
-    rows = encode(
-        tokenizer,
-        [(*record.prompt, Message("assistant", answer.content)) for record, answer in zip(records, best, strict=True)],
-        stops=stops,
-    )
+    conversations = [(*record.prompt, Message("assistant", best_answer(record).content)) for record in records]
+    rows = encode(tokenizer, conversations, stops=stops)
     return [row for row in rows if len(row.tokens) <= max_tokens]
 
 
@@ -184,7 +181,7 @@ def _fill(model: Any, lengths: Sequence[int], config: Config) -> float:
 def evaluate_language_model(model: Any, tokenizer: Any, rows: Sequence[Encoded], config: Config) -> float:
     """Mean loss in nats over the target tokens of all rows."""
     total, count = 0.0, 0
-    for group in _passes(model, [len(row.tokens) for row in rows], config):
+    for group in _passes(model, lengths_of(rows), config):
         logprobs, mask = _target_logprobs(model, tokenizer, [rows[i] for i in group], config, "assistant")
         total -= logprobs.double().sum().item()
         count += int(mask.sum())
@@ -216,8 +213,13 @@ def _greedy_habits(
 ) -> tuple[float, float]:
     """Share of greedy answers that end by themselves, and share of repeated 4-grams in them."""
     limit = config.rl.max_new_tokens
-    prompts = encode_prompts(tokenizer, [record.prompt for record in records], stops=stops)
-    prompts = [prompt for prompt in prompts if len(prompt) + limit <= max_tokens][:GREEDY_SAMPLES]
+    prompts: list[list[int]] = []
+    for start in range(0, len(records), GREEDY_SAMPLES):
+        asked = [record.prompt for record in records[start : start + GREEDY_SAMPLES]]
+        prompts += [p for p in encode_prompts(tokenizer, asked, stops=stops) if len(p) + limit <= max_tokens]
+        if len(prompts) >= GREEDY_SAMPLES:
+            break
+    prompts = prompts[:GREEDY_SAMPLES]
     if not prompts:
         return float("nan"), float("nan")
     engine = Engine(actor, pad_id=tokenizer.pad_token_id, max_batch=config.engine.max_batch)

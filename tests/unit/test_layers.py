@@ -10,7 +10,7 @@ PACKAGE = Path(chatsmith.__file__).parent
 ALLOWED = {
     "algo": {"types"},
     "engine": {"types", "errors", "seeds", "models"},
-    "data": {"types", "errors", "seeds", "config", "functions"},
+    "data": {"types", "errors", "seeds", "config", "text", "functions"},
     "models": {"types", "errors", "seeds", "functions", "data"},
     "stages": {
         *("types", "errors", "seeds", "config", "runtime", "evaluate", "assistant"),

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chatsmith.config import SourceConfig
+from chatsmith.config import Config, SourceConfig
 from chatsmith.data import split
 from chatsmith.data.mix import mix
 from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import STAGES, Spec
 from chatsmith.data.store import Array
 from chatsmith.errors import ConfigError, DataError
+from chatsmith.inputs import halves
 from chatsmith.types import Answer, Message, Record, Stage
 
 HH = Path("../shared/data/hh-rlhf/harmless-base-test.jsonl.gz")
@@ -213,6 +214,18 @@ def test_temperature_evens_out_the_sources_of_a_stage() -> None:
 def test_named_stages_win_over_what_the_fields_allow() -> None:
     dealt = mix([source(PAIRS[:100], ("reward",))], split=SPLIT, held_out_fraction=0.0)
     assert {stage: len(data.train) for stage, data in dealt.items()} == {"sft": 0, "reward": 100, "rl": 0, "ptx": 0}
+
+
+def test_preferences_for_the_final_judge_share_no_question_with_those_that_are_learned() -> None:
+    records = [record for i in range(300) for record in (pair(f"Question {i}?"), pair(f"Question {i}?", "And then?"))]
+    for weight, kept_at_all in ((2.0, True), (0.5, False)):  # copies do not make 500 of them
+        dealt = mix([source(records, ("reward",), weight)], split=SPLIT, held_out_fraction=0.0)["reward"].train
+        learned, kept = halves(Config(), dealt)
+        assert len(learned) + len(kept) == len(dealt)
+        assert not {r.prompt[0] for r in learned} & {r.prompt[0] for r in kept}
+        assert (len(kept) > 0) == kept_at_all
+    many = mix([source(PAIRS, ("reward",))], split=SPLIT, held_out_fraction=0.0)["reward"].train
+    assert abs(len(halves(Config(), many)[1]) / len(many) - 0.5) < 0.04
 
 
 def test_text_goes_to_ptx_and_answered_prompts_only_where_it_is_named() -> None:

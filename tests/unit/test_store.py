@@ -1,6 +1,8 @@
 """Rows on disk: what comes back, what the cache tells apart, and what processes do."""
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,48 @@ def test_what_nothing_has_used_for_a_month_goes(root: Path) -> None:
     assert len(list(root.iterdir())) == 1
 
 
+def test_an_entry_that_is_not_whole_is_made_again(root: Path) -> None:
+    for harm in ("rows.bin", "entry.json", "rows.ends.npy"):
+        made: list[str] = []
+        entry(["k"], [[5, 6], [7]], made)
+        (place,) = root.iterdir()
+        if harm.endswith(".bin"):
+            (place / harm).write_bytes(b"1234")
+        else:
+            (place / harm).unlink()
+        assert [row.tolist() for row in entry(["k"], [[5, 6], [7]], made).rows("rows")] == [[5, 6], [7]], harm
+        assert made == ["made", "made"]
+        entry(["k"], [[5, 6], [7]], made)
+        assert made == ["made", "made"]
+        (place,) = root.iterdir()  # nothing of the broken one is left
+        shutil.rmtree(place)
+
+
+def test_what_others_keep_beside_the_cache_is_left_alone(root: Path) -> None:
+    for name in ("thesis", "making", "a.txt"):
+        (root / name).mkdir(parents=True)
+        os.utime(root / name, (0, 0))
+    (root / "records-old").write_text("a file")
+    os.utime(root / "records-old", (0, 0))
+    entry(["k"], [[1]], [])
+    assert {"thesis", "making", "a.txt", "records-old"} < {path.name for path in root.iterdir()}
+
+
+def test_a_cache_that_may_only_be_read_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry(["k"], [[1]], [])
+    monkeypatch.setattr(store.tempfile, "mkdtemp", lambda **_: pytest.fail("nothing is to be made"))
+    assert entry(["k"], [[1]], []).rows("rows")[0].tolist() == [1]
+
+
+def test_a_full_disk_is_one_error(root: Path) -> None:
+    def write(writer: Writer) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(RunError, match=r"No space left.*CHATSMITH_CACHE"):
+        stored("test", ["k"], write, ragged={"rows": "i4"}, numbers={})
+    assert list(root.iterdir()) == []
+
+
 def test_a_place_where_nothing_can_be_written_is_one_error(root: Path) -> None:
     root.write_text("a file in its place")
     with pytest.raises(RunError, match="CHATSMITH_CACHE"):
@@ -99,6 +143,15 @@ def test_a_record_comes_back_from_its_bytes() -> None:
     read = from_bytes(to_bytes(RECORD))
     assert read == RECORD
     assert (read.fields, read.origin) == (RECORD.fields, RECORD.origin)  # not compared above
+
+
+def test_half_a_character_in_a_field_is_kept_and_what_json_cannot_say_is_refused() -> None:
+    half = "\ud800"
+    read = from_bytes(to_bytes(Record(text="a", fields={half: half}, origin=f"f{half}:1")))
+    assert (read.fields, read.origin) == ({half: half}, f"f{half}:1")
+    for value in ({(1, 2): "a"}, {"a": np.int64(3)}, {"a": {1, 2}}):
+        with pytest.raises(DataError, match="cannot be kept"):
+            to_bytes(Record(text="a", fields=value))
 
 
 def test_rows_are_chosen_over_several_sequences_and_again_from_a_choice() -> None:
@@ -115,7 +168,7 @@ def test_chunks_come_in_order_and_from_several_processes_where_there_are_many(mo
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     held = list(range(2 * FEW * CHUNK + 7))  # forked processes see it without being sent it
     for count, processes in ((0, 0), (5, 1), (FEW * CHUNK, 1), (len(held), 2)):
-        for chunks in (ranges_of(count), chunks_of(iter(held[:count]))):
+        for chunks in (ranges_of(np.full(count, 9)), chunks_of(iter(held[:count]))):
             results = list(in_parallel(lambda rows: (os.getpid(), [held[i] for i in rows]), chunks, "testing"))
             assert [row for _, rows in results for row in rows] == held[:count]
             pids = {pid for pid, _ in results}
@@ -127,6 +180,9 @@ def test_chunks_of_long_rows_are_short() -> None:
     long = {"a": [{"b": "x" * 90_000}, 1, None]}  # 22 of them are 2 million letters, seen with the 21st
     assert [len(chunk) for chunk in chunks_of([long] * 50)] == [21, 21, 8]
     assert [len(chunk) for chunk in chunks_of(["x"] * (CHUNK + 1))] == [CHUNK, 1]
+    assert [len(rows) for rows in ranges_of(np.full(50, 90_000))] == [23, 23, 4]  # of 22 the next one is due
+    assert list(ranges_of(np.array([3_000_000, 0, 5, 3_000_000, 1]))) == [range(1), range(1, 4), range(4, 5)]
+    assert list(ranges_of(np.zeros(0))) == []
 
 
 def test_rows_are_asked_for_only_a_few_chunks_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +206,6 @@ def test_an_error_in_a_process_is_the_callers_and_a_killed_process_is_named(monk
         raise ValueError(f"bad row {rows.start}")
 
     with pytest.raises(ValueError, match="bad row 0"):
-        list(in_parallel(fails, ranges_of(2 * FEW * CHUNK), "testing"))
+        list(in_parallel(fails, ranges_of(np.ones(2 * FEW * CHUNK)), "testing"))
     with pytest.raises(DataError, match="ended by the system"):
-        list(in_parallel(lambda rows: os.kill(os.getpid(), 9), ranges_of(2 * FEW * CHUNK), "testing"))
+        list(in_parallel(lambda rows: os.kill(os.getpid(), 9), ranges_of(np.ones(2 * FEW * CHUNK)), "testing"))

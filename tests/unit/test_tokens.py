@@ -2,18 +2,22 @@
 
 import copy
 import os
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import byte_tokenizer
 
-from chatsmith.data import parallel
+from chatsmith.config import SourceConfig
+from chatsmith.data import parallel, sources, tokens
 from chatsmith.data.chat import encode, prepare_tokenizer, stop_ids
+from chatsmith.data.files import read_rows
 from chatsmith.data.mix import mix
 from chatsmith.data.sources import Source, read_source
-from chatsmith.data.spec import parse_spec
+from chatsmith.data.spec import as_spec, parse_spec
 from chatsmith.data.tokens import tokenizer_hash
+from chatsmith.errors import DataError
 from chatsmith.stages.reward import encode_ranked
 from chatsmith.stages.rollout import encode_questions
 from chatsmith.stages.sft import encode_best_answers
@@ -87,7 +91,8 @@ def test_ranked_answers_and_prompts_come_back_whole(cache: Path, file: Path, tok
         )
         assert row.rows == [one.tokens for one in both]
         assert row.lengths == [sum(one.targets) for one in both]
-        assert (row.scores, row.source) == ([1.0, 0.0], str(file))
+        assert row.scores == [1.0, 0.0]
+    assert [records[int(number)] for number in ranked.kept] == kept
     questions = encode_questions(tokenizer, training(file, "rl"), stops=stops, max_tokens=26)
     assert [tokenizer.decode(row) for row in questions.tokens[:2]] == [
         f"Human: {record.prompt[0].content}\n\nAssistant:\n" for record in questions.records[:2]
@@ -121,6 +126,55 @@ def test_tokenizers_that_read_text_differently_are_told_apart(tokenizer: Any) ->
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["Question"])
     assert tokenizer_hash(other) != tokenizer_hash(tokenizer)
+
+
+def test_a_template_that_writes_the_date_is_another_one_tomorrow(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tomorrow(date):
+        @classmethod
+        def today(cls) -> date:
+            return date.today() + timedelta(1)
+
+    plain = tokenizer_hash(tokenizer)
+    dated = copy.deepcopy(tokenizer)
+    dated.chat_template += "{% if false %}{{ strftime_now('%d') }}{% endif %}"
+    today = tokenizer_hash(dated)
+    monkeypatch.setattr(tokens, "date", Tomorrow)
+    assert tokenizer_hash(tokenizer) == plain
+    assert tokenizer_hash(dated) != today
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    cache: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changing(path: Path) -> Any:
+        yield from read_rows(path)
+        with file.open("a") as more:
+            more.write("\n")
+
+    monkeypatch.setattr(sources, "read_rows", changing)
+    with pytest.raises(DataError, match="changed while it was read"):
+        source(file)
+    assert not list(cache.iterdir())
+
+
+def test_fields_that_nobody_learns_from_tell_sources_apart(cache: Path, file: Path) -> None:
+    before = source(file).sha256
+    file.write_text(ROWS.replace('"Yes, it is."', '"Yes, it is.", "gt": 1'))
+    assert source(file).sha256 != before
+
+
+def test_a_function_that_remembers_gives_the_same_on_any_number_of_cores(
+    cache: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "CHUNK", 5)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    (tmp_path / "once.py").write_text(
+        "seen = []\ndef once(row):\n    seen.append(row)\n    return row if len(seen) % 2 else None\n"
+    )
+    table = SourceConfig(source=str(file), function=f"{tmp_path / 'once.py'}:once")
+    assert len(read_source(as_spec(table), on_error="raise", split_seed=0).records) == 150
 
 
 def test_several_processes_give_what_one_gives(
