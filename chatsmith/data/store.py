@@ -58,9 +58,6 @@ class Ragged(Lazy[Array]):
         self._file = path.open("rb", buffering=0)
         self._dtype = np.dtype(dtype)
         self._ends = ends
-        expected = (int(ends[-1]) if len(ends) else 0) * self._dtype.itemsize
-        if os.fstat(self._file.fileno()).st_size != expected:
-            raise EOFError(f"{path} is not {expected} bytes long")
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -85,46 +82,46 @@ class Writer:
     """Appends to the columns of an entry, each of ragged rows or of plain numbers."""
 
     def __init__(self, directory: Path, ragged: Mapping[str, str], numbers: Mapping[str, Any]) -> None:
-        self._directory = directory
-        self._dtypes = ragged
-        self._files = {name: (directory / f"{name}.bin").open("wb") for name in ragged}
-        self._lengths = {name: [np.zeros(0, np.int64)] for name in ragged}
-        self._numbers = {name: [np.zeros(0, dtype)] for name, dtype in numbers.items()}
+        self._directory, self._ragged, self._numbers = directory, ragged, numbers
+        names = [*ragged, *(f"{name}.lengths" for name in ragged), *numbers]
+        self._files = {name: (directory / f"{name}.bin").open("wb") for name in names}
 
     def rows(self, name: str, rows: Sequence[bytes]) -> None:
         """Append ragged rows, as the bytes of their numbers."""
-        lengths = np.fromiter(map(len, rows), np.int64, len(rows)) // np.dtype(self._dtypes[name]).itemsize
-        self._lengths[name].append(lengths)
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows)) // np.dtype(self._ragged[name]).itemsize
+        self._files[f"{name}.lengths"].write(lengths.data)
         self._files[name].writelines(rows)
 
     def numbers(self, name: str, values: Sequence[Any] | Array) -> None:
         """Append numbers."""
-        self._numbers[name].append(np.asarray(values, self._numbers[name][0].dtype))
+        self._files[name].write(np.asarray(values, self._numbers[name]).tobytes())
 
     def finish(self, facts: dict[str, Any]) -> None:
-        """Close the files; an entry is complete once its facts stand beside them."""
-        for name, file in self._files.items():
+        """Close the files; an entry is complete once its facts and their sizes stand beside them."""
+        for file in self._files.values():
             file.close()
-            np.save(self._directory / f"{name}.ends.npy", np.concatenate(self._lengths[name]).cumsum())
-        for name, chunks in self._numbers.items():
-            np.save(self._directory / f"{name}.npy", np.concatenate(chunks))
-        (self._directory / "entry.json").write_text(json.dumps({"facts": facts, "rows": dict(self._dtypes)}))
+        sizes = {name: (self._directory / f"{name}.bin").stat().st_size for name in self._files}
+        (self._directory / "entry.json").write_text(json.dumps({"facts": facts, "sizes": sizes}))
 
 
 class Entry:
-    """What a `Writer` wrote."""
+    """What a `Writer` wrote.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    Raises:
+        OSError, ValueError, KeyError: if it is not all there.
+    """
+
+    def __init__(self, directory: Path, ragged: Mapping[str, str], numbers: Mapping[str, Any]) -> None:
         held = json.loads((directory / "entry.json").read_text())
         self.facts: dict[str, Any] = held["facts"]
-        self._rows = {
-            name: Ragged(directory / f"{name}.bin", dtype, np.load(directory / f"{name}.ends.npy"))
-            for name, dtype in held["rows"].items()
-        }
-        self._numbers = {
-            path.stem: np.load(path) for path in directory.glob("*.npy") if not path.name.endswith(".ends.npy")
-        }
+        for name, size in held["sizes"].items():
+            if (directory / f"{name}.bin").stat().st_size != size:
+                raise ValueError(f"{directory}: {name} is not {size} bytes long")
+        self._rows = {}
+        for name, dtype in ragged.items():
+            lengths = np.fromfile(directory / f"{name}.lengths.bin", np.int64)
+            self._rows[name] = Ragged(directory / f"{name}.bin", dtype, lengths.cumsum(out=lengths))
+        self._numbers = {name: np.fromfile(directory / f"{name}.bin", dtype) for name, dtype in numbers.items()}
 
     def rows(self, name: str) -> Ragged:
         return self._rows[name]
@@ -154,7 +151,7 @@ def stored(
 
     root = cache_directory()
     place = None if key is None else root / f"{kind}-{hash_of(kind, code_hash(), *key)}"
-    if place is not None and (found := _found(place)) is not None:
+    if place is not None and (found := _found(place, ragged, numbers)) is not None:
         return found
     making = None
     try:
@@ -163,7 +160,7 @@ def stored(
         making = Path(tempfile.mkdtemp(dir=root, prefix="making-"))
         writer = Writer(making, ragged, numbers)
         writer.finish(write(writer))
-        entry = Entry(making)  # open files outlive their names
+        entry = Entry(making, ragged, numbers)  # open files outlive their names
         if place is not None:
             with suppress(OSError):  # another process made the same meanwhile
                 making.rename(place)
@@ -178,13 +175,13 @@ def stored(
             shutil.rmtree(making, ignore_errors=True)
 
 
-def _found(place: Path) -> Entry | None:
+def _found(place: Path, ragged: Mapping[str, str], numbers: Mapping[str, Any]) -> Entry | None:
     """The entry at `place`, if it is there and whole; what is broken goes."""
     if not place.exists():
         return None
     try:
-        entry = Entry(place)
-    except (OSError, EOFError, ValueError, KeyError):
+        entry = Entry(place, ragged, numbers)
+    except (OSError, ValueError, KeyError):
         _remove(place)
         return None
     with suppress(OSError):  # a cache that others own may be read only
