@@ -82,7 +82,7 @@ def tree_mb(pid: int) -> float | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Preparing data, beside TRL; see the top of this file.")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0: memory alone")
     parser.add_argument("--corpus-gb", type=float, default=2.0)
     parser.add_argument("--environments", type=Path, default=HERE / ".environments", metavar="DIR")
     options = parser.parse_args()
@@ -100,7 +100,11 @@ def main() -> None:
             latest = (f"{system} {taken[-1]['seconds']:.1f}" for system, taken in measured.items())
             print(f"round {number} of {options.rounds}, s:", *latest, flush=True)
         corpus = Path(folder) / "corpus.jsonl"
+        print("preparing the large corpus ...", flush=True)
         large = prepare("chatsmith", sys.executable, corpus, tokenizer) | {"gb": corpus.stat().st_size / 1e9}
+    if not options.rounds:
+        print(json.dumps({"peak_mb": large["peak_mb"], "fill": large["fill"], "corpus": large}))
+        return
     medians = {
         system: {name: statistics.median(one[name] for one in every) for name in every[0]}
         for system, every in measured.items()

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 LENGTH = 2048
+WINDOW = 50_000  # rows that are packed at a time
 
 
 def chatsmith(file: str, tokenizer: Any) -> Any:
@@ -28,10 +29,10 @@ def chatsmith(file: str, tokenizer: Any) -> Any:
     source = read_source(parse_spec(f"sft:{file}"), on_error="raise", split_seed=0)
     data = mix([source], split=(2, 4, 4), held_out_fraction=0.0)["sft"].train
     rows, _ = encode_best_answers(tokenizer, data, stops=stop_ids(tokenizer), max_tokens=LENGTH)
-    lengths = rows.lengths.tolist()
-    packs = best_fit(lengths, capacity=LENGTH)
+    windows = (rows.lengths[start : start + WINDOW].tolist() for start in range(0, len(rows), WINDOW))
+    packs = sum(len(best_fit(lengths, capacity=LENGTH)) for lengths in windows)
     yield
-    yield len(source.records), sum(lengths), len(packs)
+    yield len(source.records), int(rows.lengths.sum()), packs
 
 
 def trl(file: str, tokenizer: Any, processes: int) -> Any:
