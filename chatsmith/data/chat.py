@@ -8,10 +8,13 @@ data: nobody later guesses what a token is from its value.
 
 import copy
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from jinja2 import TemplateError
 
 from chatsmith.errors import ModelError
 from chatsmith.types import Message
@@ -122,7 +125,8 @@ def encode(
         complete: per conversation, False if its last answer was cut off at a length limit: then no stop token is
             appended. None: all are complete.
     Raises:
-        ModelError: if the chat template does not render answers so that they can be found and end with a stop token.
+        ModelError: if the chat template does not render answers so that they can be found and end with a stop token,
+            or cannot render a conversation at all.
     """
     wholes = _render_all(tokenizer, conversations, generation_prompt=False)
     return _tokenise_pieces(tokenizer, _pieces(tokenizer, conversations, wholes, stops, complete=complete))
@@ -315,7 +319,17 @@ def _render_all(tokenizer: Any, conversations: Sequence[Sequence[Message]], *, g
         return []
     hide = _hider(tokenizer)
     turns = [[{"role": turn.role, "content": hide(turn.content)} for turn in turns] for turns in conversations]
-    texts: list[str] = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
+    try:
+        texts: list[str] = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
+    except TemplateError as error:
+        if len(conversations) > 1:  # by themselves, to find the one
+            return [_render(tokenizer, each, generation_prompt=generation_prompt) for each in conversations]
+        begins = textwrap.shorten(conversations[0][0].content, 60, placeholder="…")
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path!r} cannot render the conversation that begins "
+            f'"{begins}": {error}. Change such conversations (a system text, for one, can open the first user turn), '
+            "or give the model another template."
+        ) from error
     return texts
 
 

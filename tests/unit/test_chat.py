@@ -130,6 +130,32 @@ def test_a_template_whose_generation_prompt_differs_is_refused():
         encode(tokenizer, [TALK], stops=(tokenizer.eos_token_id,))
 
 
+REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+
+
+def test_a_conversation_that_a_template_refuses_is_named_with_what_the_template_says():
+    tokenizer = prepared()
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = REFUSES_SYSTEM + plain
+    stops = stop_ids(tokenizer)
+    fine = encode(tokenizer, [TALK[1:]], stops=stops)
+    with pytest.raises(
+        ModelError, match=r'cannot render .* begins "Be kind\.".*: System role not supported\. .*user turn'
+    ):
+        encode(tokenizer, [TALK[1:], TALK], stops=stops)
+    with pytest.raises(ModelError, match=r'begins "word word .*…": System role'):
+        encode_prompts(tokenizer, [(Message("system", "word " * 99), TALK[1])], stops=stops)
+    tokenizer.chat_template = plain
+    assert encode(tokenizer, [TALK[1:], TALK], stops=stops)[:1] == fine
+
+
+def test_a_template_that_cannot_be_read_is_an_error_that_says_why():
+    tokenizer = prepared()
+    tokenizer.chat_template += "{% endfor %}"
+    with pytest.raises(ModelError, match=r"cannot render .*unknown tag 'endfor'"):
+        stop_ids(tokenizer)
+
+
 def test_long_texts_become_several_rows_and_nothing_is_lost():
     tokenizer = prepared()
     text = "abcdefghij" * 3
