@@ -7,6 +7,7 @@ data: nobody later guesses what a token is from its value.
 """
 
 import copy
+import itertools
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -135,15 +136,21 @@ def encode(
 def encode_texts(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[Encoded]:
     """Plain texts for language modelling: BOS where the tokenizer adds one, EOS at the end, cut into rows.
 
-    A long text becomes several rows of at most `max_tokens`; all tokens but the first of a row are targets.
+    A long text becomes several rows of at most `max_tokens`; all tokens but the first of a row are targets. A single
+    token teaches nothing: where the last one would stand alone, the row before gives up one. A text of one has no row.
+
+    Args:
+        max_tokens: at least 3.
     """
     rows: list[Encoded] = []
     for ids in tokenizer(list(texts)).input_ids if texts else []:
         ids = ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
-        for start in range(0, len(ids), max_tokens):
-            piece = ids[start : start + max_tokens]
-            if len(piece) > 1:
-                rows.append(Encoded(piece, [False] + [True] * (len(piece) - 1)))
+        borders = [*range(0, len(ids), max_tokens), len(ids)]
+        if len(ids) % max_tokens == 1 and len(ids) > 1:
+            borders[-2] -= 1
+        for begin, end in itertools.pairwise(borders):
+            if end - begin > 1:
+                rows.append(Encoded(ids[begin:end], [False] + [True] * (end - begin - 1)))
     return rows
 
 

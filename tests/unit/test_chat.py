@@ -1,6 +1,8 @@
 """Rendering and masking: the same tokens in training and generation, BOS once, EOS a target, pad not EOS."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import STORIES, byte_tokenizer, require
 
 from chatsmith.data.chat import (
@@ -162,6 +164,26 @@ def test_long_texts_become_several_rows_and_nothing_is_lost():
     rows = encode_texts(tokenizer, [text], max_tokens=8)
     assert [token for row in rows for token in row.tokens] == [*tokenizer(text).input_ids, tokenizer.eos_token_id]
     assert all(len(row.tokens) <= 8 and not row.targets[0] and all(row.targets[1:]) for row in rows)
+
+
+@given(st.text(alphabet="ab é", max_size=40), st.integers(3, 9))
+def test_rows_of_a_text_are_all_of_it_and_none_is_a_lone_token(text, max_tokens):
+    tokenizer = prepared()
+    whole = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
+    rows = encode_texts(tokenizer, [text], max_tokens=max_tokens)
+    assert [token for row in rows for token in row.tokens] == (whole if len(whole) > 1 else [])
+    assert all(2 <= len(row.tokens) <= max_tokens for row in rows)
+    assert len(rows) == (len(whole) > 1) * -(-len(whole) // max_tokens)  # no more rows than are needed
+    assert all(row.targets == [False] + [True] * (len(row.tokens) - 1) for row in rows)
+
+
+def test_the_end_of_a_text_is_learned_where_it_would_stand_alone():
+    tokenizer = prepared()
+    text = "abcdefgh"  # 8 tokens and EOS, in rows of 4
+    rows = encode_texts(tokenizer, [text], max_tokens=4)
+    assert [len(row.tokens) for row in rows] == [4, 3, 2]
+    assert rows[-1].tokens == [*tokenizer("h").input_ids, tokenizer.eos_token_id]
+    assert rows[-1].targets == [False, True]
 
 
 def test_stop_ids_join_the_tokenizer_s_eos_and_the_generation_config_s():
