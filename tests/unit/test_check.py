@@ -270,6 +270,17 @@ def test_a_source_that_cannot_be_read_does_not_hide_what_is_wrong_with_the_other
     assert found(facts, "bad records").count == 1
 
 
+def test_files_beside_the_data_that_nobody_reads_are_named(tmp_path):
+    lines(tmp_path / "in/a.jsonl", pairs(50))
+    assert found(check(config(tmp_path / "in"), {}, whole_run=True), "not read") is None
+    for number in range(7):
+        (tmp_path / f"in/{number}.xlsx").touch()
+    finding = found(check(config(tmp_path / "in"), {}, whole_run=True), "not read")
+    assert finding.severity == "warning"
+    assert finding.what == f"{tmp_path / 'in'}: files of other kinds in it, not read (7): 0.xlsx, 1.xlsx, 2.xlsx, ..."
+    assert ".jsonl" in finding.remedy
+
+
 def test_a_stage_without_records_is_an_error_where_it_is_asked_for(tmp_path):
     file = lines(tmp_path / "a.jsonl", [{"prompt": f"Question {i}?", "answer": "Yes."} for i in range(50)])
     facts = check(config(f"sft:{file}"), {}, whole_run=False)
