@@ -357,6 +357,19 @@ def test_a_leak_from_the_training_of_another_stage_counts_too(tmp_path):
     assert {f.what.partition(":")[0] for f in facts.findings if "in the same words" in f.what} == {"sft", "rl"}
 
 
+def test_questions_that_several_stages_train_on_are_counted(tmp_path):
+    def several(*sources):
+        return found(check(config(*sources, held_out=1e-9), {}, whole_run=False), "more than one stage")
+
+    asked = questions(200)
+    a = lines(tmp_path / "a.jsonl", [{"prompt": text, "answer": "It is."} for text in asked[:150]])
+    b = lines(tmp_path / "b.jsonl", [{"prompt": text.upper()} for text in asked[100:]])
+    finding = several(f"sft:{a}", f"rl:{b}")
+    assert (finding.severity, finding.count, finding.of) == ("note", 50, 200)
+    assert [example.where for example in finding.examples] == ["a.jsonl:101", "b.jsonl:1"]
+    assert several(f"rl:{a}", f"rl:{b}", f"ptx:{a}") is None  # one learns, and mixed text is given in addition
+
+
 def test_a_standard_answer_on_both_sides_is_named(tmp_path):
     standard = "I am only a small assistant and know nothing about this; please ask someone who does, or read a book."
     rows = [{"prompt": text, "answer": standard} for text in questions(100)]
