@@ -28,6 +28,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/ppo_step.py
+	$(BIN)/python benchmarks/data.py
 
 bench-gpu: .venv/installed
 	$(BIN)/python benchmarks/gpu.py

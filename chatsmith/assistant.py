@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from jinja2 import TemplateError
 from pydantic import ValidationError
 
 from chatsmith.checkpoint import save_directory
@@ -138,10 +137,8 @@ class Assistant:
     def _encode(self, messages: tuple[Message, ...]) -> list[int]:
         try:
             (prompt,) = encode_prompts(self.tokenizer, [messages], stops=self.stops)
-        except TemplateError as error:
-            raise RequestError(
-                f"the chat template of {self.tokenizer.name_or_path!r} refuses this conversation: {error}"
-            ) from error
+        except ModelError as error:
+            raise RequestError(str(error)) from error
         return prompt
 
 

@@ -36,7 +36,7 @@ def load_function(target: str, *, kind: str) -> Callable[..., Any]:
             module = importlib.import_module(source)
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a main guard may end with exit()
         raise ConfigError(f"{where}: cannot be imported: {type(error).__name__}: {error}.") from error
     function = getattr(module, name, None)
     if not callable(function):

@@ -85,11 +85,14 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
     Raises:
         RunError: if a source has changed since the run began.
     """
+    used: list[Stage] = [*stages_to_train(run.config), "ptx"]
+    if run.config.rl.ptx_coef > 0:  # without text of their own, the demonstrations are mixed in
+        used.append("sft")
     entries: list[dict[str, Any]] = [
         {
             "spec": spec if isinstance(spec, str) else spec.source,
             "records": len(source.records),
-            "unused": unused(source, [*stages_to_train(run.config), "ptx"]),
+            "unused": unused(source, used),
             "dropped": [asdict(dropped) for dropped in source.dropped[:LISTED_DROPS]],
             "dropped_count": len(source.dropped),
             "licence": source.licence,

@@ -7,11 +7,15 @@ data: nobody later guesses what a token is from its value.
 """
 
 import copy
+import itertools
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from jinja2 import TemplateError
 
 from chatsmith.errors import ModelError
 from chatsmith.types import Message
@@ -122,7 +126,8 @@ def encode(
         complete: per conversation, False if its last answer was cut off at a length limit: then no stop token is
             appended. None: all are complete.
     Raises:
-        ModelError: if the chat template does not render answers so that they can be found and end with a stop token.
+        ModelError: if the chat template does not render answers so that they can be found and end with a stop token,
+            or cannot render a conversation at all.
     """
     wholes = _render_all(tokenizer, conversations, generation_prompt=False)
     return _tokenise_pieces(tokenizer, _pieces(tokenizer, conversations, wholes, stops, complete=complete))
@@ -131,15 +136,21 @@ def encode(
 def encode_texts(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[Encoded]:
     """Plain texts for language modelling: BOS where the tokenizer adds one, EOS at the end, cut into rows.
 
-    A long text becomes several rows of at most `max_tokens`; all tokens but the first of a row are targets.
+    A long text becomes several rows of at most `max_tokens`; all tokens but the first of a row are targets. A single
+    token teaches nothing: where the last one would stand alone, the row before gives up one. A text of one has no row.
+
+    Args:
+        max_tokens: at least 3.
     """
     rows: list[Encoded] = []
     for ids in tokenizer(list(texts)).input_ids if texts else []:
         ids = ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
-        for start in range(0, len(ids), max_tokens):
-            piece = ids[start : start + max_tokens]
-            if len(piece) > 1:
-                rows.append(Encoded(piece, [False] + [True] * (len(piece) - 1)))
+        borders = [*range(0, len(ids), max_tokens), len(ids)]
+        if len(ids) % max_tokens == 1 and len(ids) > 1:
+            borders[-2] -= 1
+        for begin, end in itertools.pairwise(borders):
+            if end - begin > 1:
+                rows.append(Encoded(ids[begin:end], [False] + [True] * (end - begin - 1)))
     return rows
 
 
@@ -315,7 +326,17 @@ def _render_all(tokenizer: Any, conversations: Sequence[Sequence[Message]], *, g
         return []
     hide = _hider(tokenizer)
     turns = [[{"role": turn.role, "content": hide(turn.content)} for turn in turns] for turns in conversations]
-    texts: list[str] = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
+    try:
+        texts: list[str] = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
+    except TemplateError as error:
+        if len(conversations) > 1:  # by themselves, to find the one
+            return [_render(tokenizer, each, generation_prompt=generation_prompt) for each in conversations]
+        begins = textwrap.shorten(conversations[0][0].content, 60, placeholder="…")
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path!r} cannot render the conversation that begins "
+            f'"{begins}": {error}. Change such conversations (a system text, for one, can open the first user turn), '
+            "or give the model another template."
+        ) from error
     return texts
 
 

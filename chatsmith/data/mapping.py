@@ -87,7 +87,7 @@ class _Mapped:
             return
         try:
             results = self._function(row.value)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # exit() in it must not end the run as if all were well
             yield Row(row.origin, problem=f"{self._table.function} {_raised(error)}")
             return
         results = results if isinstance(results, list) else [results]
@@ -201,7 +201,7 @@ def _as_row(record: Record, function: str | None) -> Any:
         raise DataError(f"{function} returned a record with parts of the wrong type: {error}") from None
 
 
-def _raised(error: Exception) -> str:
+def _raised(error: Exception | SystemExit) -> str:
     """What a user's function raised, and the line of it where that happened."""
     frames = traceback.extract_tb(error.__traceback__)
     frame = frames[min(1, len(frames) - 1)]  # the first is the call in this file, the next the function itself

@@ -44,7 +44,7 @@ def mix(
 ) -> dict[Stage, StageData]:
     """Deals all records to the stages; a source of weight w counts w times in training and once in evaluation.
 
-    Sources that name no stage are dealt to `stages` only: those that this run has.
+    Records go to `stages` only, those that this run has, unless a source names none of these.
     A source that names ptx among its stages gives every record to ptx, and to one of its other stages if it names any.
 
     Args:
@@ -80,7 +80,7 @@ def mix(
 
 def unused(source: Source, stages: Sequence[Stage]) -> int:
     """How many records of a source none of the stages can learn from."""
-    return int((_allowed(source, stages) == 0).sum())
+    return int((_allowed(source, stages) & _bits(stages) == 0).sum())
 
 
 def _allowed(source: Source, stages: Sequence[Stage]) -> Array:
@@ -88,7 +88,7 @@ def _allowed(source: Source, stages: Sequence[Stage]) -> Array:
     able = source.points["able"]
     named = source.spec.stages
     if not named:
-        return able & np.uint8(sum(map(bit, stages)))
+        return able & _bits(stages)
     # an answered prompt is good text too, but only where the user says so
     able = able | np.where(able & bit("sft"), bit("ptx"), 0).astype(np.uint8)
     for stage in named:
@@ -100,7 +100,12 @@ def _allowed(source: Source, stages: Sequence[Stage]) -> Array:
                 f"{source.records[row].origin}: cannot serve the stage {stage}, which its source is given to: the "
                 f"record lacks {_NEEDS[stage]}. It can serve {can}; name only these before the source in --data."
             )
-    return np.full(len(able), sum(map(bit, named)), np.uint8)
+    here = [stage for stage in named if stage in stages]
+    return np.full(len(able), _bits(here or named), np.uint8)
+
+
+def _bits(stages: Sequence[Stage]) -> np.uint8:
+    return np.uint8(sum(map(bit, stages)))
 
 
 def _blended(sources: Sequence[Source], rows: Sequence[Array], temperature: float) -> list[Array]:

@@ -172,7 +172,7 @@ def _open(spec: Spec) -> tuple[list[_Table], str | None]:
     path = Path(spec.location).expanduser()
     try:
         if path.is_dir():
-            if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            if _is_saved_dataset(path):
                 return _saved_dataset(path, spec)
             return [_file(file) for file in _files_in(path, spec.split)], _licence_in(path)
         if path.exists():
@@ -226,23 +226,54 @@ def _files_in(directory: Path, split: str | None) -> list[Path]:
 
     Of the split "train" are train.jsonl, data/train-00001-of-00004.parquet and train/0001.jsonl.
     """
-    files = sorted(
-        Path(folder, name).relative_to(directory)
-        for folder, _, names in os.walk(directory, onerror=_raise)
-        for name in names
-        if name.lower().endswith(SUFFIXES) and name.lower() not in _NO_DATA and Path(folder, name).is_file()
-    )
-    files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
+    files = sorted(file for file in _below(directory) if file.name.lower().endswith(SUFFIXES))
+    files = [file for file in files if file.name.lower() not in _NO_DATA]
     if not files:
         raise DataError(f"{directory}: no data files in this directory. Read are {KINDS}.")
-    if split is None:
-        return [directory / file for file in files]
-    called_so = re.compile(rf"{re.escape(split)}(?![A-Za-z0-9])")
-    chosen = [file for file in files if called_so.match(file.name) or split in file.parts[:-1]]
+    chosen = [file for file in files if _is_of(split, file)]
     if not chosen:
         names = ", ".join(map(str, files[:10])) + (", ..." if len(files) > 10 else "")
         raise DataError(f'{directory}: no file is named after the split "{split}". There are: {names}.')
+    for file in chosen:
+        if not (directory / file).is_file():
+            raise DataError(
+                f"{directory / file}: a link that leads nowhere, a pipe or a device, and no file. Mend it or remove it."
+            )
     return [directory / file for file in chosen]
+
+
+def unread_files(spec: Spec) -> list[str]:
+    """The files of a directory that are of no kind that is read, and do not describe the data either, by name."""
+    directory = Path(spec.location).expanduser()
+    if not directory.is_dir() or _is_saved_dataset(directory):
+        return []
+    return sorted(
+        str(file)
+        for file in _below(directory)
+        if _is_of(spec.split, file)
+        and not file.name.lower().endswith((*SUFFIXES, ".md", ".py"))
+        and not file.name.upper().startswith(("README", *_LICENCE_FILES))
+    )
+
+
+def _below(directory: Path) -> Iterator[Path]:
+    """The files in and below a directory that are not hidden, by name; through links too, but no directory twice."""
+    seen = set()
+    for folder, folders, names in os.walk(directory, onerror=_raise, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        visible = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(visible, key=lambda name: Path(folder, name).is_symlink())  # in its place, not by a link
+        yield from (Path(folder, name).relative_to(directory) for name in names if not name.startswith("."))
+
+
+def _is_of(split: str | None, file: Path) -> bool:
+    if split is None or split in file.parts[:-1]:
+        return True
+    return re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", file.name) is not None
 
 
 def _raise(error: OSError) -> None:
@@ -256,6 +287,10 @@ def _licence_in(directory: Path) -> str | None:
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
             return next((line.strip() for line in lines if line.strip()), None)
     return None
+
+
+def _is_saved_dataset(path: Path) -> bool:
+    return (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
 
 
 def _saved_dataset(path: Path, spec: Spec) -> tuple[list[_Table], str | None]:

@@ -1,7 +1,8 @@
 """Which stage and which side a record belongs to: a matter of hashes, so that it depends on nothing around the record.
 
-Where a record goes depends on the seed and its first user message alone: a conversation, its continuations and its
-copies in other sources stay together, and neither the order of the records nor new ones move any.
+Where a record goes depends on the seed, its first user message and the stages that it may go to, on nothing else: a
+conversation, its continuations and its copies in other sources stay together as far as these are the same, and neither
+the order of the records nor new ones move any. The side depends on seed and message alone.
 """
 
 import hashlib

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from chatsmith.config import Config
 from chatsmith.data.check import SIGNS
+from chatsmith.data.files import KINDS
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData
-from chatsmith.data.sources import Source, read_source
+from chatsmith.data.sources import Source, read_source, unread_files
 from chatsmith.data.spec import as_spec
 from chatsmith.errors import DataError
 from chatsmith.inputs import share, stages_to_train
@@ -127,7 +128,7 @@ def facts_of(
     found += _bad_records(sources, config)
     if not sources and not found:
         found.append(Finding("error", "nothing to train on", "give a source with records"))
-    found += [finding for tally in tallies for finding in _of_licence(tally.source)]
+    found += [finding for source in sources for finding in (*_of_licence(source), *_unread(source))]
     found += _of_signs(tallies)
     if data:
         found += _of_stages(config, stages, sources, whole_run=whole_run)
@@ -164,6 +165,14 @@ def _of_licence(source: Source) -> Iterator[Finding]:
     if non_commercial(source.licence):
         remedy = "a model that was trained on it is for research"
         yield Finding("warning", f"{name_of(source)} is not for commercial use: {source.licence}", remedy)
+
+
+def _unread(source: Source) -> Iterator[Finding]:
+    files = unread_files(source.spec)
+    if files:
+        names = ", ".join(files[:EXAMPLES]) + ", ..." * (len(files) > EXAMPLES)
+        what = f"{source.spec.location}: files of other kinds in it, not read ({len(files)}): {names}"
+        yield Finding("warning", what, f"if they hold data, write them as one of {KINDS}")
 
 
 def _of_stages(

@@ -78,6 +78,7 @@ def copies(sources: Sequence[Source], seen: Seen, places: NDArray[np.uint8]) -> 
         yield Finding(severity, what, "drop some, or lower their weight", len(again), len(root), tuple(examples))
     for stage in STAGES:
         yield from _leaks(stage, sources, root, seen.question, places)
+    yield from _shared_questions(sources, seen.question, places)
     yield from _shared_answers(sources, seen.answer, root, places)
 
 
@@ -131,6 +132,27 @@ def _leaks(
         ranked = sorted(pairs, key=lambda pair: -_similarity(sources, *pair))[: EXAMPLES - 1]
         examples = tuple(example for pair in ranked for example in _both(sources, *pair))
         yield Finding("error" if is_error else "warning", what, remedy, len(leaking), len(kept), examples)
+
+
+def _shared_questions(
+    sources: Sequence[Source], asked: NDArray[np.int64], places: NDArray[np.uint8]
+) -> Iterator[Finding]:
+    """Questions that several of sft, reward and rl train on: copies that cannot serve the same stages part there."""
+    group = _first_like(asked)
+    trained = [np.flatnonzero(places & bit(stage, 0)) for stage in STAGES[:3]]
+    counts = np.bincount(np.concatenate([np.unique(group[rows]) for rows in trained]))  # of stages, per question
+    if not (counts > 1).any():
+        return
+    shown = counts.argmax()
+    alike = [int(rows[group[rows] == shown][0]) for rows in trained if shown in group[rows]]
+    yield Finding(
+        "note",
+        "questions that more than one stage trains on",
+        "copies stay together where the same stages are named before their sources",
+        int((counts > 1).sum()),
+        int((counts > 0).sum()),
+        tuple(_both(sources, alike[0], alike[1])),
+    )
 
 
 def _shared_answers(

@@ -142,7 +142,7 @@ def call(reward: Reward, samples: list[Sample]) -> list[float]:
     """
     try:
         values = reward.function(samples)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(
             f"reward {reward.name!r} raised {type(error).__name__}: {error}. Return None for a sample it cannot judge."
         ) from error

@@ -1,6 +1,8 @@
 """Rendering and masking: the same tokens in training and generation, BOS once, EOS a target, pad not EOS."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import STORIES, byte_tokenizer, require
 
 from chatsmith.data.chat import (
@@ -130,12 +132,58 @@ def test_a_template_whose_generation_prompt_differs_is_refused():
         encode(tokenizer, [TALK], stops=(tokenizer.eos_token_id,))
 
 
+REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+
+
+def test_a_conversation_that_a_template_refuses_is_named_with_what_the_template_says():
+    tokenizer = prepared()
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = REFUSES_SYSTEM + plain
+    stops = stop_ids(tokenizer)
+    fine = encode(tokenizer, [TALK[1:]], stops=stops)
+    with pytest.raises(
+        ModelError, match=r'cannot render .* begins "Be kind\.".*: System role not supported\. .*user turn'
+    ):
+        encode(tokenizer, [TALK[1:], TALK], stops=stops)
+    with pytest.raises(ModelError, match=r'begins "word word .*…": System role'):
+        encode_prompts(tokenizer, [(Message("system", "word " * 99), TALK[1])], stops=stops)
+    tokenizer.chat_template = plain
+    assert encode(tokenizer, [TALK[1:], TALK], stops=stops)[:1] == fine
+
+
+def test_a_template_that_cannot_be_read_is_an_error_that_says_why():
+    tokenizer = prepared()
+    tokenizer.chat_template += "{% endfor %}"
+    with pytest.raises(ModelError, match=r"cannot render .*unknown tag 'endfor'"):
+        stop_ids(tokenizer)
+
+
 def test_long_texts_become_several_rows_and_nothing_is_lost():
     tokenizer = prepared()
     text = "abcdefghij" * 3
     rows = encode_texts(tokenizer, [text], max_tokens=8)
     assert [token for row in rows for token in row.tokens] == [*tokenizer(text).input_ids, tokenizer.eos_token_id]
     assert all(len(row.tokens) <= 8 and not row.targets[0] and all(row.targets[1:]) for row in rows)
+
+
+@given(st.text(alphabet="ab é", max_size=40), st.integers(3, 9))
+def test_rows_of_a_text_are_all_of_it_and_none_is_a_lone_token(text, max_tokens):
+    tokenizer = prepared()
+    whole = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
+    rows = encode_texts(tokenizer, [text], max_tokens=max_tokens)
+    assert [token for row in rows for token in row.tokens] == (whole if len(whole) > 1 else [])
+    assert all(2 <= len(row.tokens) <= max_tokens for row in rows)
+    assert len(rows) == (len(whole) > 1) * -(-len(whole) // max_tokens)  # no more rows than are needed
+    assert all(row.targets == [False] + [True] * (len(row.tokens) - 1) for row in rows)
+
+
+def test_the_end_of_a_text_is_learned_where_it_would_stand_alone():
+    tokenizer = prepared()
+    text = "abcdefgh"  # 8 tokens and EOS, in rows of 4
+    rows = encode_texts(tokenizer, [text], max_tokens=4)
+    assert [len(row.tokens) for row in rows] == [4, 3, 2]
+    assert rows[-1].tokens == [*tokenizer("h").input_ids, tokenizer.eos_token_id]
+    assert rows[-1].targets == [False, True]
 
 
 def test_stop_ids_join_the_tokenizer_s_eos_and_the_generation_config_s():

@@ -270,6 +270,17 @@ def test_a_source_that_cannot_be_read_does_not_hide_what_is_wrong_with_the_other
     assert found(facts, "bad records").count == 1
 
 
+def test_files_beside_the_data_that_nobody_reads_are_named(tmp_path):
+    lines(tmp_path / "in/a.jsonl", pairs(50))
+    assert found(check(config(tmp_path / "in"), {}, whole_run=True), "not read") is None
+    for number in range(7):
+        (tmp_path / f"in/{number}.xlsx").touch()
+    finding = found(check(config(tmp_path / "in"), {}, whole_run=True), "not read")
+    assert finding.severity == "warning"
+    assert finding.what == f"{tmp_path / 'in'}: files of other kinds in it, not read (7): 0.xlsx, 1.xlsx, 2.xlsx, ..."
+    assert ".jsonl" in finding.remedy
+
+
 def test_a_stage_without_records_is_an_error_where_it_is_asked_for(tmp_path):
     file = lines(tmp_path / "a.jsonl", [{"prompt": f"Question {i}?", "answer": "Yes."} for i in range(50)])
     facts = check(config(f"sft:{file}"), {}, whole_run=False)
@@ -344,6 +355,19 @@ def test_a_leak_from_the_training_of_another_stage_counts_too(tmp_path):
     rl = lines(tmp_path / "b.jsonl", [{"prompt": text + "!"} for text in asked])
     facts = check(config(f"sft:{sft}", f"rl:{rl}"), {}, whole_run=False)
     assert {f.what.partition(":")[0] for f in facts.findings if "in the same words" in f.what} == {"sft", "rl"}
+
+
+def test_questions_that_several_stages_train_on_are_counted(tmp_path):
+    def several(*sources):
+        return found(check(config(*sources, held_out=1e-9), {}, whole_run=False), "more than one stage")
+
+    asked = questions(200)
+    a = lines(tmp_path / "a.jsonl", [{"prompt": text, "answer": "It is."} for text in asked[:150]])
+    b = lines(tmp_path / "b.jsonl", [{"prompt": text.upper()} for text in asked[100:]])
+    finding = several(f"sft:{a}", f"rl:{b}")
+    assert (finding.severity, finding.count, finding.of) == ("note", 50, 200)
+    assert [example.where for example in finding.examples] == ["a.jsonl:101", "b.jsonl:1"]
+    assert several(f"rl:{a}", f"rl:{b}", f"ptx:{a}") is None  # one learns, and mixed text is given in addition
 
 
 def test_a_standard_answer_on_both_sides_is_named(tmp_path):

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from chatsmith.data.files import SUFFIXES, read_rows
 from chatsmith.data.lines import CAP, Row
-from chatsmith.data.sources import Source, read_source
+from chatsmith.data.sources import Source, read_source, unread_files
 from chatsmith.data.spec import Spec
 from chatsmith.errors import DataError
 
@@ -672,6 +672,51 @@ def test_directories_are_read_with_those_below_and_without_what_describes_the_da
     assert [record.text for record in read(tmp_path).records] == ["a.jsonl", *train, "test/0001.jsonl"]
     assert [record.text for record in read(tmp_path, split="train").records] == train
     assert [record.text for record in read(tmp_path, split="test").records] == ["test/0001.jsonl"]
+
+
+def test_linked_directories_are_read_where_they_lead_and_every_directory_once(tmp_path: Path) -> None:
+    for place in ("data/a", "elsewhere"):
+        (tmp_path / place).mkdir(parents=True)
+        write(tmp_path / place / "x.jsonl", {"text": place})
+    (tmp_path / "data/b").symlink_to(tmp_path / "elsewhere")
+    assert [record.text for record in read(tmp_path / "data").records] == ["data/a", "elsewhere"]
+    assert [record.text for record in read(tmp_path / "data", split="b").records] == ["elsewhere"]
+    (tmp_path / "data/0").symlink_to("a")  # first by name, and yet the link
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path)  # a circle from outside
+    records = read(tmp_path / "data").records
+    assert [(record.text, record.origin) for record in records] == [
+        ("data/a", f"{tmp_path}/data/a/x.jsonl:1"),
+        ("elsewhere", f"{tmp_path}/data/b/x.jsonl:1"),
+    ]
+
+
+def test_files_of_a_directory_that_nobody_reads_are_known(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", TEXT)
+    for name in ("README", "readme.rst", "LICENSE-2.0", "card.md", "load.py", ".gitattributes", "config.json"):
+        save(tmp_path / name, b"x")
+    assert unread_files(Spec((), str(tmp_path), None)) == []
+    (tmp_path / "test").mkdir()
+    for name in ("train.xlsx", "test/part-00000", "train.jsonl.bz2", "test/picture.png"):
+        save(tmp_path / name, b"x")
+    (tmp_path / "test/gone").symlink_to("nowhere")
+    assert len(read(tmp_path).records) == 1
+    unread = ["test/gone", "test/part-00000", "test/picture.png", "train.jsonl.bz2", "train.xlsx"]
+    assert unread_files(Spec((), str(tmp_path), None)) == unread
+    assert unread_files(Spec((), str(tmp_path), "train")) == unread[3:]
+    assert unread_files(Spec((), str(tmp_path / "train.jsonl"), None)) == []
+    assert unread_files(Spec((), "owner/name", None)) == []
+
+
+def test_data_file_of_a_directory_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", TEXT)
+    (tmp_path / "b.jsonl").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"b\.jsonl: a link that leads nowhere, a pipe or a device"):
+        read(tmp_path)
+    (tmp_path / "b.jsonl").unlink()
+    os.mkfifo(tmp_path / "b.jsonl")
+    with pytest.raises(DataError, match=r"b\.jsonl: a link that leads nowhere, a pipe or a device"):
+        read(tmp_path)
+    assert len(read(tmp_path, split="a").records) == 1
 
 
 def test_directory_that_is_called_like_a_file_is_a_directory(tmp_path: Path) -> None:

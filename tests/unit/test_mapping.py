@@ -228,6 +228,8 @@ def make(row):
         return Record("Why?", ("So.",))
     if kind == "number":
         return 3
+    if kind == "exit":
+        raise SystemExit(0)
     return row["missing"]
 """
 
@@ -260,7 +262,8 @@ def test_what_a_function_makes_is_checked_and_its_errors_name_its_line(functions
     assert "returned a record with parts of the wrong type" in reason("wrong")
     assert "the record is the number 3" in reason("number")
     source = functions.rpartition(":")[0]
-    assert reason("other") == f"{functions} raised KeyError: 'missing' ({source}:22)"
+    assert reason("other") == f"{functions} raised KeyError: 'missing' ({source}:24)"
+    assert reason("exit") == f"{functions} raised SystemExit: 0 ({source}:23)"
 
 
 def test_row_that_a_function_leaves_out_is_counted_and_no_error(tmp_path: Path, functions: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from chatsmith.config import Config, SourceConfig
 from chatsmith.data import split
-from chatsmith.data.mix import mix
+from chatsmith.data.mix import mix, unused
 from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import STAGES, Spec
 from chatsmith.data.store import Array
@@ -226,6 +226,26 @@ def test_preferences_for_the_final_judge_share_no_question_with_those_that_are_l
         assert (len(kept) > 0) == kept_at_all
     many = mix([source(PAIRS, ("reward",))], split=SPLIT, held_out_fraction=0.0)["reward"].train
     assert abs(len(halves(Config(), many)[1]) / len(many) - 0.5) < 0.04
+
+
+def test_named_stages_that_a_run_does_not_train_take_nothing() -> None:
+    def dealt(*named: Stage, run: tuple[Stage, ...]) -> tuple[dict[Stage, int], int]:
+        one = source(PAIRS[:600], named)
+        counts = mix([one], split=SPLIT, held_out_fraction=0.0, stages=(*run, "ptx"))
+        return {stage: len(data.train) for stage, data in counts.items() if data.train}, unused(one, (*run, "ptx"))
+
+    assert dealt("sft", "reward", run=("sft",)) == ({"sft": 600}, 0)
+    assert dealt("sft", "reward", "ptx", run=("reward",)) == ({"reward": 600, "ptx": 600}, 0)
+    assert dealt("sft", "ptx", run=("rl",)) == ({"ptx": 600}, 0)
+    # what serves no stage of the run stays where it is given to, as the text of mixed training may be, and is counted
+    assert dealt("sft", run=("rl",)) == ({"sft": 600}, 600)
+    whole = mix([source(PAIRS[:600], ALL)], split=SPLIT, held_out_fraction=0.0)
+    here = mix([source(PAIRS[:600], ALL)], split=SPLIT, held_out_fraction=0.0, stages=("sft", "rl", "ptx"))
+    unnamed = mix([source(PAIRS[:600])], split=SPLIT, held_out_fraction=0.0, stages=("sft", "rl", "ptx"))
+    assert {stage: list(data.train) for stage, data in here.items()} == {
+        stage: list(data.train) for stage, data in unnamed.items()
+    }
+    assert len(here["rl"].train) > len(whole["rl"].train) > 0
 
 
 def test_text_goes_to_ptx_and_answered_prompts_only_where_it_is_named() -> None:

@@ -1,6 +1,7 @@
 """What becomes of rewards: standardised, clipped, weighted, excluded, truncated."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -88,6 +89,7 @@ def test_a_sample_without_a_finite_reward_is_excluded_and_counted(bad):
     ("function", "message"),
     [
         (lambda batch: 1 / 0, "raised ZeroDivisionError"),
+        (lambda batch: sys.exit(), "raised SystemExit"),
         (lambda batch: [1.0], "1 values for 2 samples"),
         (lambda batch: 3.0, "returned float"),
         (lambda batch: ["good", "bad"], "no number"),
@@ -117,4 +119,7 @@ def test_a_function_is_loaded_from_a_file_that_the_user_names(tmp_path):
         load_ready_reward(f"{tmp_path}/absent.py:f", 1.0, name=None, **CPU)
     file.write_text("import nothing_of_this_name\n")
     with pytest.raises(ConfigError, match="cannot be imported: ModuleNotFoundError"):
+        load_ready_reward(f"{file}:shout", 1.0, name=None, **CPU)
+    file.write_text("import sys\n\nsys.exit()\n")
+    with pytest.raises(ConfigError, match="cannot be imported: SystemExit"):
         load_ready_reward(f"{file}:shout", 1.0, name=None, **CPU)
