@@ -210,7 +210,9 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
+@cache
 def _forget_unused(root: Path) -> None:
+    """Once per process."""
     oldest = time.time() - KEPT_DAYS * 86400
     for entry in root.iterdir():
         with suppress(OSError):  # another process was first, or it is not ours

@@ -86,6 +86,7 @@ def test_what_nothing_has_used_for_a_month_goes(root: Path) -> None:
     entry(["old"], [[1]], [])
     (old,) = root.iterdir()
     os.utime(old, (0, 0))
+    store._forget_unused.cache_clear()  # it looks once per process
     entry(["new"], [[1]], [])
     assert not old.exists()
     assert len(list(root.iterdir())) == 1
