@@ -5,18 +5,18 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from chatsmith.assistant import Assistant
-from chatsmith.config import Config, StageName
+from chatsmith.config import Config, SourceConfig, StageName
 from chatsmith.data.chat import Encoded, encode_texts
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData, mix, unused
 from chatsmith.data.records import Chosen
 from chatsmith.data.sources import Source, read_source
-from chatsmith.data.spec import as_spec, parse_spec
+from chatsmith.data.spec import as_spec
 from chatsmith.data.split import judge_point
 from chatsmith.data.tokens import encoded
 from chatsmith.engine.engine import Engine, Sampling, carries
@@ -72,9 +72,13 @@ def reward_targets(config: Config) -> list[str]:
     return [parse_reward(spec)[0] for spec in config.rl.rewards]
 
 
+def read(config: Config, source: str | SourceConfig, *, on_error: Literal["raise", "skip"]) -> Source:
+    """One entry of `data.sources`, or what is written like one."""
+    return read_source(as_spec(source), on_error=on_error, split_seed=config.data.split_seed)
+
+
 def read_sources(config: Config) -> list[Source]:
-    specs = [as_spec(source) for source in config.data.sources]
-    return [read_source(spec, on_error=config.data.on_error, split_seed=config.data.split_seed) for spec in specs]
+    return [read(config, source, on_error=config.data.on_error) for source in config.data.sources]
 
 
 def report_sources(run: Run, sources: Sequence[Source]) -> None:
@@ -159,8 +163,7 @@ def world_sources(run: Run, asked: Assistant | None = None) -> list[Source]:
         samples = ask(run, asked, records, len(records), each=2)
         material.write_preferences(config, config.world, tasks, samples, preferences)
     files = {"sft": data / material.DEMONSTRATIONS, "rl": data / material.PROMPTS, "reward": preferences}
-    specs = [parse_spec(f"{stage}:{file}") for stage, file in files.items() if file.exists()]
-    return [read_source(spec, on_error="raise", split_seed=config.data.split_seed) for spec in specs]
+    return [read(config, f"{stage}:{file}", on_error="raise") for stage, file in files.items() if file.exists()]
 
 
 def halves(config: Config, records: Chosen[Record]) -> tuple[Chosen[Record], Chosen[Record]]:

@@ -148,7 +148,6 @@ def stored(
         write: fills the columns; returns facts about them.
         ragged, numbers: names and dtypes of the two kinds of columns.
     """
-
     root = cache_directory()
     place = None if key is None else root / f"{kind}-{hash_of(kind, code_hash(), *key)}"
     if place is not None and (found := _found(place, ragged, numbers)) is not None:

@@ -53,23 +53,6 @@ class TokenRows(Lazy[tuple[int, ...]]):
     def row(self, index: int) -> tuple[int, ...]:
         return tuple(self._tokens.row(index).tolist())
 
-    @property
-    def lengths(self) -> Array:
-        """[rows] tokens."""
-        return self._tokens.lengths
-
-
-ROWS = {"tokens": "i4", "targets": "?"}
-"""Names and dtypes of what `as_columns` gives."""
-
-
-def as_columns(rows: Sequence[Encoded]) -> Columns:
-    """The rows as bytes, for a `Writer`."""
-    return {
-        "tokens": as_bytes([row.tokens for row in rows]),
-        "targets": [bytes(row.targets) for row in rows],
-    }
-
 
 def as_bytes(rows: Sequence[Sequence[int]]) -> list[bytes]:
     """Rows of token ids as bytes of int32."""
@@ -88,9 +71,10 @@ def encoded(
 
     def work(chunk: list[Record]) -> tuple[Columns, Columns]:
         rows = encode(chunk)
-        return as_columns(rows), {}
+        return {"tokens": as_bytes([r.tokens for r in rows]), "targets": [bytes(r.targets) for r in rows]}, {}
 
-    entry = prepared(kind, tokenizer, records, work, settings=settings, ragged=ROWS, numbers={})
+    ragged = {"tokens": "i4", "targets": "?"}
+    entry = prepared(kind, tokenizer, records, work, settings=settings, ragged=ragged, numbers={})
     return EncodedRows(entry.rows("tokens"), entry.rows("targets"))
 
 

@@ -17,10 +17,9 @@ from chatsmith.data.check import SIGNS
 from chatsmith.data.files import KINDS
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData
-from chatsmith.data.sources import Source, read_source, unread_files
-from chatsmith.data.spec import as_spec
+from chatsmith.data.sources import Source, unread_files
 from chatsmith.errors import DataError
-from chatsmith.inputs import share, stages_to_train
+from chatsmith.inputs import read, share, stages_to_train
 from chatsmith.inspection.copies import Seen, copies, places_of
 from chatsmith.inspection.counts import (
     SourceFacts,
@@ -83,7 +82,7 @@ def check(config: Config, readers: Mapping[Stage, Reader], *, whole_run: bool) -
     findings: list[Finding] = []
     for each in config.data.sources:
         try:
-            sources.append(read_source(as_spec(each), on_error="skip", split_seed=config.data.split_seed))
+            sources.append(read(config, each, on_error="skip"))
         except DataError as error:
             findings.append(Finding("error", "a source cannot be read", str(error)))
     return facts_of(config, sources, readers, findings=findings, whole_run=whole_run)

@@ -61,9 +61,8 @@ def show(
     config = _config(context.obj, specs, recipe, actor_model, reward_model)
 
     from chatsmith.console import Screen
-    from chatsmith.data.sources import read_source
-    from chatsmith.data.spec import STAGES, as_spec
-    from chatsmith.inputs import share
+    from chatsmith.data.spec import STAGES
+    from chatsmith.inputs import read, share
     from chatsmith.inspection import show as showing
     from chatsmith.inspection.reading import readers
     from chatsmith.inspection.terminal import draw_legend, draw_view
@@ -74,8 +73,7 @@ def show(
     if not config.actor_model:
         raise ConfigError("give --actor-model DIR_OR_ID: its tokenizer and chat template make the tokens.")
     reader = readers(config)[seen_by]
-    settings = config.data
-    sources = [read_source(as_spec(s), on_error="skip", split_seed=settings.split_seed) for s in settings.sources]
+    sources = [read(config, source, on_error="skip") for source in config.data.sources]
     dealt = share(config, sources)
     screen = Screen()
     draw_legend(screen.console)

@@ -17,7 +17,7 @@ from chatsmith.inspection.reading import Reader
 from chatsmith.seeds import derive_seed
 from chatsmith.stages.reward import encode_ranked
 from chatsmith.stages.rollout import encode_questions
-from chatsmith.stages.sft import encode_best_answers
+from chatsmith.stages.sft import encode_best_answers, targets_of
 from chatsmith.types import Record, Stage
 
 
@@ -108,8 +108,7 @@ def view(record: Record, stage: Stage, reader: Reader, config: Config) -> View:
 def _answered(record: Record, reader: Reader, config: Config) -> tuple[list[Row], str]:
     (row,), _ = encode_best_answers(reader.tokenizer, [record], stops=reader.stops, max_tokens=sys.maxsize)
     _, dropped = encode_best_answers(reader.tokenizer, [record], stops=reader.stops, max_tokens=reader.limit)
-    if config.sft.loss_on == "all":
-        row = Encoded(row.tokens, [False] + [True] * (len(row.tokens) - 1))
+    row = Encoded(row.tokens, targets_of(row, config.sft.loss_on))
     title = f"the best of {len(record.answers)} answers" if len(record.answers) > 1 else ""
     return [Row(title, _tokens(reader.tokenizer, row), _too_long(row.tokens, reader) if dropped else "")], ""
 

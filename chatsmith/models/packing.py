@@ -75,7 +75,8 @@ class Layout:
 
     def ungroup(self, grouped: Sequence[Tensor]) -> Tensor:
         """The inverse of `regroup`, for what is the same wherever a node stands."""
-        return torch.cat([rows.flatten(0, 1) for rows in grouped]).index_select(0, self.places)
+        flat = [rows.flatten(0, 1) for rows in grouped]
+        return (flat[0] if len(flat) == 1 else torch.cat(flat)).index_select(0, self.places)  # cat copies even one
 
 
 def _spread(packed: Tensor, index: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def second_opinion(
         return _last_states(sft_model, tokenizer, rows, max_batch_tokens)
 
     ranked, _ = encode_ranked(tokenizer, train, stops=stops, max_tokens=max_tokens)
-    states = features([row for record in ranked for row in record.rows])
+    states = features(ranked.answers)
     mean, std = states.mean(0), states.std(0) + 1e-6
     pairs = pairs_of([record.scores for record in ranked])
     clear = pairs.target == 1
@@ -77,7 +77,7 @@ def second_opinion(
 
     asked, _ = encode_ranked(tokenizer, held_out, stops=stops, max_tokens=max_tokens)
     pairs = pairs_of([record.scores for record in asked])
-    scores = score([row for record in asked for row in record.rows])
+    scores = score(asked.answers)
     margins = (scores[pairs.better] - scores[pairs.worse])[pairs.target == 1]
     one, two = (score(encode_samples(tokenizer, samples, stops=stops)) for samples in (before, after))
     wins = (two > one).double() + 0.5 * (two == one).double()

@@ -156,7 +156,7 @@ def language_model_backward(
 ) -> float:
     """Collect the gradient of weight * mean target-token loss of a batch; returns the unweighted loss."""
     losses = []
-    count = torch.tensor(float(sum(sum(_targets(row, loss_on)) for row in batch)))
+    count = torch.tensor(float(sum(sum(targets_of(row, loss_on)) for row in batch)))
     for group in _passes(model, [len(row.tokens) for row in batch], config):
         logprobs, mask = _target_logprobs(model, tokenizer, [batch[i] for i in group], config, loss_on)
         loss = language_model_loss(logprobs, mask, count=count.to(mask.device))
@@ -188,7 +188,8 @@ def evaluate_language_model(model: Any, tokenizer: Any, rows: Sequence[Encoded],
     return total / count
 
 
-def _targets(row: Encoded, loss_on: str) -> list[bool]:
+def targets_of(row: Encoded, loss_on: str) -> list[bool]:
+    """Which tokens of a row are learned, as `sft.loss_on` says."""
     return row.targets if loss_on == "assistant" else [False] + [True] * (len(row.tokens) - 1)
 
 
@@ -196,7 +197,7 @@ def _target_logprobs(
     model: Any, tokenizer: Any, rows: Sequence[Encoded], config: Config, loss_on: str
 ) -> tuple[Tensor, Tensor]:
     tokens, lengths = pad([row.tokens for row in rows], pad_id=tokenizer.pad_token_id)
-    mask = pad_mask([_targets(row, loss_on) for row in rows]).to(model.device)
+    mask = pad_mask([targets_of(row, loss_on) for row in rows]).to(model.device)
     logprobs, _ = token_logprobs(
         model,
         tokens.to(model.device),
