@@ -11,60 +11,60 @@ from chatsmith.models.packing import packs
 from chatsmith.models.scoring import token_logprobs
 
 SIZE = {"vocab_size": 384, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-WIDTH = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+WIDTH = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 ALL_HEADS = SIZE | WIDTH | {"max_position_embeddings": 256}
 GROUPED = ALL_HEADS | {"num_key_value_heads": 2}
-HEADS_OF_8 = GROUPED | {"head_dim": 8}
-OLD = SIZE | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
-OPT = SIZE | {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-FALCON = SIZE | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+HEADS_OF_16 = GROUPED | {"head_dim": 16}
+OLD = SIZE | {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
+OPT = SIZE | {"hidden_size": 64, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+FALCON = SIZE | {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 24, "v_head_dim": 16}
 DEEPSEEK = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 NEO = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 12}
 
 FAMILIES = {
-    "llama": ("LlamaConfig", HEADS_OF_8),
-    "mistral, sliding window": ("MistralConfig", HEADS_OF_8 | {"sliding_window": 12}),
-    "qwen2": ("Qwen2Config", HEADS_OF_8),
-    "qwen3": ("Qwen3Config", HEADS_OF_8),
-    "gemma": ("GemmaConfig", HEADS_OF_8),
-    "gemma2": ("Gemma2Config", HEADS_OF_8 | {"sliding_window": 12, "query_pre_attn_scalar": 8}),
-    "gemma3": ("Gemma3TextConfig", HEADS_OF_8 | {"sliding_window": 12, "query_pre_attn_scalar": 8}),
+    "llama": ("LlamaConfig", HEADS_OF_16),
+    "mistral, sliding window": ("MistralConfig", HEADS_OF_16 | {"sliding_window": 12}),
+    "qwen2": ("Qwen2Config", HEADS_OF_16),
+    "qwen3": ("Qwen3Config", HEADS_OF_16),
+    "gemma": ("GemmaConfig", HEADS_OF_16),
+    "gemma2": ("Gemma2Config", HEADS_OF_16 | {"sliding_window": 12, "query_pre_attn_scalar": 16}),
+    "gemma3": ("Gemma3TextConfig", HEADS_OF_16 | {"sliding_window": 12, "query_pre_attn_scalar": 16}),
     "phi": ("PhiConfig", ALL_HEADS),
     "phi3": ("Phi3Config", GROUPED),
     "gpt2": ("GPT2Config", OLD),
     "gpt_neox": ("GPTNeoXConfig", ALL_HEADS),
     "gpt_bigcode": ("GPTBigCodeConfig", OLD),
-    "opt": ("OPTConfig", OPT | {"max_position_embeddings": 256, "word_embed_proj_dim": 32}),
+    "opt": ("OPTConfig", OPT | {"max_position_embeddings": 256, "word_embed_proj_dim": 64}),
     "opt-350m's shape": (
         "OPTConfig",
         OPT | {"max_position_embeddings": 256, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
     ),
-    "bloom": ("BloomConfig", SIZE | {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "bloom": ("BloomConfig", SIZE | {"hidden_size": 64, "n_layer": 2, "n_head": 4}),
     "falcon": ("FalconConfig", FALCON | {"max_position_embeddings": 256, "alibi": False}),
     "falcon, alibi": ("FalconConfig", FALCON | {"alibi": True}),
     "gptj": ("GPTJConfig", OLD | {"rotary_dim": 4}),
     "codegen": ("CodeGenConfig", OLD | {"rotary_dim": 4}),
-    "gpt_neo": ("GPTNeoConfig", SIZE | NEO | {"hidden_size": 32, "max_position_embeddings": 256}),
+    "gpt_neo": ("GPTNeoConfig", SIZE | NEO | {"hidden_size": 64, "max_position_embeddings": 256}),
     "stablelm": ("StableLmConfig", ALL_HEADS | {"num_key_value_heads": 4}),
     "olmo": ("OlmoConfig", GROUPED),
     "olmo2": ("Olmo2Config", GROUPED),
     "cohere": ("CohereConfig", GROUPED),
     "granite": ("GraniteConfig", GROUPED),
     "starcoder2": ("Starcoder2Config", GROUPED | {"sliding_window": 12}),
-    "mixtral": ("MixtralConfig", HEADS_OF_8 | {"num_local_experts": 4}),
+    "mixtral": ("MixtralConfig", HEADS_OF_16 | {"num_local_experts": 4}),
     "qwen2_moe": ("Qwen2MoeConfig", GROUPED | EXPERTS | {"shared_expert_intermediate_size": 32}),
-    "qwen3_moe": ("Qwen3MoeConfig", HEADS_OF_8 | EXPERTS),
-    "gpt_oss": ("GptOssConfig", HEADS_OF_8 | {"num_local_experts": 4, "sliding_window": 12}),
+    "qwen3_moe": ("Qwen3MoeConfig", HEADS_OF_16 | EXPERTS),
+    "gpt_oss": ("GptOssConfig", HEADS_OF_16 | {"num_local_experts": 4, "sliding_window": 12}),
     "smollm3": ("SmolLM3Config", GROUPED),
-    "glm": ("GlmConfig", HEADS_OF_8),
-    "glm4": ("Glm4Config", HEADS_OF_8),
+    "glm": ("GlmConfig", HEADS_OF_16),
+    "glm4": ("Glm4Config", HEADS_OF_16),
     "persimmon": ("PersimmonConfig", ALL_HEADS),
-    "nemotron": ("NemotronConfig", HEADS_OF_8),
+    "nemotron": ("NemotronConfig", HEADS_OF_16),
     "xglm": (
         "XGLMConfig",
-        SIZE | {"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4, "max_position_embeddings": 256},
+        SIZE | {"d_model": 64, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4, "max_position_embeddings": 256},
     ),
     "deepseek_v3": (
         "DeepseekV3Config",

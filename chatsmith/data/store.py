@@ -26,6 +26,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from chatsmith.directories import cache_directory
 from chatsmith.errors import RunError
 
 Array = NDArray[Any]
@@ -186,13 +187,6 @@ def _found(place: Path, ragged: Mapping[str, str], numbers: Mapping[str, Any]) -
     with suppress(OSError):  # a cache that others own may be read only
         os.utime(place)
     return entry
-
-
-def cache_directory() -> Path:
-    """Where prepared data is kept; whoever deletes it loses time and nothing else."""
-    chosen = os.environ.get("CHATSMITH_CACHE")
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "chatsmith"
-    return Path(chosen or default).expanduser()
 
 
 def hash_of(*parts: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from chatsmith.engine.attention import decode_attention
 from chatsmith.engine.cache import SlotCache, prefill_cache, rounded_up
 from chatsmith.engine.linears import PackedLinears
 from chatsmith.engine.memory import free_bytes
@@ -183,7 +184,8 @@ class Together:
 
     def _compute(self) -> Tensor:
         n = self._shape[0]
-        return self._step(self._tokens[:n], self._positions[:n, None], self._cache)
+        with decode_attention():
+            return self._step(self._tokens[:n], self._positions[:n, None], self._cache)
 
     def _rows_of_a_step(self, rows: int) -> int:
         if not self._records:

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from chatsmith.models.packing import packed_hidden_states, packs
+from chatsmith.models.products import fast_products
 
 
 def hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor, where: Tensor) -> Tensor:
@@ -27,17 +28,20 @@ def hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor, where: Tensor)
         where: [B, T] bool, N times True, never in the padding.
     """
     if packs(backbone):
-        return packed_hidden_states(backbone, tokens, lengths, where)
+        with fast_products():
+            return packed_hidden_states(backbone, tokens, lengths, where)
     extra: dict[str, Any] = {"use_cache": False}
     if "position_ids" in inspect.signature(backbone.forward).parameters:  # BLOOM has none: ALiBi
         extra["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None].expand_as(tokens)
-    states: Tensor = backbone(input_ids=tokens, **extra).last_hidden_state
+    with fast_products():
+        states: Tensor = backbone(input_ids=tokens, **extra).last_hidden_state
     return states[where]
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
     """Logits [..., V] in fp32 from hidden states [..., d], with what the architecture does behind its head."""
-    logits: Tensor = model.get_output_embeddings()(hidden).float()
+    with fast_products():
+        logits: Tensor = model.get_output_embeddings()(hidden).float()
     if scale := getattr(model.config, "logit_scale", None):  # Cohere
         logits = logits * scale
     if scaling := getattr(model.config, "logits_scaling", None):  # Granite

@@ -9,8 +9,8 @@ PACKAGE = Path(chatsmith.__file__).parent
 # what each part may import from chatsmith, besides itself
 ALLOWED = {
     "algo": {"types"},
-    "engine": {"types", "errors", "seeds", "models"},
-    "data": {"types", "errors", "seeds", "config", "text", "functions"},
+    "engine": {"types", "errors", "seeds", "models", "directories"},
+    "data": {"types", "errors", "seeds", "config", "text", "functions", "directories"},
     "models": {"types", "errors", "seeds", "functions", "data"},
     "stages": {
         *("types", "errors", "seeds", "config", "runtime", "evaluate", "assistant"),

@@ -1,0 +1,138 @@
+"""Attention of decoding steps is the formula's, whoever computes it."""
+
+import math
+import shutil
+
+import pytest
+import torch
+from tiny import tiny_model
+
+import chatsmith.engine.attention as attention
+from chatsmith.engine.engine import Engine, Request, Sampling
+
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
+
+
+class Module:
+    """What transformers' own attention function reads of a layer."""
+
+    is_causal = True
+    training = False
+
+    def __init__(self, groups):
+        self.num_key_value_groups = groups
+
+
+def drawn(*, rows=3, heads=4, key_heads=4, length=37, width=16, value_width=None, dtype=torch.float32):
+    """Query, keys, values as slices of larger caches, and a mask with holes."""
+    torch.manual_seed(length)
+    query = torch.randn(rows, 1, heads, width).to(dtype).transpose(1, 2)
+    keys, values = (
+        torch.randn(rows + 2, key_heads, length + 9, w).to(dtype)[:rows, :, :length]
+        for w in (width, value_width or width)
+    )
+    mask = torch.rand(rows, 1, 1, length) < 0.7
+    mask[..., 5] = True
+    return query, keys, values, mask
+
+
+def naive(query, keys, values, mask, scale):
+    """[n, 1, H, Dv] by the formula, one number at a time, in fp64."""
+    rows, heads, _, _ = query.shape
+    output = torch.zeros(rows, 1, heads, values.shape[3], dtype=torch.float64)
+    for row in range(rows):
+        for head in range(heads):
+            shared = head // (heads // keys.shape[1])
+            seen = [t for t in range(keys.shape[2]) if mask[row, 0, 0, t]]
+            q = query[row, head, 0].double()
+            scores = [math.exp(scale * float(q @ keys[row, shared, t].double())) for t in seen]
+            for t, score in zip(seen, scores, strict=True):
+                output[row, 0, head] += score / sum(scores) * values[row, shared, t].double()
+    return output
+
+
+SHAPES = {
+    "one head per key head": {},
+    "groups of heads": {"heads": 8, "key_heads": 2},
+    "one key head": {"heads": 4, "key_heads": 1},
+    "width 64": {"width": 64},
+    "width 128": {"width": 128},
+    "values of another width": {"width": 48, "value_width": 32},
+    "one token": {"length": 6, "rows": 1},
+    "a width that torch computes": {"width": 24},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("compiler", [pytest.param(True, marks=needs_compiler), False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_step_attends_as_the_formula_says(monkeypatch, shape, compiler, dtype):
+    if not compiler:
+        monkeypatch.setattr(attention, "_is_compiled", lambda: False)
+    query, keys, values, mask = drawn(**SHAPES[shape], dtype=dtype)
+    module = Module(query.shape[1] // keys.shape[1])
+    found, _ = attention._decode_attention(module, query, keys, values, mask, scaling=0.3)
+    expected = naive(query, keys, values, mask, 0.3)
+    assert found.shape == expected.shape
+    assert found.dtype == dtype
+    # fp32: sums of up to 128 terms; bf16: the result is rounded to 8 bits, in torch's kernel the weights too
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-6
+    assert (found - expected).abs().max() < tolerance
+    mask[:, :, :, 5] = False
+    assert (found - naive(query, keys, values, mask, 0.3)).abs().max() > tolerance, "every allowed key counts"
+
+
+@needs_compiler
+def test_the_compiler_is_asked_once_and_its_library_is_taken():
+    attention.compiled_attention.cache_clear()
+    library = attention.compiled_attention()
+    assert library is not None
+    attention.compiled_attention.cache_clear()
+    assert attention.compiled_attention()._name == library._name
+
+
+def test_without_a_compiler_torch_attends(monkeypatch, tmp_path):
+    monkeypatch.setenv("CHATSMITH_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    attention.compiled_attention.cache_clear()
+    try:
+        assert attention.compiled_attention() is None
+        assert rollout(tiny_model("llama")) == expected_rollout(monkeypatch)
+    finally:
+        attention.compiled_attention.cache_clear()
+
+
+def test_a_compiler_that_fails_is_as_good_as_none(monkeypatch, tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CHATSMITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    attention.compiled_attention.cache_clear()
+    try:
+        assert attention.compiled_attention() is None
+    finally:
+        attention.compiled_attention.cache_clear()
+
+
+def rollout(model):
+    requests = [Request(tuple(range(3, 9 + n)), 20, (2,), Sampling(), (n,)) for n in range(5)]
+    return [group[0].tokens for group in Engine(model, pad_id=0, max_batch=4).generate(requests)]
+
+
+def expected_rollout(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(attention, "_decode_attention", attention.ALL_ATTENTION_FUNCTIONS["sdpa"])
+        return rollout(tiny_model("llama"))
+
+
+@needs_compiler
+def test_the_engine_uses_it_and_leaves_torchs_in_its_place(monkeypatch):
+    called = []
+    kernel = attention._decode_attention
+    monkeypatch.setattr(attention, "_decode_attention", lambda *a, **k: called.append(1) or kernel(*a, **k))
+    before = attention.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    found = rollout(tiny_model("llama"))
+    assert called
+    assert attention.ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+    assert found == expected_rollout(monkeypatch)

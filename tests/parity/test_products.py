@@ -1,0 +1,67 @@
+"""Products by oneDNN are those of torch, and so are their gradients."""
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+import chatsmith.models.products as products
+
+ROWS = products.ROWS_WORTH_IT
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch comes without oneDNN here")
+
+
+@pytest.fixture(autouse=True)
+def any_processor(monkeypatch):
+    monkeypatch.setattr(products, "_pays", lambda: True)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts the products that oneDNN computes."""
+    made, multiply = [], products._multiply
+    monkeypatch.setattr(products, "_multiply", lambda *a: made.append(1) or multiply(*a))
+    return made
+
+
+def drawn(*, rows=(2, ROWS), bias=True):
+    torch.manual_seed(0)
+    return [torch.randn(*shape, requires_grad=True) for shape in ((*rows, 40), (24, 40), *([(24,)] if bias else []))]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [(2, ROWS), (ROWS,)])
+def test_products_and_gradients_are_those_of_torch(calls, rows, bias):
+    inputs = drawn(rows=rows, bias=bias)
+    weights = torch.randn(*rows, 24)
+    usual = linear(*inputs)
+    expected = torch.autograd.grad((usual * weights).sum(), inputs)
+    with products.fast_products():
+        found = linear(*inputs)
+    assert len(calls) == 1
+    gradients = torch.autograd.grad((found * weights).sum(), inputs)
+    assert len(calls) == 2, "the gradient of the input is a product of oneDNN's too"
+    torch.testing.assert_close(found, usual, rtol=1e-5, atol=1e-5)  # 40 terms each in another order
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)  # up to 512 terms
+    assert (found - linear(inputs[0], inputs[1] * 1.01, *inputs[2:])).abs().max() > 1e-2
+
+
+def test_only_gradients_that_somebody_asks_for_are_computed(calls):
+    x, weight = drawn(bias=False)
+    with products.fast_products():
+        (of_weight,) = torch.autograd.grad(linear(x.detach(), weight).sum(), [weight])
+    torch.testing.assert_close(of_weight, x.detach().sum((0, 1)).expand(24, -1), rtol=1e-4, atol=1e-4)
+    assert len(calls) == 1
+    with products.fast_products():
+        (of_x,) = torch.autograd.grad(linear(x, weight.detach()).sum(), [x])
+    torch.testing.assert_close(of_x, weight.detach().sum(0).expand_as(x), rtol=1e-4, atol=1e-4)
+
+
+def test_few_rows_and_other_types_are_left_to_torch(calls):
+    x, weight = drawn(rows=(ROWS - 1,), bias=False)
+    with products.fast_products():
+        linear(x, weight)
+        linear(torch.randn(ROWS, 40, dtype=torch.float64), weight.double())
+    linear(*drawn())
+    assert not calls
