@@ -56,8 +56,8 @@ from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ChatsmithError
 from chatsmith.models.counts import count
 from chatsmith.models.critic import critic_from_reward_model
+from chatsmith.models.limits import measure_bandwidth, measure_peak_flops
 from chatsmith.run import commit
-from chatsmith.runtime import measure_bandwidth, measure_peak_flops
 from chatsmith.stages.ppo import PPO
 from chatsmith.world.model import build_tokenizer
 

@@ -18,6 +18,7 @@ Unequal:
 - Ours averages the actor's weights and measures the gap between rollout and training; the others do not.
 - RLOO and ours turn answers into text and score the text; TRL's PPO scores tokens.
 - RLOO and TRL's PPO use transformers' `generate`, ours its own engine.
+- Ours multiplies with oneDNN where the processor is AMD's, the others with torch's default, MKL.
 
 Each system is a long-lived process in its own environment; they take turns, one step per round, after one of warm-up.
 With one thread ratios are of process CPU seconds, which a busy machine disturbs least; with more, of wall seconds.

@@ -8,7 +8,8 @@ Unequal:
 - `generate` has one limit for a batch: all rows run to the longest answer, and only the wanted tokens are counted.
 - `generate_batch` takes one limit as well; it gets the longest one, too.
 - `generate` and `generate_batch` return tokens, the engine tokens and both log-probs.
-- Packing the weights at the start of a rollout is part of the engine's time; compiling is not (it is printed).
+- Packing the weights at the start of a rollout is part of the engine's time; compiling is not (it is printed), nor is
+  making the engine's own attention with a C++ compiler, which happens once on a machine; `generate` has torch's.
 
 Systems take turns in one process, one rollout each per round, after one of warm-up; with one thread, process CPU
 seconds count. `generate_batch` takes so long that it gets one rollout without warm-up, and none of OPT, which gets one

@@ -26,11 +26,13 @@ from torch import nn
 from chatsmith.assistant import Assistant, find, load
 from chatsmith.config import Config, EngineConfig, RlConfig
 from chatsmith.console import Screen
+from chatsmith.engine.attention import compiled_attention
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ConfigError
 from chatsmith.models.counts import count
+from chatsmith.models.limits import measure_bandwidth, measure_peak_flops
 from chatsmith.models.reward import Reward, score_rows
-from chatsmith.runtime import choose_device, choose_dtype, measure_bandwidth, measure_peak_flops
+from chatsmith.runtime import choose_device, choose_dtype
 from chatsmith.stages.ppo import PPO
 from chatsmith.stages.rollout import Prompts
 from chatsmith.types import Message, Record, Sample
@@ -240,7 +242,8 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.machine()} CPU ({capability}), {torch.get_num_threads()} threads"
+    kernel = "" if compiled_attention() else ", no C++ compiler: attention by torch"
+    return f"{platform.machine()} CPU ({capability}{kernel}), {torch.get_num_threads()} threads"
 
 
 def _peak_bytes(device: torch.device) -> int:

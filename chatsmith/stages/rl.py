@@ -10,8 +10,9 @@ from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded, token_texts
 from chatsmith.errors import DataError
 from chatsmith.models.critic import Critic
+from chatsmith.models.limits import measure_peak_flops
 from chatsmith.models.reward import Reward
-from chatsmith.runtime import StageRun, measure_peak_flops
+from chatsmith.runtime import StageRun
 from chatsmith.stages.loop import total_steps
 from chatsmith.stages.ppo import PPO, rollout_values
 from chatsmith.stages.rollout import PolicyScores, Prompts, evaluate_policy

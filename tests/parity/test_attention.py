@@ -1,6 +1,7 @@
 """Attention of decoding steps is the formula's, whoever computes it."""
 
 import math
+import os
 import shutil
 
 import pytest
@@ -89,6 +90,22 @@ def test_the_compiler_is_asked_once_and_its_library_is_taken():
     assert library is not None
     attention.compiled_attention.cache_clear()
     assert attention.compiled_attention()._name == library._name
+
+
+@needs_compiler
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_a_library_of_somebody_elses_is_made_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("CHATSMITH_CACHE", str(tmp_path))
+    attention.compiled_attention.cache_clear()
+    attention.compiled_attention()
+    (library,) = tmp_path.glob("attention-*.so")
+    library.unlink()
+    library.write_bytes(b"not ours")
+    os.chown(library, 12345, 12345)
+    attention.compiled_attention.cache_clear()
+    assert attention.compiled_attention() is not None
+    assert library.stat().st_uid == 0
+    attention.compiled_attention.cache_clear()
 
 
 def test_without_a_compiler_torch_attends(monkeypatch, tmp_path):
