@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
-ROWS_WORTH_IT = 256  # below, oneDNN's own layout of the weights costs more than it saves
+# below, oneDNN's preparations (its own layout of the weights) cost more than it saves
+LEAST_ROWS, LEAST_MULTIPLICATIONS = 256, 1 << 27
 
 
 def fast_products() -> AbstractContextManager[Any]:
@@ -40,7 +41,9 @@ class _OneDnn(TorchFunctionMode):
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x[..., 0].numel() >= ROWS_WORTH_IT
+    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
+        return False
+    return x[..., 0].numel() >= LEAST_ROWS and x.numel() * weight.shape[0] >= LEAST_MULTIPLICATIONS
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

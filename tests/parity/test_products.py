@@ -6,7 +6,7 @@ from torch.nn.functional import linear
 
 import chatsmith.models.products as products
 
-ROWS = products.ROWS_WORTH_IT
+ROWS = products.LEAST_ROWS
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch comes without oneDNN here")
 
@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 @pytest.fixture(autouse=True)
 def any_processor(monkeypatch):
     monkeypatch.setattr(products, "_pays", lambda: True)
+    monkeypatch.setattr(products, "LEAST_MULTIPLICATIONS", 1)
 
 
 @pytest.fixture
@@ -58,10 +59,16 @@ def test_only_gradients_that_somebody_asks_for_are_computed(calls):
     torch.testing.assert_close(of_x, weight.detach().sum(0).expand_as(x), rtol=1e-4, atol=1e-4)
 
 
-def test_few_rows_and_other_types_are_left_to_torch(calls):
+def test_few_rows_small_products_and_other_types_are_left_to_torch(calls, monkeypatch):
     x, weight = drawn(rows=(ROWS - 1,), bias=False)
     with products.fast_products():
         linear(x, weight)
         linear(torch.randn(ROWS, 40, dtype=torch.float64), weight.double())
     linear(*drawn())
+    monkeypatch.setattr(products, "LEAST_MULTIPLICATIONS", 1 << 27)
+    with products.fast_products():
+        linear(*drawn())
     assert not calls
+    with products.fast_products():
+        linear(torch.randn(4096, 128), torch.randn(256, 128))  # 2^27
+    assert calls
