@@ -98,8 +98,8 @@ class SlotCache(Cache):  # type: ignore[misc]
             layer.keys[rows, :, : keys.shape[2]] = keys[index]
             layer.values[rows, :, : keys.shape[2]] = values[index]
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Row `source` of `length` tokens takes the place of row `target`."""
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Row `target` becomes as row `source` of `length` tokens."""
         for layer in self.layers:
             layer.keys[target, :, :length] = layer.keys[source, :, :length]
             layer.values[target, :, :length] = layer.values[source, :, :length]
@@ -112,11 +112,10 @@ class SlotCache(Cache):  # type: ignore[misc]
     def holds(self, rows: int, length: int) -> bool:
         return rows <= self.rows and length <= self.length
 
-    def grow(self, rows: int, length: int) -> None:
-        """Room for so many rows of such a length."""
-        rows, length = max(rows, self.rows), max(self.rounded(length), self.length)
+    def resize(self, rows: int, length: int) -> None:
+        """Room for so many rows of such a length; what does not fit is lost."""
         for layer in self.layers:
-            layer.keys, layer.values = (_enlarged(x, rows, length) for x in (layer.keys, layer.values))
+            layer.keys, layer.values = (_resized(x, rows, self.rounded(length)) for x in (layer.keys, layer.values))
         self._numbers = torch.arange(rows, device=self._numbers.device)
 
     def free(self) -> None:
@@ -133,9 +132,10 @@ def prefill_cache() -> Cache:
     return Cache(layer_class_to_replicate=DynamicLayer)
 
 
-def _enlarged(old: Tensor, rows: int, length: int) -> Tensor:
+def _resized(old: Tensor, rows: int, length: int) -> Tensor:
     new = old.new_zeros(rows, old.shape[1], length, old.shape[3])
-    new[: old.shape[0], :, : old.shape[2]] = old
+    kept = old[:rows, :, :length]
+    new[: kept.shape[0], :, : kept.shape[2]] = kept
     return new
 
 

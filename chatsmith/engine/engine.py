@@ -1,7 +1,8 @@
 """The generation engine: requests in, tokens out, with the weights of a model that somebody else may be training.
 
 `add` queues a request, `step` advances everything that runs and reports events, `generate` is the loop over both. One
-step is: admit and prefill what waits, or decode the next token of every row; sample; let ended rows go.
+step is: admit and prefill what waits, or decode the next token of every row; sample; let ended rows go. A prompt that
+is too long for one step is computed in chunks, and the rows decode a token between two.
 
 Rows of different length run together. A model that computes something else then (`carries` tries it) runs one sequence
 at a time.
@@ -16,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from chatsmith.engine.forward import OneByOne, Together
+from chatsmith.engine.forward import ChunkedPrompt, OneByOne, Together, takes_chunks
 from chatsmith.engine.sampling import Draws, sample
 from chatsmith.engine.scheduler import Request as Request
 from chatsmith.engine.scheduler import Running, Scheduler
@@ -24,7 +25,7 @@ from chatsmith.engine.scheduler import Sampling as Sampling
 from chatsmith.seeds import uniforms
 from chatsmith.types import FinishReason
 
-# Padded tokens of one prefill, if it has more than one prompt. On a CPU activations should stay in its caches.
+# Padded tokens of one prefill. On a CPU activations should stay in its caches.
 MAX_PREFILL_TOKENS = {"cpu": 2048, "cuda": 8192}
 
 
@@ -60,18 +61,33 @@ class Engine:
     """
 
     def __init__(
-        self, model: Any, *, pad_id: int, max_batch: int, compiled: bool = False, together: bool | None = None
+        self,
+        model: Any,
+        *,
+        pad_id: int,
+        max_batch: int,
+        compiled: bool = False,
+        together: bool | None = None,
+        max_prefill_tokens: int | None = None,
     ) -> None:
         """
         Args:
             compiled: decode with `torch.compile`, which takes a minute at first.
             together: whether sequences run together; None: if the model `carries` it.
+            max_prefill_tokens: padded prompt tokens of one step; None: what suits the device. Models whose sequences do
+                not run together, or whose `takes_chunks` says no, compute a longer prompt at once all the same.
         """
         self.model = model
+        together = carries(model) if together is None else together
         self._forward: OneByOne | Together = OneByOne(model)
-        if carries(model) if together is None else together:
+        if together:
             self._forward = Together(model, pad_id=pad_id, max_rows=max_batch, compiled=compiled)
-        self._scheduler = Scheduler(max_batch, MAX_PREFILL_TOKENS[model.device.type])
+        self._scheduler = Scheduler(
+            max_batch,
+            max_prefill_tokens or MAX_PREFILL_TOKENS[model.device.type],
+            chunked=together and takes_chunks(model),
+        )
+        self._chunked: ChunkedPrompt | None = None  # of the sequences that the scheduler has begun
         self._draws: Draws | None = None
         self._next_id = 0
 
@@ -89,14 +105,19 @@ class Engine:
         """Drop a request, whether it waits or runs; no more events of it follow."""
         for row in self._scheduler.cancel(request):
             self._release(row)
+        if not self._scheduler.begun:
+            self._chunked = None
 
     @torch.no_grad()
     def step(self) -> list[Event]:
-        """One more token: the first one for sequences that begin now, else one in every row (on a GPU a few)."""
+        """One more token: the first one for sequences that begin now, else one in every row (on a GPU a few).
+
+        A chunk of a prompt has no events, but for the last one.
+        """
         if admitted := self._admit():
-            first_row = len(self._scheduler.rows) - len(admitted)
-            logits = self._forward.prefill(admitted, first_row)
-            return self._take([self._draw(logits, admitted, self._numbers(admitted, 1)[0])], admitted, first_row)
+            return self._start(admitted, self._forward.prefill(admitted, len(self._scheduler.rows) - len(admitted)))
+        if chunk := self._scheduler.chunk():
+            return self._extend(chunk)
         return self._decode() if self._scheduler.rows else []
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
@@ -124,18 +145,35 @@ class Engine:
             self.model.train(was_training)
             self._scheduler.clear()
             self._forward.free()
-            self._draws = None
+            self._draws = self._chunked = None
 
     def _admit(self) -> list[Running]:
         """The sequences to begin now: no more than the memory holds."""
-        if not self._scheduler.waiting:
+        scheduler = self._scheduler
+        if scheduler.begun or not scheduler.waiting:
             return []
-        wanted = len(self._scheduler.rows) + self._scheduler.waiting
-        self._scheduler.max_rows = self._forward.reserve(wanted, self._scheduler.longest)
-        admitted = self._scheduler.admit()
-        for sequence in admitted:
+        scheduler.max_rows = self._forward.reserve(
+            len(scheduler.rows), scheduler.waiting, scheduler.longest, scheduler.longest_chunked
+        )
+        return scheduler.admit()
+
+    def _extend(self, chunk: Sequence[int]) -> list[Event]:
+        """Compute the next chunk of a prompt; after the last one its sequences start."""
+        self._chunked = self._chunked or ChunkedPrompt(self.model)
+        logits = self._chunked.extend(chunk)
+        started = self._scheduler.start()
+        if not started:
+            return []
+        self._forward.adopt(self._chunked, len(self._scheduler.rows) - len(started), len(started))
+        self._chunked = None
+        return self._start(started, logits.expand(len(started), -1))
+
+    def _start(self, started: list[Running], logits: Tensor) -> list[Event]:
+        """Events of the first tokens of the last rows, from the logits [n, V] behind their prompts."""
+        for sequence in started:
             sequence.uniforms = uniforms(sequence.seed, sequence.limit).tolist()
-        return admitted
+        drawn = self._draw(logits, started, self._numbers(started, 1)[0])
+        return self._take([drawn], started, len(self._scheduler.rows) - len(started))
 
     def _decode(self) -> list[Event]:
         """Events of the next token in every row, or on a GPU of a few tokens."""
@@ -201,10 +239,12 @@ def carries(model: Any) -> bool:
     """
     if model not in _carries:
         vocabulary = model.config.get_text_config().vocab_size
-        prompts = [tuple((7 * start + i) % vocabulary for i in range(length)) for start, length in enumerate((3, 7, 5))]
+        lengths = enumerate((3, 7, 17, 5))
+        prompts = [tuple((7 * start + i) % vocabulary for i in range(length)) for start, length in lengths]
         requests = [Request(prompt, 4, (), Sampling(temperature=0.0), (0,)) for prompt in prompts]
-        try:  # three prompts through two rows: one begins where another has ended
-            answers = Engine(model, pad_id=0, max_batch=2, together=True).generate(requests)
+        try:  # four prompts through two rows: the long one in chunks, each of the last two where another has ended
+            engine = Engine(model, pad_id=0, max_batch=2, together=True, max_prefill_tokens=14)
+            answers = engine.generate(requests)
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):

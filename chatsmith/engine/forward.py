@@ -6,6 +6,7 @@ to start some hundred kernels.
 """
 
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class OneByOne:
         self._cache: Any = None
         self._sequence: Running
 
-    def reserve(self, wanted: int, longest: int) -> int:
+    def reserve(self, running: int, waiting: int, longest: int, beside: int) -> int:
         return 1
 
     def prefill(self, admitted: Sequence[Running], first_row: int) -> Tensor:
@@ -52,6 +53,9 @@ class OneByOne:
         positions = torch.arange(len(prompt), device=self._model.device)[None]
         with _head_at(self._model, torch.tensor([0]), torch.tensor([len(prompt) - 1])):
             return self._logits(tokens, positions, self._cache)
+
+    def adopt(self, prompt: "ChunkedPrompt", first_row: int, samples: int) -> None:
+        raise NotImplementedError("prompts are computed whole")
 
     def begin(self, rows: Sequence[Running], steps: int) -> None:
         self._sequence = rows[0]
@@ -92,25 +96,28 @@ class Together:
         self._tokens = self._positions = self._last_positions = torch.empty(0)
         self._shape = (0, 0)  # rows and length of the steps that `begin` has announced
 
-    def reserve(self, wanted: int, longest: int) -> int:
-        """Make room for the rows that are wanted, of up to so many tokens each, or for as many as the memory holds.
+    def reserve(self, running: int, waiting: int, longest: int, beside: int) -> int:
+        """Make room for the rows that run and wait, of up to so many tokens each, or for as many as the memory holds.
 
+        Args:
+            beside: tokens whose keys and values must find room outside of the rows.
         Returns:
             how many rows may run.
         Raises:
             MemoryError: if there is no room for a single one.
         """
+        wanted = running + waiting
         if self._cache.holds(min(wanted, self._max_rows), longest):
             return self._max_rows
-        tokens = (free_bytes(self._device) + self._cache.bytes) // self._cache.bytes_per_token
+        tokens = (free_bytes(self._device) + self._cache.bytes) // self._cache.bytes_per_token - beside
         if tokens < longest:
             raise MemoryError(
                 f"a sequence of {longest} tokens does not fit: there is room for keys and values of {tokens} tokens."
             )
         most = min(self._max_rows, max(1, tokens // self._cache.rounded(longest)))
-        if not self._cache.holds(min(wanted, most), longest):
+        if running < most and not self._cache.holds(min(wanted, most), longest):
             self._forget_graphs()
-            self._cache.grow(min(most, max(wanted, 2 * self._cache.rows)), longest)
+            self._cache.resize(min(most, max(wanted, 2 * self._cache.rows)), longest)
             rows = self._cache.rows
             self._tokens = torch.zeros(rows, 1, dtype=torch.long, device=self._device)
             self._positions, self._last_positions = torch.zeros(2, rows, dtype=torch.long, device=self._device)
@@ -143,6 +150,14 @@ class Together:
             self._cache.store(cache, first_row, own, lambda x: x)
         return logits[own]
 
+    def adopt(self, prompt: "ChunkedPrompt", first_row: int, samples: int) -> None:
+        """Rows from `first_row` on begin behind a prompt that has been computed, as many as there are samples of it."""
+        if first_row + samples >= ROWS_WORTH_PACKING and not self._linears.installed:
+            self._linears.install()
+        self._cache.store(prompt.cache, first_row, torch.zeros(1, dtype=torch.long, device=self._device), lambda x: x)
+        for row in range(first_row + 1, first_row + samples):
+            self._cache.copy(first_row, row, prompt.length)
+
     def begin(self, rows: Sequence[Running], steps: int) -> None:
         """So many calls of `logits` follow, with one of `feed` between two.
 
@@ -174,7 +189,7 @@ class Together:
 
     def move(self, source: int, target: int, length: int) -> None:
         """Row `source` of `length` tokens takes the place of row `target`."""
-        self._cache.move(source, target, length)
+        self._cache.copy(source, target, length)
 
     def free(self) -> None:
         """Let go of the cache's memory and of copies of weights, which may change from here on."""
@@ -232,6 +247,30 @@ class Together:
             self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
             self._recorded_logits = torch.empty(0)
             torch.cuda.empty_cache()
+
+
+class ChunkedPrompt:
+    """A prompt that is computed chunk after chunk, so that the activations are those of a chunk."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._logits = model, logits_of(model)
+        self.cache = prefill_cache()
+        self.length = 0  # tokens that have been computed
+
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        """Logits [1, V] behind the next chunk."""
+        chunk = torch.tensor([tokens], device=self._model.device)
+        positions = torch.arange(self.length, self.length + len(tokens), device=self._model.device)[None]
+        self.length += len(tokens)
+        with _head_at(self._model, torch.tensor([0]), torch.tensor([len(tokens) - 1])):
+            return self._logits(chunk, positions, self.cache)
+
+
+def takes_chunks(model: Any) -> bool:
+    """Whether the first chunk of a prompt is computed as it would be in the whole prompt: not where the length decides
+    on the rotations, as in Phi-3 with a long context."""
+    rotations = str([getattr(module, "rope_type", None) for module in model.modules()])
+    return re.search("dynamic|longrope", rotations) is None
 
 
 def cache_shapes(model: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

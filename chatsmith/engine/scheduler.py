@@ -90,16 +90,20 @@ class Scheduler:
 
     Args:
         max_rows: sequences that run together.
-        max_prefill_tokens: padded prompt tokens that are admitted at once, if there is more than one prompt.
+        max_prefill_tokens: padded prompt tokens that are computed at once.
+        chunked: whether a prompt that is longer is computed in chunks, or at once all the same.
     """
 
-    def __init__(self, max_rows: int, max_prefill_tokens: int) -> None:
+    def __init__(self, max_rows: int, max_prefill_tokens: int, *, chunked: bool) -> None:
         self.rows: list[Running] = []
-        self.max_rows, self._max_prefill_tokens = max_rows, max_prefill_tokens
+        self.begun: list[Running] = []  # they share a prompt that is computed in chunks; their rows follow the others
+        self.max_rows, self._max_prefill_tokens, self._chunked = max_rows, max_prefill_tokens, chunked
         self._waiting: deque[Running] = deque()
-        self.longest = (
-            0  # what the longest sequence may come to, in tokens, of those that were here since all were idle
-        )
+        self._computed = 0  # tokens of the prompt in chunks
+        self._rows_turn = False  # to compute something, while there is such a prompt
+        # In tokens, of those that were here since all were idle: what the longest sequence may come to, and the longest
+        # prompt in chunks.
+        self.longest = self.longest_chunked = 0
 
     @property
     def waiting(self) -> int:
@@ -108,11 +112,15 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        return not self.rows and not self._waiting
+        return not self.rows and not self.begun and not self._waiting
 
     def add(self, id: int, request: Request) -> None:
-        end = len(request.tokens) + request.max_new_tokens
-        self.longest = end if self.idle else max(self.longest, end)
+        if self.idle:
+            self.longest = self.longest_chunked = 0
+        prompt = len(request.tokens)
+        self.longest = max(self.longest, prompt + request.max_new_tokens)
+        if self._in_chunks(prompt):
+            self.longest_chunked = max(self.longest_chunked, prompt)
         for sample, seed in enumerate(request.seeds):
             self._waiting.append(
                 Running(
@@ -131,10 +139,10 @@ class Scheduler:
         """The sequences to begin now, in the rows behind those that run.
 
         None until a quarter of the rows is free, or enough for all that wait: a prefill of a single prompt costs those
-        that run almost as much time as one of many.
+        that run almost as much time as one of many. A prompt in chunks (`chunk`) is alone, and nobody begins before it.
         """
         free = self.max_rows - len(self.rows)
-        if free < min(max(1, self.max_rows // 4), len(self._waiting)):
+        if self.begun or free < min(max(1, self.max_rows // 4), len(self._waiting)):
             return []
         admitted: list[Running] = []
         prompts, width = 0, 0
@@ -146,8 +154,28 @@ class Scheduler:
                 break
             prompts, width = prompts + is_new, widened
             admitted.append(self._waiting.popleft())
+        if self._in_chunks(width):
+            self.begun, self._computed = admitted, 0
+            return []
         self.rows += admitted
         return admitted
+
+    def chunk(self) -> tuple[int, ...]:
+        """The tokens to compute now of the prompt that has begun. None if there is no such prompt, and every other
+        time if there are rows: it is their turn then."""
+        self._rows_turn = bool(self.begun and self.rows) and not self._rows_turn
+        if self._rows_turn or not self.begun:
+            return ()
+        start, self._computed = self._computed, self._computed + self._max_prefill_tokens
+        return self.begun[0].prompt[start : self._computed]
+
+    def start(self) -> list[Running]:
+        """The sequences that have begun, which take their rows, if the last chunk of their prompt is computed."""
+        if self._computed < len(self.begun[0].prompt):
+            return []
+        started, self.begun = self.begun, []
+        self.rows += started
+        return started
 
     def release(self, row: int) -> int | None:
         """Free a row. Returns the row that moves into it, or None if it was the last one."""
@@ -158,13 +186,17 @@ class Scheduler:
         return len(self.rows)
 
     def cancel(self, request: int) -> list[int]:
-        """Forget what waits of a request; returns its rows, the last one first."""
+        """Forget what waits or has begun of a request; returns its rows, the last one first."""
+        self.begun = [sequence for sequence in self.begun if sequence.request != request]
         self._waiting = deque(sequence for sequence in self._waiting if sequence.request != request)
         return [row for row in reversed(range(len(self.rows))) if self.rows[row].request == request]
 
     def clear(self) -> None:
-        self.rows = []
+        self.rows, self.begun = [], []
         self._waiting.clear()
+
+    def _in_chunks(self, prompt: int) -> bool:
+        return self._chunked and prompt > self._max_prefill_tokens
 
 
 def prompts_of(admitted: Sequence[Running]) -> tuple[list[tuple[int, ...]], list[int]]:

@@ -66,6 +66,13 @@ def test_a_large_mixed_batch_agrees_with_training_and_with_a_small_one(dtype):
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
+def test_prompts_that_are_computed_in_chunks_agree_with_training(dtype):
+    model, requests = tiny_model("llama", scale=1.0).to(DEVICE, dtype), many(48)
+    groups = Engine(model, pad_id=0, max_batch=8, max_prefill_tokens=16).generate(requests)
+    assert gap(model, requests, groups) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
 def test_the_next_rollout_sees_new_weights(dtype):
     model = tiny_model("llama", scale=1.0).to(DEVICE, dtype)
     engine, requests = Engine(model, pad_id=0, max_batch=64), many(64)
