@@ -179,6 +179,16 @@ def generate(model: Any, prompts: Prompts, longest: int) -> tuple[float, int]:
     return seconds, output[:, tokens.shape[1] :].numel()
 
 
+@contextmanager
+def attention_kept(model: Any) -> Iterator[None]:
+    """transformers 5.17 leaves the attention of continuous batching behind where that fails while it is set up."""
+    before = model.config._attn_implementation
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
 def continuous(model: Any, prompts: Prompts, answers: Sequence[int]) -> tuple[float, int]:
     """transformers' continuous batching; its manager is made at the first call and kept for the next ones."""
     config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=max(answers), pad_token_id=PAD, eos_token_id=-1)
@@ -186,14 +196,17 @@ def continuous(model: Any, prompts: Prompts, answers: Sequence[int]) -> tuple[fl
     on_gpu = model.device.type == "cuda"
     memory = {"max_memory_percent": 0.3} if on_gpu else {"num_blocks": 16, "max_batch_tokens": 64}
     hints = WorkloadHints(len(prompts[0]), max(answers), len(prompts))
-    with model.continuous_batching_context_manager(
-        generation_config=config,
-        # no reuse of a prompt's keys and values from the turn before: in PPO the weights have changed since
-        continuous_batching_config=ContinuousBatchingConfig(allow_block_sharing=False, **memory),
-        persistent_manager=True,
-        timeout=5,
-        workload_hints=hints,
-    ) as manager:
+    with (
+        attention_kept(model),
+        model.continuous_batching_context_manager(
+            generation_config=config,
+            # no reuse of a prompt's keys and values from the turn before: in PPO the weights have changed since
+            continuous_batching_config=ContinuousBatchingConfig(allow_block_sharing=False, **memory),
+            persistent_manager=True,
+            timeout=5,
+            workload_hints=hints,
+        ) as manager,
+    ):
         started = time.perf_counter()
         for prompt, answer in zip(prompts, answers, strict=True):
             manager.add_request(list(prompt), max_new_tokens=answer)

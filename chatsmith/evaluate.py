@@ -68,7 +68,7 @@ def turning_point(
     return best if min(rose, fell) > CLEAR_CHANGE and reward_last > best[2] else None
 
 
-def histogram(values: Sequence[float], *, bins: int = 20) -> dict[str, list[float]]:
+def histogram(values: Sequence[float], *, bins: int = 20) -> dict[str, Sequence[float]]:
     """Counts between edges, as plain lists."""
     counts, edges = np.histogram(np.asarray(values, dtype=np.float64), bins=bins)
     return {"counts": counts.tolist(), "edges": edges.tolist()}

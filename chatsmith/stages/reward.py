@@ -50,7 +50,7 @@ class RewardReport:
     length_rule: str  # "longer wins" or "shorter wins", whichever fits the training part
     length_rule_accuracy: Interval
     pairs: int
-    margins: dict[str, list[float]]  # histogram of score(better) - score(worse)
+    margins: dict[str, Sequence[float]]  # histogram of score(better) - score(worse)
     reliability: list[Reliability]
     calibration_error: float
     length_correlation: float

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 import pytest
 from bigram import bigram_model
@@ -54,6 +55,13 @@ class Terminal:
         self.until("> ")
         os.write(self._end, f"{line}\r".encode())
         self.until(re.escape(line) + "\r\n")
+
+    def until_it_waits(self, timeout_s=60):
+        """Until its main thread sleeps, as Linux tells."""
+        end = time.monotonic() + timeout_s
+        while Path(f"/proc/{self._pid}/stat").read_text().rpartition(") ")[2][0] != "S":
+            assert time.monotonic() < end, f"does not wait after {timeout_s} s"
+            time.sleep(0.01)
 
     def press(self, key):
         os.write(self._end, key)
@@ -209,7 +217,7 @@ def test_an_answer_is_shown_while_it_is_spoken_and_ctrl_c_stops_it_alone(termina
     assert "\x07" not in screen.seen
     assert "你👋�]0;gotcha�[31m你" in screen.seen
     screen.until("> ")
-    time.sleep(0.5)  # input() misses a signal that comes between its prompt and its waiting
+    screen.until_it_waits()  # input() misses a signal that comes between its prompt and its waiting
     screen.press(b"\x03")
     assert screen.exit_code() == 0
     assert "Traceback" not in screen.seen

@@ -42,4 +42,7 @@ def test_operations_are_those_that_torch_counts(family):
         model(torch.ones(1, tokens, dtype=torch.long), use_cache=False)
     counts = count(model)
     masked = counts.attention * tokens * (tokens - 1) // 2  # plain attention computes what the mask then hides
-    assert counter.get_total_flops() == counts.flops([tokens], scored=tokens) + masked
+    # the angles of rotary embeddings: transformers 5.17 makes them by a matrix product, 5.23 does not
+    by_module = counter.get_flop_counts().items()
+    angles = sum(sum(ops.values()) for module, ops in by_module if module.endswith(".rotary_emb"))
+    assert counter.get_total_flops() - angles == counts.flops([tokens], scored=tokens) + masked
