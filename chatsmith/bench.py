@@ -242,8 +242,8 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     capability = torch.backends.cpu.get_cpu_capability()
-    kernel = "" if compiled_attention() else ", no C++ compiler: attention by torch"
-    return f"{platform.machine()} CPU ({capability}{kernel}), {torch.get_num_threads()} threads"
+    kernel = "chatsmith's" if compiled_attention() else "torch's"
+    return f"{platform.machine()} CPU ({capability}, {kernel} attention), {torch.get_num_threads()} threads"
 
 
 def _peak_bytes(device: torch.device) -> int:

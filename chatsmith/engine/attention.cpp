@@ -7,13 +7,13 @@
 #include <cstdint>
 #include <cstring>
 
-constexpr int LANES = 16;
+constexpr int LANES = 8;  // AVX2's; it waits for memory more than for arithmetic, so AVX-512 would gain nothing
 using Floats = float __attribute__((vector_size(4 * LANES)));
 using Words = uint32_t __attribute__((vector_size(4 * LANES)));
 using Halves = uint16_t __attribute__((vector_size(2 * LANES)));
 
-struct Shape {  // strides count elements; what belongs to one token lies side by side
-    int64_t rows, heads, key_heads, length, width, value_width;
+struct Sizes {  // strides count elements; what belongs to one token lies side by side
+    int64_t rows, key_heads, group, length, width, value_width;
     int64_t mask_row, query_row, query_head, key_row, key_head, key_token, value_row, value_head, value_token;
 };
 
@@ -44,69 +44,82 @@ static float sum(Floats lanes) {
     return total;
 }
 
-// `p` has room for a number per token.
+// The queries of the `group` heads that share keys and values. `weights` has room for a number per token and head.
 template <typename T>
-static inline __attribute__((always_inline)) void attend(const T* query, const T* keys, const T* values,
-                                                         const bool* allowed, T* output, float* p, const Shape& s,
-                                                         int64_t width, int64_t value_width, float scale) {
-    Floats q[width / LANES], mean[value_width / LANES];
-    for (int i = 0; i < width / LANES; i++) q[i] = load(query + LANES * i) * scale;
-    float largest = -INFINITY, total = 0;
+static inline __attribute__((always_inline)) void attend(const T* queries, const T* keys, const T* values,
+                                                         const bool* allowed, T* output, float* weights, float scale,
+                                                         const Sizes& s, int64_t group, int64_t width,
+                                                         int64_t value_width) {
+    const int64_t parts = width / LANES, value_parts = value_width / LANES;
+    Floats query[group * parts], mean[group * value_parts], vector[parts > value_parts ? parts : value_parts];
+    float largest[group], total[group];
+    for (int64_t head = 0; head < group; head++) {
+        for (int64_t i = 0; i < parts; i++)
+            query[head * parts + i] = load(queries + head * s.query_head + LANES * i) * scale;
+        for (int64_t i = 0; i < value_parts; i++) mean[head * value_parts + i] = Floats{};
+        largest[head] = -INFINITY;
+        total[head] = 0;
+    }
     for (int64_t t = 0; t < s.length; t++) {
         if (!allowed[t]) continue;
-        const T* key = keys + t * s.key_token;
-        Floats products = {};
-        for (int i = 0; i < width / LANES; i++) {
-            __builtin_prefetch(values + t * s.value_token + LANES * i);
-            products += q[i] * load(key + LANES * i);
+        for (int64_t i = 0; i < value_parts; i++) __builtin_prefetch(values + t * s.value_token + LANES * i);
+        for (int64_t i = 0; i < parts; i++) vector[i] = load(keys + t * s.key_token + LANES * i);
+        for (int64_t head = 0; head < group; head++) {
+            Floats products = {};
+            for (int64_t i = 0; i < parts; i++) products += query[head * parts + i] * vector[i];
+            const float score = sum(products);
+            weights[t * group + head] = score;
+            largest[head] = score > largest[head] ? score : largest[head];
         }
-        p[t] = sum(products);
-        largest = p[t] > largest ? p[t] : largest;
     }
-    for (int i = 0; i < value_width / LANES; i++) mean[i] = Floats{};
     for (int64_t t = 0; t < s.length; t++) {
         if (!allowed[t]) continue;
-        const T* value = values + t * s.value_token;
-        const float weight = std::exp(p[t] - largest);
-        total += weight;
-        for (int i = 0; i < value_width / LANES; i++) mean[i] += weight * load(value + LANES * i);
+        for (int64_t i = 0; i < value_parts; i++) vector[i] = load(values + t * s.value_token + LANES * i);
+        for (int64_t head = 0; head < group; head++) {
+            const float weight = std::exp(weights[t * group + head] - largest[head]);
+            total[head] += weight;
+            for (int64_t i = 0; i < value_parts; i++) mean[head * value_parts + i] += weight * vector[i];
+        }
     }
-    for (int i = 0; i < value_width / LANES; i++) store(output + LANES * i, mean[i] / total);
+    for (int64_t head = 0; head < group; head++)
+        for (int64_t i = 0; i < value_parts; i++)
+            store(output + head * value_width + LANES * i, mean[head * value_parts + i] / total[head]);
 }
 
-// queries [rows, heads, width], keys and values [rows, key_heads, length, width], allowed [rows, length], at least one
-// of a row; output [rows, heads, value_width], dense.
+// queries [rows, key_heads * group, width], keys and values [rows, key_heads, length, width], allowed [rows, length], at
+// least one of a row; output [rows, key_heads * group, value_width], dense.
 template <typename T>
 static void decode(const T* queries, const T* keys, const T* values, const bool* allowed, T* output, float scale,
-                   const Shape& s) {
-#pragma omp parallel for schedule(dynamic)
+                   const Sizes& s) {
+#pragma omp parallel for collapse(2) schedule(dynamic)
     for (int64_t row = 0; row < s.rows; row++) {
-        float* p = new float[s.length];
-        for (int64_t head = 0; head < s.heads; head++) {
-            const int64_t shared = head / (s.heads / s.key_heads);
-            const T* query = queries + row * s.query_row + head * s.query_head;
-            const T* key = keys + row * s.key_row + shared * s.key_head;
-            const T* value = values + row * s.value_row + shared * s.value_head;
+        for (int64_t head = 0; head < s.key_heads; head++) {
+            float* weights = new float[s.length * s.group];
+            const T* query = queries + row * s.query_row + head * s.group * s.query_head;
+            const T* key = keys + row * s.key_row + head * s.key_head;
+            const T* value = values + row * s.value_row + head * s.value_head;
             const bool* may = allowed + row * s.mask_row;
-            T* out = output + (row * s.heads + head) * s.value_width;
-            // widths that the compiler knows stay in registers
-            if (s.width == 64 && s.value_width == 64)
-                attend(query, key, value, may, out, p, s, 64, 64, scale);
+            T* out = output + (row * s.key_heads + head) * s.group * s.value_width;
+            // numbers that the compiler knows stay in registers
+            if (s.group == 1 && s.width == 64 && s.value_width == 64)
+                attend(query, key, value, may, out, weights, scale, s, 1, 64, 64);
+            else if (s.width == 64 && s.value_width == 64)
+                attend(query, key, value, may, out, weights, scale, s, s.group, 64, 64);
             else if (s.width == 128 && s.value_width == 128)
-                attend(query, key, value, may, out, p, s, 128, 128, scale);
+                attend(query, key, value, may, out, weights, scale, s, s.group, 128, 128);
             else
-                attend(query, key, value, may, out, p, s, s.width, s.value_width, scale);
+                attend(query, key, value, may, out, weights, scale, s, s.group, s.width, s.value_width);
+            delete[] weights;
         }
-        delete[] p;
     }
 }
 
 extern "C" void decode_float32(const float* queries, const float* keys, const float* values, const bool* allowed,
-                               float* output, float scale, const Shape* shape) {
-    decode(queries, keys, values, allowed, output, scale, *shape);
+                               float* output, float scale, const Sizes* sizes) {
+    decode(queries, keys, values, allowed, output, scale, *sizes);
 }
 
 extern "C" void decode_bfloat16(const uint16_t* queries, const uint16_t* keys, const uint16_t* values,
-                                const bool* allowed, uint16_t* output, float scale, const Shape* shape) {
-    decode(queries, keys, values, allowed, output, scale, *shape);
+                                const bool* allowed, uint16_t* output, float scale, const Sizes* sizes) {
+    decode(queries, keys, values, allowed, output, scale, *sizes);
 }

@@ -1,7 +1,7 @@
 """Attention of a decoding step, where every row has one query.
 
-On a CPU it is computed by attention.cpp, compiled with the machine's C++ compiler when it is first needed and kept in
-the cache directory; on a machine without a compiler, and on a GPU, by torch.
+On processors with AVX2 it is computed by attention.cpp, which the machine's C++ compiler compiles when it is first
+needed and which is kept in the cache directory; elsewhere, and without a compiler, by torch.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from chatsmith.directories import cache_directory
 
 _SOURCE = Path(__file__).with_name("attention.cpp")
-_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
+_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mavx2", "-mfma")
 _MATH = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")  # sums in any order
-_PROCESSOR = {
-    "AVX2": ("-mavx2", "-mfma"),
-    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
-}
-_LANES = 16  # of attention.cpp: widths are multiples of it
+_LANES = 8  # of attention.cpp: widths are multiples of it
 
 
 @contextmanager
@@ -47,35 +43,47 @@ def decode_attention() -> Iterator[None]:
 
 @cache
 def compiled_attention() -> Any:
-    """attention.cpp as a library for this processor; None without a compiler that can make it."""
+    """attention.cpp as a library; None on other processors, or where no compiler can make it."""
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if compiler is None:
+    if compiler is None or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return None
-    flags = [*_FLAGS, *_MATH, *_PROCESSOR.get(torch.backends.cpu.get_cpu_capability(), ())]
-    name = hashlib.sha256(repr([_SOURCE.read_text(encoding="utf-8"), compiler, *flags]).encode()).hexdigest()[:16]
-    library = cache_directory() / f"attention-{name}.so"
+    command = [compiler, *_FLAGS, *_MATH]
+    name = hashlib.sha256(repr([_SOURCE.read_text(encoding="utf-8"), *command]).encode()).hexdigest()[:16]
+    library = (cache_directory() / f"attention-{name}.so").absolute()
     try:
-        if not library.exists() or library.stat().st_uid != os.getuid():  # code of somebody else's is not run
-            library.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-                made = Path(folder) / library.name
-                subprocess.run([compiler, *flags, str(_SOURCE), "-o", str(made)], check=True, capture_output=True)
-                os.replace(made, library)  # others may be making the same one
+        if _is_ours(library):
+            with suppress(OSError):  # damaged, or made where the C library is another
+                return ctypes.CDLL(str(library))
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            made = Path(folder) / library.name
+            subprocess.run([*command, str(_SOURCE), "-o", str(made)], check=True, capture_output=True)
+            os.replace(made, library)  # others may be making the same one
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _is_ours(library: Path) -> bool:
+    """Whether nobody else can have written this file: it is code, and will run."""
+    if not library.exists():
+        return False
+    status = library.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _decode_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """query [n, H, T, D], key [n, K, L, D], value [n, K, L, Dv], mask [n, 1, T, L] -> [n, T, H, Dv]."""
-    usual = query.shape[2] != 1 or options.get("position_bias") is not None
-    if usual or attention_mask is None or attention_mask.dtype != torch.bool or attention_mask.shape[1] != 1:
+    other = any(options.get(name) is not None for name in ("position_bias", "softcap")) or options.get("dropout")
+    masked = attention_mask is not None and attention_mask.dtype == torch.bool and attention_mask.shape[1] == 1
+    if query.shape[2] != 1 or other or not masked:
         output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return output
-    scale = options.get("scaling") or query.shape[3] ** -0.5
-    if _fits(query, key, value):
+    assert attention_mask is not None
+    scale = query.shape[3] ** -0.5 if options.get("scaling") is None else options["scaling"]
+    if _is_for_kernel(query, key, value, attention_mask):
         return torch.ops.chatsmith.decode_attention(query, key, value, attention_mask, scale), None
     # the heads of a group as queries of one head: no copies of keys for each of them
     query = query.view(*key.shape[:2], -1, query.shape[3])
@@ -83,11 +91,16 @@ def _decode_attention(
     return states.flatten(1, 2)[:, None], None
 
 
-def _fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+def _is_for_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> bool:
     return (
         query.device.type == "cpu"
+        and query.dtype == key.dtype == value.dtype
         and query.dtype in (torch.float32, torch.bfloat16)
+        and query.shape[0] == key.shape[0]
+        and key.shape[:3] == value.shape[:3]
+        and key.shape[2] == mask.shape[3]
         and query.shape[3] % _LANES == value.shape[3] % _LANES == 0
+        and not torch.is_grad_enabled()
         and _is_compiled()
     )
 
@@ -97,18 +110,19 @@ def _is_compiled() -> bool:
     return compiled_attention() is not None
 
 
-def _compute(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+def _run_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
     query, key, value, mask = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value, mask))
     rows, heads, _, width = query.shape
     output = query.new_empty(rows, 1, heads, value.shape[3])
-    shape = (ctypes.c_int64 * 15)(
-        *(rows, heads, key.shape[1], key.shape[2], width, value.shape[3], mask.expand(rows, -1, -1, -1).stride(0)),
+    sizes = (ctypes.c_int64 * 15)(
+        *(rows, key.shape[1], heads // key.shape[1], key.shape[2], width, value.shape[3]),
+        mask.expand(rows, -1, -1, -1).stride(0),
         *(*query.stride()[:2], *key.stride()[:3], *value.stride()[:3]),
     )
     library = compiled_attention()
     function = library.decode_float32 if query.dtype == torch.float32 else library.decode_bfloat16
     addresses = (ctypes.c_void_p(x.data_ptr()) for x in (query, key, value, mask, output))
-    function(*addresses, ctypes.c_float(scale), shape)
+    function(*addresses, ctypes.c_float(scale), sizes)
     return output
 
 
@@ -116,7 +130,7 @@ _library = torch.library.Library("chatsmith", "FRAGMENT")  # type: ignore[no-unt
 _library.define(  # type: ignore[no-untyped-call]
     "decode_attention(Tensor query, Tensor key, Tensor value, Tensor mask, float scale) -> Tensor"
 )
-_library.impl("decode_attention", _compute, "CPU")  # type: ignore[no-untyped-call]
+_library.impl("decode_attention", _run_kernel, "CPU")  # type: ignore[no-untyped-call]
 torch.library.register_fake(
     "chatsmith::decode_attention",
     lambda query, key, value, mask, scale: query.new_empty(query.shape[0], 1, query.shape[1], value.shape[3]),

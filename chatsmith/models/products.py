@@ -34,39 +34,40 @@ def _pays() -> bool:
 
 class _OneDnn(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is linear and not kwargs and _fits(*args[:2]):
+        if func is linear and not kwargs and _is_worth_it(*args[:2]):
             x, weight, bias = (*args, None)[:3]
-            return _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+            # flat: of more dimensions oneDNN returns a view, which nobody may change in place
+            return _Linear.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])  # type: ignore[no-untyped-call]
         return func(*args, **kwargs or {})
 
 
-def _fits(x: Tensor, weight: Tensor) -> bool:
-    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
+def _is_worth_it(x: Tensor, weight: Tensor) -> bool:
+    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or x.dim() < 2:
         return False
-    return x[..., 0].numel() >= LEAST_ROWS and x.numel() * weight.shape[0] >= LEAST_MULTIPLICATIONS
+    multiplications = x.numel() * weight.shape[0]
+    return multiplications >= LEAST_MULTIPLICATIONS and x.numel() >= LEAST_ROWS * x.shape[-1]
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 
 
 class _Linear(torch.autograd.Function):
-    """x [..., in] times weight [out, in] transposed, plus bias [out]."""
+    """x [n, in] times weight [out, in] transposed, plus bias [out]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _multiply(x, weight, bias)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return _product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        rows = gradient.flatten(0, -2)
         return (
-            _multiply(gradient, weight.t(), None) if of_x else None,
-            rows.t() @ x.flatten(0, -2) if of_weight else None,  # MKL is the faster one here
-            rows.sum(0) if of_bias else None,
+            _product(gradient, weight.t(), None) if of_x else None,
+            gradient.t() @ x if of_weight else None,  # MKL is the faster one here
+            gradient.sum(0) if of_bias else None,
         )

@@ -3,15 +3,25 @@
 import math
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_model
+from decoders import build
 
 import chatsmith.engine.attention as attention
 from chatsmith.engine.engine import Engine, Request, Sampling
 
-needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
+needs_kernel = pytest.mark.skipif(
+    shutil.which("c++") is None or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
+    reason="no C++ compiler, or a processor without AVX2",
+)
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
 
 
 class Module:
@@ -60,15 +70,16 @@ SHAPES = {
     "width 128": {"width": 128},
     "values of another width": {"width": 48, "value_width": 32},
     "one token": {"length": 6, "rows": 1},
-    "a width that torch computes": {"width": 24},
+    "a width that torch computes": {"width": 20},
+    "few lanes": {"width": 8},
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("compiler", [pytest.param(True, marks=needs_compiler), False])
+@pytest.mark.parametrize("kernel", [pytest.param(True, marks=needs_kernel), False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_step_attends_as_the_formula_says(monkeypatch, shape, compiler, dtype):
-    if not compiler:
+def test_a_step_attends_as_the_formula_says(monkeypatch, shape, kernel, dtype):
+    if not kernel:
         monkeypatch.setattr(attention, "_is_compiled", lambda: False)
     query, keys, values, mask = drawn(**SHAPES[shape], dtype=dtype)
     module = Module(query.shape[1] // keys.shape[1])
@@ -83,7 +94,7 @@ def test_a_step_attends_as_the_formula_says(monkeypatch, shape, compiler, dtype)
     assert (found - naive(query, keys, values, mask, 0.3)).abs().max() > tolerance, "every allowed key counts"
 
 
-@needs_compiler
+@needs_kernel
 def test_the_compiler_is_asked_once_and_its_library_is_taken():
     attention.compiled_attention.cache_clear()
     library = attention.compiled_attention()
@@ -92,44 +103,55 @@ def test_the_compiler_is_asked_once_and_its_library_is_taken():
     assert attention.compiled_attention()._name == library._name
 
 
-@needs_compiler
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
-def test_a_library_of_somebody_elses_is_made_anew(monkeypatch, tmp_path):
-    monkeypatch.setenv("CHATSMITH_CACHE", str(tmp_path))
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """An empty cache directory, from which the library is loaded anew."""
+    monkeypatch.setenv("CHATSMITH_CACHE", str(tmp_path / "cache"))
     attention.compiled_attention.cache_clear()
-    attention.compiled_attention()
-    (library,) = tmp_path.glob("attention-*.so")
-    library.unlink()
-    library.write_bytes(b"not ours")
-    os.chown(library, 12345, 12345)
+    yield tmp_path / "cache"
     attention.compiled_attention.cache_clear()
+
+
+@needs_kernel
+@pytest.mark.parametrize("spoil", ["damaged", "of somebody else", "for others to write"])
+def test_a_library_that_may_not_or_cannot_be_run_is_made_anew(cache, spoil):
+    name = Path(attention.compiled_attention()._name).name
+    attention.compiled_attention.cache_clear()
+    library = cache / "other" / name
+    os.environ["CHATSMITH_CACHE"] = str(library.parent)  # a path that this process has not loaded from
+    library.parent.mkdir()
+    library.write_bytes(b"not a library")
+    if spoil == "of somebody else":
+        if os.getuid() != 0:
+            pytest.skip("only root can give a file away")
+        os.chown(library, 12345, 12345)
+    elif spoil == "for others to write":
+        library.chmod(0o666)
+    assert attention._is_ours(library) == (spoil == "damaged")
+    assert attention.compiled_attention()._name == str(library)
+    assert attention._is_ours(library)
+
+
+@needs_kernel
+def test_a_relative_cache_directory_holds_the_library(cache, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CHATSMITH_CACHE", ".")
     assert attention.compiled_attention() is not None
-    assert library.stat().st_uid == 0
-    attention.compiled_attention.cache_clear()
+    assert list(tmp_path.glob("attention-*.so"))
 
 
-def test_without_a_compiler_torch_attends(monkeypatch, tmp_path):
-    monkeypatch.setenv("CHATSMITH_CACHE", str(tmp_path))
+def test_without_a_compiler_torch_attends(cache, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    attention.compiled_attention.cache_clear()
-    try:
-        assert attention.compiled_attention() is None
-        assert rollout(tiny_model("llama")) == expected_rollout(monkeypatch)
-    finally:
-        attention.compiled_attention.cache_clear()
+    assert attention.compiled_attention() is None
+    assert rollout(build("llama")) == expected_rollout(monkeypatch)
 
 
-def test_a_compiler_that_fails_is_as_good_as_none(monkeypatch, tmp_path):
+def test_a_compiler_that_fails_is_as_good_as_none(cache, monkeypatch, tmp_path):
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\nexit 1\n")
     compiler.chmod(0o755)
-    monkeypatch.setenv("CHATSMITH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    attention.compiled_attention.cache_clear()
-    try:
-        assert attention.compiled_attention() is None
-    finally:
-        attention.compiled_attention.cache_clear()
+    assert attention.compiled_attention() is None
 
 
 def rollout(model):
@@ -140,16 +162,32 @@ def rollout(model):
 def expected_rollout(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(attention, "_decode_attention", attention.ALL_ATTENTION_FUNCTIONS["sdpa"])
-        return rollout(tiny_model("llama"))
+        return rollout(build("llama"))
 
 
-@needs_compiler
+@needs_kernel
 def test_the_engine_uses_it_and_leaves_torchs_in_its_place(monkeypatch):
     called = []
-    kernel = attention._decode_attention
-    monkeypatch.setattr(attention, "_decode_attention", lambda *a, **k: called.append(1) or kernel(*a, **k))
+    takes = attention._is_for_kernel
+    monkeypatch.setattr(attention, "_is_for_kernel", lambda *a: takes(*a) and not called.append(1))
     before = attention.ALL_ATTENTION_FUNCTIONS["sdpa"]
-    found = rollout(tiny_model("llama"))
+    found = rollout(build("llama"))
     assert called
     assert attention.ALL_ATTENTION_FUNCTIONS["sdpa"] is before
     assert found == expected_rollout(monkeypatch)
+
+
+@needs_kernel
+def test_gradients_are_torchs_affair():
+    query, keys, values, mask = drawn()
+    assert attention._is_for_kernel(query, keys, values, mask)
+    with torch.enable_grad():
+        assert not attention._is_for_kernel(query, keys, values, mask)
+
+
+@needs_kernel
+def test_tensors_that_do_not_fit_together_are_an_error():
+    query, keys, values, mask = drawn()
+    for case in [(query, keys.bfloat16(), values.bfloat16(), mask), (query, keys, values, mask[..., :7])]:
+        with pytest.raises(RuntimeError):
+            attention._decode_attention(Module(1), *case, scaling=0.3)

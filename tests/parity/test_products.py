@@ -20,8 +20,8 @@ def any_processor(monkeypatch):
 @pytest.fixture
 def calls(monkeypatch):
     """Counts the products that oneDNN computes."""
-    made, multiply = [], products._multiply
-    monkeypatch.setattr(products, "_multiply", lambda *a: made.append(1) or multiply(*a))
+    made, product = [], products._product
+    monkeypatch.setattr(products, "_product", lambda *a: made.append(1) or product(*a))
     return made
 
 
@@ -72,3 +72,19 @@ def test_few_rows_small_products_and_other_types_are_left_to_torch(calls, monkey
     with products.fast_products():
         linear(torch.randn(4096, 128), torch.randn(256, 128))  # 2^27
     assert calls
+
+
+def test_a_product_may_be_changed_in_place():  # OLMo with clip_qkv clamps its queries
+    x, weight = drawn(bias=False)
+    expected = torch.autograd.grad(linear(x, weight).clamp(max=0.5).sum(), [weight])
+    with products.fast_products():
+        product = linear(x, weight)
+    torch.testing.assert_close(torch.autograd.grad(product.clamp_(max=0.5).sum(), [weight]), expected)
+
+
+def test_inputs_of_frozen_weights_are_not_kept():
+    x, weight = drawn(bias=False)
+    kept = []
+    with products.fast_products(), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        linear(x * 1, weight.detach())
+    assert [tuple(t.shape) for t in kept] == [tuple(weight.shape)]
