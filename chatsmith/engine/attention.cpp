@@ -38,6 +38,17 @@ static void store(uint16_t* to, Floats lanes) {  // rounds to the nearest, ties 
     memcpy(to, &rounded, sizeof rounded);
 }
 
+// A weight as torch's kernel multiplies it with values of that type: training and generation then round alike.
+static float as_factor(float weight, const float*) { return weight; }
+
+static float as_factor(float weight, const uint16_t*) {
+    uint32_t word;
+    memcpy(&word, &weight, sizeof word);
+    word = (word + 0x7fff + ((word >> 16) & 1)) & 0xffff0000;
+    memcpy(&weight, &word, sizeof word);
+    return weight;
+}
+
 static float sum(Floats lanes) {
     float total = 0;
     for (int i = 0; i < LANES; i++) total += lanes[i];
@@ -55,7 +66,7 @@ static inline __attribute__((always_inline)) void attend(const T* queries, const
     float largest[group], total[group];
     for (int64_t head = 0; head < group; head++) {
         for (int64_t i = 0; i < parts; i++)
-            query[head * parts + i] = load(queries + head * s.query_head + LANES * i) * scale;
+            query[head * parts + i] = load(queries + head * s.query_head + LANES * i);
         for (int64_t i = 0; i < value_parts; i++) mean[head * value_parts + i] = Floats{};
         largest[head] = -INFINITY;
         total[head] = 0;
@@ -67,7 +78,7 @@ static inline __attribute__((always_inline)) void attend(const T* queries, const
         for (int64_t head = 0; head < group; head++) {
             Floats products = {};
             for (int64_t i = 0; i < parts; i++) products += query[head * parts + i] * vector[i];
-            const float score = sum(products);
+            const float score = scale * sum(products);
             weights[t * group + head] = score;
             largest[head] = score > largest[head] ? score : largest[head];
         }
@@ -77,8 +88,9 @@ static inline __attribute__((always_inline)) void attend(const T* queries, const
         for (int64_t i = 0; i < value_parts; i++) vector[i] = load(values + t * s.value_token + LANES * i);
         for (int64_t head = 0; head < group; head++) {
             const float weight = std::exp(weights[t * group + head] - largest[head]);
+            const float factor = as_factor(weight, values);
             total[head] += weight;
-            for (int64_t i = 0; i < value_parts; i++) mean[head * value_parts + i] += weight * vector[i];
+            for (int64_t i = 0; i < value_parts; i++) mean[head * value_parts + i] += factor * vector[i];
         }
     }
     for (int64_t head = 0; head < group; head++)

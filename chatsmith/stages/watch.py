@@ -44,8 +44,11 @@ def kl_per_answer(experience: Experience) -> float:
 
 
 def check_logprob_gap(gap: float, dtype: torch.dtype, settings: RlConfig) -> None:
-    """Stop when rollout and training compute different functions: nothing learned from such data means anything."""
-    limit = settings.max_logprob_gap or (1e-4 if dtype == torch.float32 else 2e-2)
+    """Stop when rollout and training compute different functions: nothing learned from such data means anything.
+
+    A wrong function costs about 1 nat. In bf16 two right ways to compute a logit of 10 differ by up to 10 / 2^8 = 0.04.
+    """
+    limit = settings.max_logprob_gap or (1e-4 if dtype == torch.float32 else 5e-2)
     if not gap <= limit:  # NaN is no agreement
         raise TrainingStopped(
             f"rl: the log-probs of the rollout differ from those of the training forward by {gap:.2e} nats per token "

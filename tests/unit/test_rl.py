@@ -106,7 +106,9 @@ def test_a_gap_above_the_limit_stops_the_run():
     check_logprob_gap(9e-5, torch.float32, RlConfig())
     with pytest.raises(TrainingStopped, match="do not compute the same function"):
         check_logprob_gap(2e-4, torch.float32, RlConfig())
-    check_logprob_gap(1e-2, torch.bfloat16, RlConfig())
+    check_logprob_gap(4e-2, torch.bfloat16, RlConfig())
+    with pytest.raises(TrainingStopped, match="do not compute the same function"):
+        check_logprob_gap(6e-2, torch.bfloat16, RlConfig())
     with pytest.raises(TrainingStopped):
         check_logprob_gap(float("nan"), torch.float32, RlConfig())
 
