@@ -31,7 +31,8 @@ rows of one batch may differ in length.
 
 In bf16 rollout and training round differently. For a pretrained Llama (stories260K, 260,000 parameters) the gap over
 three times 6,400 tokens sampled at temperature 1 has the mean 0.017 and the maximum 0.35 nats, and the mean with its
-sign is 0.001 or less; with torch's attention in the rollout too, it has the mean 0.015 (CPU, torch 2.13.0, transformers 5.23.0).
+sign is 0.001 or less; with torch's attention in the rollout too, it has the mean 0.015 (CPU,
+torch 2.13.0, transformers 5.23.0).
 
 """
 
