@@ -6,8 +6,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
-constexpr int LANES = 8;  // AVX2's; it waits for memory more than for arithmetic, so AVX-512 would gain nothing
+// The compiler is told LANES. They are AVX2's 8: this waits for memory more than for arithmetic, and 16 gain nothing.
 using Floats = float __attribute__((vector_size(4 * LANES)));
 using Words = uint32_t __attribute__((vector_size(4 * LANES)));
 using Halves = uint16_t __attribute__((vector_size(2 * LANES)));
@@ -29,13 +30,17 @@ static Floats load(const uint16_t* from) {  // bf16 is the upper half of fp32
     return (Floats)(__builtin_convertvector(lanes, Words) << 16);
 }
 
+// fp32 in whose upper half stands the nearest bf16, the even one of two; for one number or many.
+template <typename W>
+static W rounded(W words) {
+    return words + 0x7fff + ((words >> 16) & 1);
+}
+
 static void store(float* to, Floats lanes) { memcpy(to, &lanes, sizeof lanes); }
 
-static void store(uint16_t* to, Floats lanes) {  // rounds to the nearest, ties to even
-    Words words = (Words)lanes;
-    words += 0x7fff + ((words >> 16) & 1);
-    Halves rounded = __builtin_convertvector(words >> 16, Halves);
-    memcpy(to, &rounded, sizeof rounded);
+static void store(uint16_t* to, Floats lanes) {
+    const Halves halves = __builtin_convertvector(rounded((Words)lanes) >> 16, Halves);
+    memcpy(to, &halves, sizeof halves);
 }
 
 // A weight as torch's kernel multiplies it with values of that type: training and generation then round alike.
@@ -44,7 +49,7 @@ static float as_factor(float weight, const float*) { return weight; }
 static float as_factor(float weight, const uint16_t*) {
     uint32_t word;
     memcpy(&word, &weight, sizeof word);
-    word = (word + 0x7fff + ((word >> 16) & 1)) & 0xffff0000;
+    word = rounded(word) & 0xffff0000;
     memcpy(&weight, &word, sizeof word);
     return weight;
 }
@@ -106,7 +111,8 @@ static void decode(const T* queries, const T* keys, const T* values, const bool*
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int64_t row = 0; row < s.rows; row++) {
         for (int64_t head = 0; head < s.key_heads; head++) {
-            float* weights = new float[s.length * s.group];
+            std::vector<float> room(s.length * s.group);
+            float* weights = room.data();
             const T* query = queries + row * s.query_row + head * s.group * s.query_head;
             const T* key = keys + row * s.key_row + head * s.key_head;
             const T* value = values + row * s.value_row + head * s.value_head;
@@ -121,7 +127,6 @@ static void decode(const T* queries, const T* keys, const T* values, const bool*
                 attend(query, key, value, may, out, weights, scale, s, s.group, 128, 128);
             else
                 attend(query, key, value, may, out, weights, scale, s, s.group, s.width, s.value_width);
-            delete[] weights;
         }
     }
 }

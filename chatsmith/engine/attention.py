@@ -23,11 +23,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from chatsmith.directories import cache_directory
+from chatsmith.engine.operators import operator
 
 _SOURCE = Path(__file__).with_name("attention.cpp")
-_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mavx2", "-mfma")
+_LANES = 8  # numbers of a vector: widths are multiples of it
+_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mavx2", "-mfma", f"-DLANES={_LANES}")
 _MATH = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")  # sums in any order
-_LANES = 8  # of attention.cpp: widths are multiples of it
 
 
 @contextmanager
@@ -84,7 +85,7 @@ def _decode_attention(
     assert attention_mask is not None
     scale = query.shape[3] ** -0.5 if options.get("scaling") is None else options["scaling"]
     if _is_for_kernel(query, key, value, attention_mask):
-        return torch.ops.chatsmith.decode_attention(query, key, value, attention_mask, scale), None
+        return _kernel(query, key, value, attention_mask, scale), None
     # the heads of a group as queries of one head: no copies of keys for each of them
     query = query.view(*key.shape[:2], -1, query.shape[3])
     states = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scale)
@@ -126,13 +127,8 @@ def _run_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: 
     return output
 
 
-_library = torch.library.Library("chatsmith", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define(  # type: ignore[no-untyped-call]
-    "decode_attention(Tensor query, Tensor key, Tensor value, Tensor mask, float scale) -> Tensor"
-)
-_library.impl("decode_attention", _run_kernel, "CPU")  # type: ignore[no-untyped-call]
-torch.library.register_fake(
-    "chatsmith::decode_attention",
+_kernel = operator(
+    "decode_attention(Tensor query, Tensor key, Tensor value, Tensor mask, float scale) -> Tensor",
+    _run_kernel,
     lambda query, key, value, mask, scale: query.new_empty(query.shape[0], 1, query.shape[1], value.shape[3]),
-    lib=_library,
 )

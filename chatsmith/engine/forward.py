@@ -48,11 +48,7 @@ class OneByOne:
     def prefill(self, admitted: Sequence[Running], first_row: int) -> Tensor:
         """Logits [1, V] behind the prompt."""
         self._cache = DynamicCache(config=self._model.config)
-        prompt = admitted[0].prompt
-        tokens = torch.tensor([prompt], device=self._model.device)
-        positions = torch.arange(len(prompt), device=self._model.device)[None]
-        with _head_at(self._model, torch.tensor([0]), torch.tensor([len(prompt) - 1])):
-            return self._logits(tokens, positions, self._cache)
+        return _extended(self._model, self._logits, self._cache, admitted[0].prompt, begin=0)
 
     def adopt(self, prompt: "ChunkedPrompt", first_row: int, samples: int) -> None:
         raise NotImplementedError("prompts are computed whole")
@@ -128,8 +124,7 @@ class Together:
 
         Prompts that begin alike share the computation where the architecture can run packed.
         """
-        if len(admitted) >= ROWS_WORTH_PACKING and not self._linears.installed:
-            self._linears.install()
+        self._pack_weights(len(admitted))
         prompts, index = prompts_of(admitted)
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         tokens = torch.full((len(prompts), int(lengths.max())), self._pad_id)
@@ -152,8 +147,7 @@ class Together:
 
     def adopt(self, prompt: "ChunkedPrompt", first_row: int, samples: int) -> None:
         """Rows from `first_row` on begin behind a prompt that has been computed, as many as there are samples of it."""
-        if first_row + samples >= ROWS_WORTH_PACKING and not self._linears.installed:
-            self._linears.install()
+        self._pack_weights(first_row + samples)
         self._cache.store(prompt.cache, first_row, torch.zeros(1, dtype=torch.long, device=self._device), lambda x: x)
         for row in range(first_row + 1, first_row + samples):
             self._cache.copy(first_row, row, prompt.length)
@@ -196,6 +190,11 @@ class Together:
         self._forget_graphs()
         self._linears.remove()
         self._cache.free()
+
+    def _pack_weights(self, rows: int) -> None:
+        """For steps of so many rows, if these are enough."""
+        if rows >= ROWS_WORTH_PACKING and not self._linears.installed:
+            self._linears.install()
 
     def _compute(self) -> Tensor:
         n = self._shape[0]
@@ -259,11 +258,8 @@ class ChunkedPrompt:
 
     def extend(self, tokens: Sequence[int]) -> Tensor:
         """Logits [1, V] behind the next chunk."""
-        chunk = torch.tensor([tokens], device=self._model.device)
-        positions = torch.arange(self.length, self.length + len(tokens), device=self._model.device)[None]
-        self.length += len(tokens)
-        with _head_at(self._model, torch.tensor([0]), torch.tensor([len(tokens) - 1])):
-            return self._logits(chunk, positions, self.cache)
+        begin, self.length = self.length, self.length + len(tokens)
+        return _extended(self._model, self._logits, self.cache, tokens, begin)
 
 
 def takes_chunks(model: Any) -> bool:
@@ -295,6 +291,13 @@ def logits_of(model: Any) -> Forward:
         return logits
 
     return forward
+
+
+def _extended(model: Any, logits: Forward, cache: Any, tokens: Sequence[int], begin: int) -> Tensor:
+    """Logits [1, V] behind tokens of a single sequence, of which `begin` stand in the cache."""
+    positions = torch.arange(begin, begin + len(tokens), device=model.device)[None]
+    with _head_at(model, torch.tensor([0]), torch.tensor([len(tokens) - 1])):
+        return logits(torch.tensor([tokens], device=model.device), positions, cache)
 
 
 @contextmanager

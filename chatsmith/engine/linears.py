@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from chatsmith.engine.operators import operator
+
 
 class PackedLinears:
     """Copies of the weights of a model's linear layers, which the layers compute with where nobody asks for gradients.
@@ -64,7 +66,7 @@ def _packed_forward(layer: Any, number: int) -> Callable[[Tensor], Tensor]:
         if torch.is_grad_enabled():
             output = usual(layer, x)
         elif torch.compiler.is_compiling():
-            output = torch.ops.chatsmith.packed_linear(x, layer.bias, number, width)
+            output = _packed_linear(x, layer.bias, number, width)
         else:
             output = _multiply(x, layer.bias, number, width)
         return output
@@ -77,12 +79,8 @@ def _multiply(x: Tensor, bias: Tensor | None, number: int, width: int) -> Tensor
     return output
 
 
-# Not `custom_op`, whose wrapping takes as long as a small product.
-_library = torch.library.Library("chatsmith", "DEF")  # type: ignore[no-untyped-call]
-_library.define(  # type: ignore[no-untyped-call]
-    "packed_linear(Tensor x, Tensor? bias, int number, int width) -> Tensor"
-)
-_library.impl("packed_linear", _multiply, "CPU")  # type: ignore[no-untyped-call]
-torch.library.register_fake(
-    "chatsmith::packed_linear", lambda x, bias, number, width: x.new_empty(*x.shape[:-1], width), lib=_library
+_packed_linear = operator(
+    "packed_linear(Tensor x, Tensor? bias, int number, int width) -> Tensor",
+    _multiply,
+    lambda x, bias, number, width: x.new_empty(*x.shape[:-1], width),
 )
