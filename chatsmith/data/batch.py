@@ -3,6 +3,7 @@
 Orders are functions of (seed, epoch) and nothing else, so that a resumed run continues at the very next batch.
 """
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
@@ -73,7 +74,7 @@ def best_fit(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
     Best-fit decreasing: the longest rows first, each into the pack where the least room is left over.
     """
     packs: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # packs by the room that is left in them
+    with_room: dict[int, list[int]] = defaultdict(list)  # packs by the room that is left in them
     rooms = 0  # bit r is set where a pack has room r: the tightest fit is the lowest bit from the row's length on
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         length = lengths[row]

@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
@@ -18,10 +19,24 @@ from torch.overrides import TorchFunctionMode
 # below, oneDNN's preparations (its own layout of the weights) cost more than it saves
 LEAST_ROWS, LEAST_MULTIPLICATIONS = 256, 1 << 27
 
+_sizes: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
-def fast_products() -> AbstractContextManager[Any]:
-    """Inside, `linear` in fp32 on a CPU takes the faster library; gradients of what it gives too, wherever they run."""
-    return _OneDnn() if _pays() else nullcontext()
+
+def fast_products(module: nn.Module, rows: int) -> AbstractContextManager[Any]:
+    """Inside, `linear` in fp32 on a CPU takes the faster library; gradients of what it gives too, wherever they run.
+
+    Args:
+        module: what computes inside, on so many rows. Its operations are looked at only if a product is large.
+    """
+    return _OneDnn() if _pays() and rows * _largest(module) >= LEAST_MULTIPLICATIONS else nullcontext()
+
+
+def _largest(module: nn.Module) -> int:
+    """Numbers in the largest weight of a module's linear layers."""
+    if module not in _sizes:
+        linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
+        _sizes[module] = max((part.weight.numel() for part in linears), default=0)
+    return _sizes[module]
 
 
 @cache

@@ -28,20 +28,21 @@ def hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor, where: Tensor)
         where: [B, T] bool, N times True, never in the padding.
     """
     if packs(backbone):
-        with fast_products():
+        with fast_products(backbone, tokens.numel()):
             return packed_hidden_states(backbone, tokens, lengths, where)
     extra: dict[str, Any] = {"use_cache": False}
     if "position_ids" in inspect.signature(backbone.forward).parameters:  # BLOOM has none: ALiBi
         extra["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None].expand_as(tokens)
-    with fast_products():
+    with fast_products(backbone, tokens.numel()):
         states: Tensor = backbone(input_ids=tokens, **extra).last_hidden_state
     return states[where]
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
     """Logits [..., V] in fp32 from hidden states [..., d], with what the architecture does behind its head."""
-    with fast_products():
-        logits: Tensor = model.get_output_embeddings()(hidden).float()
+    head = model.get_output_embeddings()
+    with fast_products(head, hidden[..., 0].numel()):
+        logits: Tensor = head(hidden).float()
     if scale := getattr(model.config, "logit_scale", None):  # Cohere
         logits = logits * scale
     if scaling := getattr(model.config, "logits_scaling", None):  # Granite

@@ -25,6 +25,11 @@ def calls(monkeypatch):
     return made
 
 
+def inside(least=40 * 24, rows=ROWS):
+    """A module with products of these sizes computes."""
+    return products.fast_products(torch.nn.Linear(least, 1), rows)
+
+
 def drawn(*, rows=(2, ROWS), bias=True):
     torch.manual_seed(0)
     return [torch.randn(*shape, requires_grad=True) for shape in ((*rows, 40), (24, 40), *([(24,)] if bias else []))]
@@ -37,7 +42,7 @@ def test_products_and_gradients_are_those_of_torch(calls, rows, bias):
     weights = torch.randn(*rows, 24)
     usual = linear(*inputs)
     expected = torch.autograd.grad((usual * weights).sum(), inputs)
-    with products.fast_products():
+    with inside():
         found = linear(*inputs)
     assert len(calls) == 1
     gradients = torch.autograd.grad((found * weights).sum(), inputs)
@@ -50,34 +55,43 @@ def test_products_and_gradients_are_those_of_torch(calls, rows, bias):
 
 def test_only_gradients_that_somebody_asks_for_are_computed(calls):
     x, weight = drawn(bias=False)
-    with products.fast_products():
+    with inside():
         (of_weight,) = torch.autograd.grad(linear(x.detach(), weight).sum(), [weight])
     torch.testing.assert_close(of_weight, x.detach().sum((0, 1)).expand(24, -1), rtol=1e-4, atol=1e-4)
     assert len(calls) == 1
-    with products.fast_products():
+    with inside():
         (of_x,) = torch.autograd.grad(linear(x, weight.detach()).sum(), [x])
     torch.testing.assert_close(of_x, weight.detach().sum(0).expand_as(x), rtol=1e-4, atol=1e-4)
 
 
 def test_few_rows_small_products_and_other_types_are_left_to_torch(calls, monkeypatch):
     x, weight = drawn(rows=(ROWS - 1,), bias=False)
-    with products.fast_products():
+    with inside():
         linear(x, weight)
         linear(torch.randn(ROWS, 40, dtype=torch.float64), weight.double())
     linear(*drawn())
     monkeypatch.setattr(products, "LEAST_MULTIPLICATIONS", 1 << 27)
-    with products.fast_products():
+    with inside(256 * 128, 4096):  # 2^27
         linear(*drawn())
-    assert not calls
-    with products.fast_products():
-        linear(torch.randn(4096, 128), torch.randn(256, 128))  # 2^27
+        assert not calls
+        linear(torch.randn(4096, 128), torch.randn(256, 128))
     assert calls
+
+
+def test_operations_are_looked_at_where_a_product_is_large_enough_alone(monkeypatch):
+    monkeypatch.setattr(products, "LEAST_MULTIPLICATIONS", 1 << 27)
+    model = torch.nn.Sequential(torch.nn.Embedding(1 << 20, 128), torch.nn.Linear(128, 256), torch.nn.Linear(128, 8))
+    for rows, expected in ((4095, 0), (4096, 1)):
+        with products.fast_products(model, rows):
+            assert torch.overrides._len_torch_function_stack() == expected
+    with products.fast_products(torch.nn.Embedding(1 << 20, 128), 1 << 20):
+        assert torch.overrides._len_torch_function_stack() == 0
 
 
 def test_a_product_may_be_changed_in_place():  # OLMo with clip_qkv clamps its queries
     x, weight = drawn(bias=False)
     expected = torch.autograd.grad(linear(x, weight).clamp(max=0.5).sum(), [weight])
-    with products.fast_products():
+    with inside():
         product = linear(x, weight)
     torch.testing.assert_close(torch.autograd.grad(product.clamp_(max=0.5).sum(), [weight]), expected)
 
@@ -85,6 +99,6 @@ def test_a_product_may_be_changed_in_place():  # OLMo with clip_qkv clamps its q
 def test_inputs_of_frozen_weights_are_not_kept():
     x, weight = drawn(bias=False)
     kept = []
-    with products.fast_products(), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with inside(), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         linear(x * 1, weight.detach())
     assert [tuple(t.shape) for t in kept] == [tuple(weight.shape)]
