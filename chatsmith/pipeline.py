@@ -415,7 +415,8 @@ def _next_commands(run: Run) -> list[tuple[str, str]]:
     ]
     if run.config.world is not None and run.config.rl.kl_coef > 0:
         copy = run.directory.with_name(f"{run.directory.name}-no-kl")
-        again = f"{program} train {run.manifest['recipe']} --rl.kl_coef 0 --run-dir {copy} --from rl --force"
+        longer = f"--rl.schedule constant --rl.steps {2 * run.manifest['stages']['rl']['report']['steps']}"
+        again = f"{program} train {run.manifest['recipe']} --rl.kl_coef 0 {longer} --run-dir {copy} --from rl --force"
         commands.append(
             ("Watch PPO over-optimise the reward when nothing holds it", f"cp -r {run.directory} {copy} && {again}")
         )
