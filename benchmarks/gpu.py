@@ -51,13 +51,15 @@ from transformers.generation.continuous_batching.utils import WorkloadHints
 
 from chatsmith.assistant import Assistant
 from chatsmith.bench import random_prompts, time_generation, time_step, timed, token_reward
-from chatsmith.config import Config
+from chatsmith.config import Config, EngineConfig
 from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.engine.memory import free_bytes
 from chatsmith.errors import ChatsmithError
 from chatsmith.models.counts import count
 from chatsmith.models.critic import critic_from_reward_model
 from chatsmith.models.limits import measure_bandwidth, measure_peak_flops
 from chatsmith.run import commit
+from chatsmith.runtime import choose_device
 from chatsmith.stages.ppo import PPO
 from chatsmith.world.model import build_tokenizer
 
@@ -95,7 +97,7 @@ class Sizes:
         )
         self.prompt, self.answer, self.shortest = (8, 6, 2) if tiny else (256, 256, 32)
         self.batches = (2, 4) if tiny else (32, 128, 256)
-        self.device = torch.device("cpu" if tiny else "cuda")
+        self.device = choose_device(EngineConfig(device="cpu" if tiny else "cuda"))  # all systems get its settings
         self.dtype = torch.float32 if tiny else torch.bfloat16
 
     def build(self, auto: Any, config: Any) -> Any:
@@ -304,6 +306,7 @@ def rollouts(
         raise RuntimeError(report.failed[f"{name} ours"])
     seconds = {system: statistics.median(taken) for system, taken in turns.items()}
     mine = seconds["ours"]
+    by_phase = report.attempt(f"{name} phases", partial(phases, model, engine, requests, machine)) or {}
     return {
         "batch": len(prompts),
         "tokens": sum(answers),
@@ -313,14 +316,15 @@ def rollouts(
         "tokens_per_s": {system: sum(answers) / taken for system, taken in seconds.items()},
         "over_generate": seconds["generate"] / mine if "generate" in seconds else None,
         "over_continuous": seconds["continuous"] / mine if "continuous" in seconds else None,
-        **phases(model, engine, requests, machine),
+        **by_phase,
     }
 
 
 def largest(model: Any, sizes: Sizes, machine: Machine) -> dict[str, Any]:
     """The largest batch that our engine generates: from what its cache alone would leave room for, downwards."""
     row = count(model).cache_bytes * (sizes.prompt + sizes.answer)
-    free = torch.cuda.mem_get_info()[0] if sizes.device.type == "cuda" else row * 2 * max(sizes.batches)
+    # what the engine will find free, less a little that kernels take at their first call
+    free = int(0.98 * free_bytes(sizes.device, held=0)) if sizes.device.type == "cuda" else row * 2 * max(sizes.batches)
     batch, result = free // row, None
     while result is None:
         prompts = random_prompts(batch, sizes.prompt, model.config.vocab_size).tokens
@@ -413,7 +417,7 @@ def goals(results: dict[str, Any], batches: Sequence[int]) -> list[dict[str, Any
     """What was measured beside what it should be; at batches where nothing was measured there is nothing to compare."""
 
     def least(name: str, *sections: str) -> float | None:
-        found = [results[section][name] for section in sections if results[section]]
+        found = [results[section].get(name) for section in sections if results[section]]
         return min((value for value in found if value is not None), default=None)
 
     few, most = f"rollout {min(batches)}", f"rollout {max(batches)}"

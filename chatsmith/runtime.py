@@ -192,9 +192,8 @@ def choose_device(config: EngineConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError('engine.device = "cuda", but torch finds no CUDA device here. Use "auto" or "cpu".')
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    if (
-        chosen == "cuda"
-    ):  # torch prefers cuDNN's attention on new GPUs, which plans anew, for half a second, every shape
+    if chosen == "cuda":
+        # torch prefers cuDNN's attention on new GPUs, which plans anew, for half a second, every shape
         torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(chosen)
 

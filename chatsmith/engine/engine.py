@@ -8,6 +8,7 @@ Rows of different length run together. A model that computes something else then
 at a time.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -247,7 +248,9 @@ def carries(model: Any) -> bool:
             answers = engine.generate(requests)
         except torch.OutOfMemoryError:
             raise
-        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
+        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+            if model.device.type == "cuda":  # perhaps it is not the architecture
+                warnings.warn(f"{type(model).__name__}: rows cannot run together: {error!r}", stacklevel=2)
             _carries[model] = False
         else:
             _carries[model] = all(

@@ -105,7 +105,7 @@ class Together:
         wanted = running + waiting
         if self._cache.holds(min(wanted, self._max_rows), longest):
             return self._max_rows
-        tokens = (free_bytes(self._device) + self._cache.bytes) // self._cache.bytes_per_token - beside
+        tokens = free_bytes(self._device, self._cache.bytes) // self._cache.bytes_per_token - beside
         if tokens < longest:
             raise MemoryError(
                 f"a sequence of {longest} tokens does not fit: there is room for keys and values of {tokens} tokens."
@@ -187,9 +187,9 @@ class Together:
 
     def free(self) -> None:
         """Let go of the cache's memory and of copies of weights, which may change from here on."""
-        self._forget_graphs()
         self._linears.remove()
         self._cache.free()
+        self._forget_graphs()  # last: it returns to the device what nobody uses
 
     def _pack_weights(self, rows: int) -> None:
         """For steps of so many rows, if these are enough."""
@@ -213,18 +213,16 @@ class Together:
         watched for anything that waits for the device: a recording that fails would leave torch's allocator broken.
         """
         watched = bool(self._graphs)
-        self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._stream.wait_stream(torch.cuda.current_stream())
+        self._stream = self._stream or torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
         try:
             with torch.cuda.stream(self._stream):
                 logits = self._compute()
                 if not watched:
                     self._recorded_logits = logits.new_empty(self._cache.rows, logits.shape[1])
-                    torch.cuda.set_sync_debug_mode("error")
-                    try:
+                    with _waiting_is_an_error():
                         self._compute()
-                    finally:
-                        torch.cuda.set_sync_debug_mode("default")
+                torch.cuda.empty_cache()  # a recording cannot take what torch has reserved without use
                 graph = torch.cuda.CUDAGraph()
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
@@ -233,12 +231,14 @@ class Together:
                     graph.capture_end()
             self._graphs[self._shape] = graph
         except torch.OutOfMemoryError:
+            if not self._graphs:  # the pool is gone with its only graph
+                self._pool = torch.cuda.graph_pool_handle()
             raise
         except RuntimeError as error:
             warnings.warn(f"{type(self._model).__name__} decodes without CUDA graphs, slowly: {error}", stacklevel=2)
             self._records = False
         finally:
-            torch.cuda.current_stream().wait_stream(self._stream)
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def _forget_graphs(self) -> None:
         """They read addresses that are about to change; a pool of memory cannot outlive its graphs."""
@@ -298,6 +298,19 @@ def _extended(model: Any, logits: Forward, cache: Any, tokens: Sequence[int], be
     positions = torch.arange(begin, begin + len(tokens), device=model.device)[None]
     with _head_at(model, torch.tensor([0]), torch.tensor([len(tokens) - 1])):
         return logits(torch.tensor([tokens], device=model.device), positions, cache)
+
+
+@contextmanager
+def _waiting_is_an_error() -> Iterator[None]:
+    """Inside, what waits for a GPU raises RuntimeError."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode")  # a prototype, torch says
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_model
 
+from chatsmith.config import EngineConfig
 from chatsmith.data.batch import pad, pad_mask
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.models.counts import count
@@ -13,12 +14,20 @@ from chatsmith.models.packing import packed_hidden_states
 from chatsmith.models.scoring import token_logprobs
 from chatsmith.pipeline import train
 from chatsmith.resolve import nested, resolve
+from chatsmith.runtime import choose_device
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
 ]
 DEVICE = "cuda"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def settings_of_a_run():
+    choose_device(EngineConfig())
+
+
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # nats per token, mean
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
 

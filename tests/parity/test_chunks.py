@@ -151,11 +151,7 @@ def test_a_long_prompt_joins_short_ones_within_the_memory(monkeypatch):
     joined = engine(model, CHUNK, rows=6)
     cache = joined._forward._cache
     room = 3 * cache.rounded(162) * cache.bytes_per_token  # two long rows, and the longest prompt beside them
-
-    def free(_):
-        return room - cache.bytes
-
-    monkeypatch.setattr(chatsmith.engine.forward, "free_bytes", free)
+    monkeypatch.setattr(chatsmith.engine.forward, "free_bytes", lambda _, held: room)
     answers = {joined.add(request): [] for request in asked[:6]}
     while joined._scheduler.waiting:
         for event in joined.step():

@@ -1,11 +1,14 @@
 """Each way to compute the next logits gives the tokens of the plain way, and leaves the model as it was."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import tiny_model
 
 import chatsmith.engine.forward
 from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.engine.memory import SHARE, free_bytes
 
 STOPS = (2,)
 PROMPTS = [
@@ -80,7 +83,7 @@ def test_as_many_rows_run_as_the_memory_holds(monkeypatch):
     expected = tokens(engine, requests())
     cache = engine._forward._cache
     room = 3 * cache.rounded(max(map(len, PROMPTS)) + 12) * cache.bytes_per_token
-    monkeypatch.setattr(chatsmith.engine.forward, "free_bytes", lambda _: room - cache.bytes)
+    monkeypatch.setattr(chatsmith.engine.forward, "free_bytes", lambda _, held: room)
     running = 0
     with engine.session():
         for request in requests():
@@ -92,9 +95,17 @@ def test_as_many_rows_run_as_the_memory_holds(monkeypatch):
     assert tokens(engine, requests()) == expected
 
 
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux says what is available")
+def test_a_cache_that_grows_keeps_to_its_share_of_the_memory():
+    held, cpu = 1 << 44, torch.device("cpu")  # so much that it does not matter what else the machine does
+    assert free_bytes(cpu, held) - free_bytes(cpu, 0) == pytest.approx(SHARE * held, rel=1e-2)
+
+
 def test_a_sequence_that_does_not_fit_at_all_is_refused_with_the_number_that_does(monkeypatch):
     engine = Engine(tiny_model("llama"), pad_id=0, max_batch=6)
-    monkeypatch.setattr(chatsmith.engine.forward, "free_bytes", lambda _: 20 * engine._forward._cache.bytes_per_token)
+    monkeypatch.setattr(
+        chatsmith.engine.forward, "free_bytes", lambda _, held: 20 * engine._forward._cache.bytes_per_token
+    )
     with pytest.raises(MemoryError, match=r"a sequence of 29 tokens does not fit: .* keys and values of 20 tokens"):
         tokens(engine, requests())
     assert tokens(engine, [Request((5, 6), 4, STOPS, Sampling(), (0,))])
