@@ -96,6 +96,10 @@ def nan_reward(run: Path) -> list[str]:
     return ["--from", "rl", "--reward", f"{run.parent / 'nan_reward.py'}:sometimes"]
 
 
+def no_kl(run: Path) -> list[str]:
+    return ["--from", "rl", "--rl.kl_coef", "0", "--rl.schedule", "constant", "--rl.steps", "44"]
+
+
 FAULTS = (
     Fault("healthy", "none", STAGES[:2], lambda run: []),
     Fault("bad reward labels: chosen and rejected mixed up", "reward", STAGES[:1], bad_labels),
@@ -103,7 +107,7 @@ FAULTS = (
     Fault("wrong template: turns of the SFT model's directory renamed", "sft", STAGES[:1], wrong_template),
     Fault("EOS stripped from the chat template", "sft", (), eos_stripped),
     Fault("learning rate x 100 in stage 1", "sft", (), lambda run: ["--from", "sft", "--sft.lr", "0.2"]),
-    Fault("KL 0", "rl", STAGES[:2], lambda run: ["--from", "rl", "--rl.kl_coef", "0"]),
+    Fault("KL 0 at a constant rate, for twice as long", "rl", STAGES[:2], no_kl),
     Fault("NaN reward for every fifth answer", "rl", STAGES[:2], nan_reward),
     Fault("tokenizer mismatch: a base with a foreign tokenizer", "sft", (), foreign_tokenizer),
     Fault("reward hack by length: the longer answer is preferred", "reward", STAGES[:1], longer_is_preferred),

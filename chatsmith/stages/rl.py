@@ -1,5 +1,6 @@
 """Stage 3: PPO over a whole run. What one step does stands in `stages/ppo.py`."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,8 @@ from chatsmith.stages.rollout import PolicyScores, Prompts, evaluate_policy
 from chatsmith.stages.tripwires import Tripwires
 from chatsmith.stages.watch import PhaseClock, answer_table, describe
 
-LOGGED_TABLES = 10  # of answers, per run
-PROBES = 12  # per run
+LOGGED_TABLES = 10  # of answers, per run, at most
+PROBES = 12  # per run, at most
 
 Probe = Callable[[], dict[str, float]]
 """Metrics of the policy as it is, from a judge that training must not know."""
@@ -87,7 +88,7 @@ def train_rl(
         prompts, held_out: tokenised prompts; the fixed held-out ones are scored before and after.
         rewards: what is maximised, summed with their weights.
         ptx: rows for mixed training; used when `ptx_coef` > 0.
-        probe: asked about twelve times, before that step's update; its metrics are logged and nothing else.
+        probe: asked up to twelve times, before that step's update; its metrics are logged and nothing else.
     Returns:
         the report, and the averaged actor.
     Raises:
@@ -124,7 +125,7 @@ def train_rl(
     order = batches(len(prompts.tokens), size=per_step, seed=config.seed, start=start)
 
     for step in run.steps(start, total):
-        probed = probe() if probe is not None and step % max(1, total // PROBES) == 0 else {}
+        probed = probe() if probe is not None and step % math.ceil(total / PROBES) == 0 else {}
         clock = PhaseClock()
         with clock("rollout"):
             rollouts = ppo.roll_out(prompts, next(order))
@@ -139,7 +140,7 @@ def train_rl(
         variances.append(metrics["rl/explained_variance"])
         metrics |= clock.metrics(rollouts, metrics["rl/epochs"], parameters, peak_flops) | probed
         run.log(step, metrics)
-        if step % max(1, total // LOGGED_TABLES) == 0:
+        if step % math.ceil(total / LOGGED_TABLES) == 0:
             run.log_answers(step, answer_table(rollouts, scores))
         run.checkpoint(step, {"variances": variances, "ppo": ppo.state_dict(), "tripwires": tripwires.state_dict()})
 
