@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from chatsmith.models.products import fast_products
+
 _NAME = "chatsmith_packed"
 _packs: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
@@ -99,7 +101,7 @@ def _similar(lengths: list[int], width: int) -> list[list[int]]:
 def packed_hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor, where: Tensor) -> Tensor:
     """As `scoring.hidden_states`, each node of the rows' prefix tree computed once."""
     layout = Layout.of(tokens, lengths)
-    with packed_attention(backbone.config):
+    with packed_attention(backbone.config), fast_products(backbone, len(layout.flat)):
         states = backbone(
             input_ids=layout.pack(tokens)[None],
             position_ids=layout.positions[None],

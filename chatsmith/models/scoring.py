@@ -28,8 +28,7 @@ def hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor, where: Tensor)
         where: [B, T] bool, N times True, never in the padding.
     """
     if packs(backbone):
-        with fast_products(backbone, tokens.numel()):
-            return packed_hidden_states(backbone, tokens, lengths, where)
+        return packed_hidden_states(backbone, tokens, lengths, where)
     extra: dict[str, Any] = {"use_cache": False}
     if "position_ids" in inspect.signature(backbone.forward).parameters:  # BLOOM has none: ALiBi
         extra["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None].expand_as(tokens)
