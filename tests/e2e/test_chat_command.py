@@ -57,9 +57,11 @@ class Terminal:
         self.until(re.escape(line) + "\r\n")
 
     def until_it_waits(self, timeout_s=60):
-        """Until its main thread sleeps, as Linux tells."""
-        end = time.monotonic() + timeout_s
-        while Path(f"/proc/{self._pid}/stat").read_text().rpartition(") ")[2][0] != "S":
+        """Until its main thread sleeps, as Linux tells, and not for a moment only: it also waits for locks and files."""
+        end, asleep = time.monotonic() + timeout_s, 0
+        while asleep < 30:
+            state = Path(f"/proc/{self._pid}/stat").read_text().rpartition(") ")[2][0]
+            asleep = asleep + 1 if state == "S" else 0
             assert time.monotonic() < end, f"does not wait after {timeout_s} s"
             time.sleep(0.01)
 
