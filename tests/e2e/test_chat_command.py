@@ -57,7 +57,7 @@ class Terminal:
         self.until(re.escape(line) + "\r\n")
 
     def until_it_waits(self, timeout_s=60):
-        """Until its main thread sleeps, as Linux tells, and not for a moment only: it also waits for locks and files."""
+        """Until its main thread sleeps, as Linux tells, and for longer than locks and files make it wait."""
         end, asleep = time.monotonic() + timeout_s, 0
         while asleep < 30:
             state = Path(f"/proc/{self._pid}/stat").read_text().rpartition(") ")[2][0]
