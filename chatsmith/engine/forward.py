@@ -58,9 +58,8 @@ class OneByOne:
 
     def logits(self) -> Tensor:
         """[1, V] behind the last token."""
-        device = self._model.device
-        tokens = torch.tensor([[self._sequence.last]], device=device)
-        return self._logits(tokens, torch.tensor([[self._sequence.position]], device=device), self._cache)
+        row = self._sequence
+        return _extended(self._model, self._logits, self._cache, [row.last], begin=row.position)
 
     def feed(self, tokens: Tensor) -> None:
         raise NotImplementedError("one step at a time")

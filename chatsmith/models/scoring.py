@@ -40,7 +40,7 @@ def hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor, where: Tensor)
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
     """Logits [..., V] in fp32 from hidden states [..., d], with what the architecture does behind its head."""
     head = model.get_output_embeddings()
-    with fast_products(head, hidden[..., 0].numel()):
+    with fast_products(head, hidden.shape[:-1].numel()):
         logits: Tensor = head(hidden).float()
     if scale := getattr(model.config, "logit_scale", None):  # Cohere
         logits = logits * scale

@@ -22,14 +22,13 @@ pytestmark = [
 ]
 DEVICE = "cuda"
 
+LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # nats per token, mean
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
+
 
 @pytest.fixture(autouse=True, scope="module")
 def settings_of_a_run():
     choose_device(EngineConfig())
-
-
-LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # nats per token, mean
-PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
 
 
 def many(count, seed=0):
