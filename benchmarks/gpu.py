@@ -47,6 +47,7 @@ from transformers import (
     LlamaConfig,
     OPTConfig,
 )
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.utils import WorkloadHints
 
 from chatsmith.assistant import Assistant
@@ -62,6 +63,10 @@ from chatsmith.run import commit
 from chatsmith.runtime import choose_device
 from chatsmith.stages.ppo import PPO
 from chatsmith.world.model import build_tokenizer
+
+if not hasattr(PagedAttentionCache, "get_seq_length"):
+    # OPT asks every cache for its length, in transformers 5.24 this one too; it is given positions and needs no answer
+    PagedAttentionCache.get_seq_length = lambda self: 0
 
 PAD = 1
 NO_STOP = {"pad_token_id": PAD, "bos_token_id": None, "eos_token_id": None}

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -368,10 +369,19 @@ def out_of_memory(error: Exception) -> bool:
     )
 
 
+def silence_deprecations() -> None:
+    """What libraries tell programmers about their next versions is no news for a user; tests and `python -W` see it."""
+    if not sys.warnoptions:
+        for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        warnings.filterwarnings("ignore", message="(?is).*deprecat")
+
+
 def main() -> None:
     """Entry point of the `chatsmith` command."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    silence_deprecations()
     try:
         from chatsmith.resolve import parse_overrides
 

@@ -6,14 +6,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import transformers
 from decoders import FAMILIES, Measured, measure
 
 LARGEST_GAP = 1e-5
 
 INTRODUCTION = """# Decoder families
 
-Measured in fp32 on the CPU by `tests/decoders.py`, on a model of two layers per family that is built from its config
-with random weights. A test measures every row again.
+Measured in fp32 on the CPU, with transformers {version}, by `tests/decoders.py`, on a model of two layers per family that
+is built from its config with random weights. A test measures every row again.
 
 - *greedy tokens*: whether five prompts of different length, run through three rows of the engine, get the tokens that
   transformers' `generate` gives to each of them alone.
@@ -37,11 +38,11 @@ torch 2.13.0, transformers 5.23.0).
 """
 
 
-def page(rows: Sequence[str]) -> str:
-    """The whole page."""
+def page(rows: Sequence[str], version: str) -> str:
+    """The whole page, of rows measured with a version of transformers."""
     columns = ("family", "architecture", "greedy tokens", "log-prob gap", "training rows", "engine")
     table = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns), *rows]
-    return INTRODUCTION + "\n".join(table) + "\n"
+    return INTRODUCTION.format(version=version) + "\n".join(table) + "\n"
 
 
 def row(measured: Measured) -> str:
@@ -57,4 +58,5 @@ def row(measured: Measured) -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_suffix(".md").write_text(page([row(measure(family)) for family in FAMILIES]), encoding="utf-8")
+    rows = [row(measure(family)) for family in FAMILIES]
+    Path(__file__).with_suffix(".md").write_text(page(rows, transformers.__version__), encoding="utf-8")

@@ -1,9 +1,56 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests, what holds in each of them, and a last line that says what was not tried."""
 
+import logging
 import os
+from collections import Counter
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs a worker per core
+os.environ.pop("COLUMNS", None)  # of a terminal that is not the worker's own
+os.environ.pop("LINES", None)
+
+import newer_transformers  # noqa: F401, before any model
 import pytest
+import transformers
 from tiny import saved_model
+
+import chatsmith.models.load  # noqa: F401, makes transformers' log quiet, once
+
+skipped: Counter[str] = Counter()
+
+
+def pytest_configure(config):
+    """What is an error in a test (pyproject.toml) is one in the commands that it starts, as far as -W can say it."""
+    filters = [line for line in config.getini("filterwarnings") if "(?" not in line]
+    os.environ["PYTHONWARNINGS"] = ",".join(filters)
+
+
+def pytest_runtest_logreport(report):
+    if report.skipped and not hasattr(report, "wasxfail"):
+        skipped[report.longrepr[2].removeprefix("Skipped: ")] += 1
+
+
+def pytest_unconfigure(config):
+    """The very last line."""
+    if not hasattr(config, "workerinput"):
+        reasons = [f"{reason} ({count} tests)" for reason, count in sorted(skipped.items())]
+        print(f"\nnot tried here: {'; '.join(reasons) or 'nothing'}")
+
+
+class Deprecations(logging.Handler):
+    """transformers announces some in its log instead of by a warning."""
+
+    def emit(self, record):
+        if "deprecat" in record.getMessage().lower():
+            raise AssertionError(record.getMessage())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def deprecations_in_the_log_are_errors():
+    handler, logger = Deprecations(), logging.getLogger("transformers")
+    transformers.logging.set_verbosity_warning()
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

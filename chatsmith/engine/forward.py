@@ -5,7 +5,6 @@ steps. On a GPU a step is recorded once per shape as a CUDA graph and then repla
 to start some hundred kernels.
 """
 
-import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from chatsmith.engine.cache import SlotCache, prefill_cache, rounded_up
 from chatsmith.engine.linears import PackedLinears
 from chatsmith.engine.memory import free_bytes
 from chatsmith.engine.scheduler import Running, prompts_of
+from chatsmith.models.arguments import cache_argument, takes_positions
 from chatsmith.models.packing import Layout, packed_attention, packs
 
 STRIDE = 8  # decoding steps on a GPU before the host looks at the tokens
@@ -280,13 +280,13 @@ def cache_shapes(model: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int
 
 def logits_of(model: Any) -> Forward:
     """The model as a function to the logits of the last token of each row, the only ones that anybody needs."""
-    # BLOOM takes no positions: its ALiBi biases follow from the attention mask
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    told_positions, cache_name = takes_positions(model), cache_argument(model)
 
     def forward(tokens: Tensor, positions: Tensor, cache: Any, **extra: Any) -> Tensor:
-        if takes_positions:
+        extra[cache_name] = cache
+        if told_positions:
             extra["position_ids"] = positions
-        logits: Tensor = model(input_ids=tokens, past_key_values=cache, use_cache=True, **extra).logits[:, -1]
+        logits: Tensor = model(input_ids=tokens, use_cache=True, **extra).logits[:, -1]
         return logits
 
     return forward

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import DynamicCache
+
+from chatsmith.models.arguments import cache_argument
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ def count(model: Any) -> Counts:
     body = [p for p in model.parameters() if p not in embeddings and all(p is not w for w in head_weights)]
     config = model.config.get_text_config()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True).past_key_values
+    cache = DynamicCache(config=model.config)
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    model(token, use_cache=True, **{cache_argument(model): cache})
     return Counts(
         body=sum(p.numel() for p in body if p.dim() > 1),
         head=sum(p.numel() for p in head_weights),

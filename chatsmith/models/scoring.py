@@ -6,7 +6,6 @@ attention mask is needed: padded, packed and one-by-one forward passes compute t
 the architecture allows it.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from chatsmith.models.arguments import takes_positions
 from chatsmith.models.packing import packed_hidden_states, packs
 from chatsmith.models.products import fast_products
 
@@ -30,7 +30,7 @@ def hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor, where: Tensor)
     if packs(backbone):
         return packed_hidden_states(backbone, tokens, lengths, where)
     extra: dict[str, Any] = {"use_cache": False}
-    if "position_ids" in inspect.signature(backbone.forward).parameters:  # BLOOM has none: ALiBi
+    if takes_positions(backbone):
         extra["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None].expand_as(tokens)
     with fast_products(backbone, tokens.numel()):
         states: Tensor = backbone(input_ids=tokens, **extra).last_hidden_state

@@ -86,7 +86,7 @@ def test_ppo_with_four_epochs_raises_the_reward_and_the_average_follows_the_acto
     assert nothing["reward_gain_ci95"][0] <= 0  # without a step there is no gain
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.sweep) for seed in (2, 3))])
 def test_mixed_training_keeps_the_language_model_at_nearly_the_same_reward(seed, speaker, tmp_path):
     without = ppo(speaker, tmp_path / "without", seed=seed)
     mixed = ppo(speaker, tmp_path / "mixed", seed=seed, **{"rl.ptx_coef": 0.1})

@@ -3,10 +3,12 @@
 Left-aligned rows of different length run together, begin where others have ended, and stand in for each other.
 """
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import transformers
 from decoders import FAMILIES, answers, build, generated, logprobs, measure
 
 from chatsmith.engine.engine import carries
@@ -17,6 +19,7 @@ from families import LARGEST_GAP, page, row  # noqa: E402
 
 LINES = (DOCS / "families.md").read_text(encoding="utf-8").splitlines()
 ROWS = [line for line in LINES if line.startswith("| ")][1:]
+VERSION = re.search(r"with transformers (\S+)", " ".join(LINES)).group(1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -24,12 +27,14 @@ def test_greedy_tokens_and_rollout_logprobs_are_those_of_transformers_and_the_pa
     measured = measure(family)
     assert measured.equal
     assert measured.gap <= LARGEST_GAP
-    assert row(measured) == ROWS[list(FAMILIES).index(family)], "make docs"
+    if transformers.__version__ == VERSION:  # another one may have brought a family to the common interface, or not yet
+        assert row(measured) == ROWS[list(FAMILIES).index(family)], "make docs"
 
 
 def test_the_page_holds_all_families_and_nothing_else_than_what_its_script_writes():
     assert len(ROWS) == len(FAMILIES)
-    assert "\n".join([*LINES, ""]) == page(ROWS), "make docs"
+    assert "\n".join([*LINES, ""]) == page(ROWS, VERSION), "make docs"
+    assert f"transformers=={VERSION}\n" in (DOCS.parent / "requirements.txt").read_text(), "make docs"
 
 
 def test_the_comparisons_can_fail():

@@ -1,0 +1,36 @@
+"""What a model's forward calls its arguments: the names differ between architectures and versions of transformers."""
+
+import inspect
+from typing import Any
+
+from chatsmith.errors import ModelError
+
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # since transformers 5.24; before; before, of Mamba's kin
+
+
+def takes_positions(model: Any) -> bool:
+    """Whether it is told the positions of tokens. BLOOM is not: its ALiBi biases follow from the attention mask."""
+    return "position_ids" in _parameters(model)
+
+
+def cache_argument(model: Any) -> str:
+    """Under which name it takes the cache of keys and values.
+
+    Read from the signature, because a forward swallows what it does not know: without a cache, and without a word, each
+    token would be computed as if it were the first.
+
+    Raises:
+        ModelError: if it takes none.
+    """
+    taken = _parameters(model)
+    for name in CACHE_NAMES:
+        if name in taken:
+            return name
+    raise ModelError(
+        f"{type(model).__name__} takes no cache of keys and values (none of {', '.join(CACHE_NAMES)}), without which "
+        "no answer can be generated here. Use a model of another architecture."
+    )
+
+
+def _parameters(model: Any) -> set[str]:
+    return set(inspect.signature(model.forward).parameters)
