@@ -13,11 +13,11 @@ BIN := .venv/bin
 RUN_DIR ?= runs/tiny-cpu
 # The stamp names what decides about the environment: where it changes, the environment is made anew.
 ENVIRONMENT := .venv/made-from-$(shell $(PYTHON) -c "import hashlib, sys; print(hashlib.sha256(repr( \
-	([open(f).read() for f in ('pyproject.toml', 'requirements.txt')], sys.version, sys.base_prefix, sys.argv[1:]) \
+	([open(f, 'rb').read() for f in ('pyproject.toml', 'requirements.txt')], sys.version, sys.base_prefix, sys.argv[1:]) \
 	).encode()).hexdigest()[:16])" '$(TORCH)')
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 OURSELVES := --editable '.[dev]' --config-settings editable_mode=compat
-PYTEST := -m pytest --numprocesses 2 --dist loadfile  # one thread each: tests/conftest.py
+PYTEST := -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder  # one thread each: tests/conftest.py
 
 .PHONY: demo test test-all test-newest test-oldest check bench bench-gpu docs lock clean
 
@@ -35,9 +35,7 @@ test-all: $(ENVIRONMENT)
 	WITHOUT_OLD_NAMES=1 $(BIN)/python $(PYTEST) tests/unit tests/parity; \
 	} 2>&1 | tee tests/test-all.log
 
-# The tests in an environment of their own: with the newest versions that pyproject.toml admits, and with the oldest
-# transformers.
-test-newest: VERSIONS := --upgrade
+# The tests in an environment of their own: with the newest versions that pyproject.toml admits, or the oldest transformers.
 test-oldest: VERSIONS := transformers==5.17.0
 test-newest test-oldest:
 	$(PYTHON) -m venv --clear build/$@
@@ -65,6 +63,8 @@ bench-gpu: $(ENVIRONMENT)
 	$(BIN)/python benchmarks/gpu.py
 
 $(ENVIRONMENT):
+	@$(PYTHON) -c "import sys; sys.exit('chatsmith needs Python 3.11 or later, this is ' + sys.version.split()[0] + \
+	'. Name another one: make PYTHON=python3.12' if sys.version_info < (3, 11) else 0)"
 	@echo 'Installing into .venv: this takes a minute or two'
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python $(PIP_INSTALL) --no-deps --requirement requirements.txt

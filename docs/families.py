@@ -13,8 +13,8 @@ LARGEST_GAP = 1e-5
 
 INTRODUCTION = """# Decoder families
 
-Measured in fp32 on the CPU, with transformers {version}, by `tests/decoders.py`, on a model of two layers per family that
-is built from its config with random weights. A test measures every row again.
+Measured in fp32 on the CPU by `tests/decoders.py` with transformers {version}: a model of two layers per family, built
+from its config with random weights. A test measures every row again.
 
 - *greedy tokens*: whether five prompts of different length, run through three rows of the engine, get the tokens that
   transformers' `generate` gives to each of them alone.

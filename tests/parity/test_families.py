@@ -19,7 +19,7 @@ from families import LARGEST_GAP, page, row  # noqa: E402
 
 LINES = (DOCS / "families.md").read_text(encoding="utf-8").splitlines()
 ROWS = [line for line in LINES if line.startswith("| ")][1:]
-VERSION = re.search(r"with transformers (\S+)", " ".join(LINES)).group(1)
+VERSION = re.search(r"with transformers ([\d.]+\d)", " ".join(LINES)).group(1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
