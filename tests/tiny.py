@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,6 +23,14 @@ def require(path: Path) -> Path:
     """`path`, or a skip with the reason where the real data and models do not stand beside the checkout."""
     if not path.exists():
         pytest.skip(f"{path} is not here")
+    return path
+
+
+def require_program(name: str) -> str:
+    """Its path, or a skip with the reason where it is not installed."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"no {name} on this machine")
     return path
 
 

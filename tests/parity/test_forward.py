@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import require_program, tiny_model
 
 import chatsmith.engine.forward
 from chatsmith.engine.engine import Engine, Request, Sampling
@@ -72,6 +72,7 @@ def test_looking_at_the_tokens_every_few_steps_changes_none(stride):
 
 
 def test_a_compiled_step_draws_the_same_tokens():
+    require_program("g++")  # torch's compiler writes C++
     model = tiny_model("llama")
     compiled = Engine(model, pad_id=0, max_batch=4, compiled=True)
     assert tokens(compiled, requests()) == tokens(Engine(model, pad_id=0, max_batch=4), requests())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from tiny import require_program
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -45,8 +46,7 @@ def test_the_versions_that_make_names_are_those_of_the_package():
 @pytest.fixture
 def make(tmp_path):
     """make(*options): whether `make check` would install something, in a copy of what decides that."""
-    if shutil.which("make") is None:
-        pytest.skip("no make")
+    require_program("make")
     for name in ("Makefile", "pyproject.toml", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
 

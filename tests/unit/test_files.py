@@ -21,6 +21,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import require_program
 
 from chatsmith.data.files import SUFFIXES, read_rows
 from chatsmith.data.lines import CAP, Row
@@ -459,8 +460,9 @@ def test_wide_characters_are_named_with_the_command_that_mends_them(
     path = save(tmp_path / name, mark + content.encode(encoding))
     words = refusal(path)
     assert f"is {named} text. Convert it: iconv -f {named} -t UTF-8" in words
+    iconv = require_program("iconv")
     path.write_bytes(
-        subprocess.run(["iconv", "-f", named, "-t", "UTF-8"], input=path.read_bytes(), capture_output=True).stdout
+        subprocess.run([iconv, "-f", named, "-t", "UTF-8"], input=path.read_bytes(), capture_output=True).stdout
     )
     assert path.read_bytes() == content.encode()
 
