@@ -28,7 +28,8 @@ from its config with random weights. A test measures every row again.
 Both checks try the model itself before it is used, also one of a family that is not listed. GPT-Neo is the one that is
 caught: its attention takes a query's position for the length of the cache, and run together it would give
 other tokens without an error. Falcon with ALiBi runs together rightly: its bias depends on the key's position alone, so
-rows of one batch may differ in length.
+rows of one batch may differ in length. A model whose forward takes no cache of keys and values under a name that is
+known (GPT-1, RWKV, XLNet) is refused.
 
 In bf16 rollout and training round differently. For a pretrained Llama (stories260K, 260,000 parameters) the gap over
 three times 6,400 tokens sampled at temperature 1 has the mean 0.017 and the maximum 0.35 nats, and the mean with its

@@ -26,6 +26,7 @@ from transformers import (
 
 from chatsmith.data.chat import oddities, prepare_tokenizer, stop_ids
 from chatsmith.errors import ModelError
+from chatsmith.models.arguments import cache_argument
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -65,11 +66,16 @@ def load_stop_ids(location: str, tokenizer: Any) -> tuple[int, ...]:
 
 
 def load_actor(location: str, tokenizer: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """A causal language model whose embeddings hold every token of `tokenizer`."""
+    """A causal language model whose embeddings hold every token of `tokenizer`.
+
+    Raises:
+        ModelError: if there is none, or one that cannot be trained or sampled here.
+    """
     config = _config(location)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{location}: {config.model_type} is an encoder-decoder; chatsmith trains decoders only.")
     model = _from_hub_or_disk(AutoModelForCausalLM, location, dtype=dtype)
+    cache_argument(model)  # a model that cannot be sampled is refused now, not when a stage has trained it
     return _fit(model, tokenizer, device, location)
 
 
