@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 from bigram import bigram_model
@@ -51,9 +52,11 @@ def test_a_healthy_run_chat_and_bench_say_nothing_on_standard_error(run, command
         assert (shown.returncode, shown.stderr) == (0, ""), arguments
 
 
-def test_who_asks_for_warnings_gets_them(run, model_directory, pairs, tmp_path):
-    (tmp_path / "rewards.py").write_text(LIBRARY)
-    arguments = ("rl", "--actor-model", model_directory("llama"), "--data", pairs, "--run-dir", "run", "--force")
-    trained = run(*arguments, "--reward", "rewards.py:vowels", PYTHONWARNINGS="always::FutureWarning")
-    assert trained.returncode == 0, trained.stderr
-    assert "FutureWarning: the argument `a` is renamed" in trained.stderr
+@pytest.mark.parametrize(("options", "shown"), [((), False), (("-W", "always::FutureWarning"), True)])
+def test_only_who_asks_for_warnings_gets_them(options, shown, monkeypatch):
+    monkeypatch.delenv("PYTHONWARNINGS")
+    code = "import warnings, chatsmith.cli as cli; cli.silence_deprecations(); warnings.warn('`a` is b', FutureWarning)"
+    result = subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert ("FutureWarning: `a` is b" in result.stderr) == shown
+    assert shown or result.stderr == ""
