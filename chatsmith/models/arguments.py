@@ -1,6 +1,7 @@
 """What a model's forward calls its arguments: the names differ between architectures and versions of transformers."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from chatsmith.errors import ModelError
@@ -32,5 +33,5 @@ def cache_argument(model: Any) -> str:
     )
 
 
-def _parameters(model: Any) -> set[str]:
-    return set(inspect.signature(model.forward).parameters)
+def _parameters(model: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(model.forward).parameters

@@ -30,6 +30,11 @@ class Before:
         """The name before."""
 
 
+class StateSpaceBefore:
+    def forward(self, input_ids, cache_params=None, **others):
+        """The name before, of Mamba and its kin."""
+
+
 class Neither:
     def forward(self, input_ids, mems=None, **others):
         """It would swallow either name."""
@@ -38,6 +43,7 @@ class Neither:
 def test_the_name_is_that_of_the_signature_and_a_model_that_knows_none_is_refused():
     assert cache_argument(Of524()) == "cache"
     assert cache_argument(Before()) == "past_key_values"
+    assert cache_argument(StateSpaceBefore()) == "cache_params"
     with pytest.raises(ModelError, match="Neither takes no cache of keys and values"):
         cache_argument(Neither())
 
