@@ -19,10 +19,10 @@ from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import as_spec
 from chatsmith.data.split import judge_point
 from chatsmith.data.tokens import encoded
-from chatsmith.engine.engine import Engine, Sampling, carries
+from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.errors import DataError, RewardError, RunError
+from chatsmith.models.lm import described
 from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer
-from chatsmith.models.packing import packs
 from chatsmith.models.reward import Reward, RewardModel, call, load_ready_reward, parse_reward
 from chatsmith.run import Run
 from chatsmith.runtime import choose_device, choose_dtype
@@ -42,12 +42,8 @@ def load_policy(run: Run, location: str) -> Assistant:
     """The language model at `location`, ready to be asked or trained within the run's limits."""
     tokenizer = load_tokenizer(location)
     model = load_actor(location, tokenizer, dtype=run.dtype, device=run.device)
-    if not packs(model.base_model):
-        run.screen.line(f"{model.config.model_type}: computed on padded rows, its attention cannot be packed", "yellow")
-    if not carries(model):
-        run.screen.line(
-            f"{model.config.model_type}: answers one prompt at a time, its rows cannot run together", "yellow"
-        )
+    if words := described(model):
+        run.screen.line(f"{model.config.model_type}: {words}", "yellow")
     limit = run.config.data.max_tokens
     return Assistant(model, tokenizer, load_stop_ids(location, tokenizer), min(limit, context_length(model) or limit))
 

@@ -1,14 +1,20 @@
-"""Tiny models of every decoder family that is promised, and what is measured on them: `docs/families.md`."""
+"""Tiny models of the decoder families that are promised and of every other causal language model of transformers, and
+what is measured on them: `docs/families.md`."""
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import transformers
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from chatsmith.data.batch import pad, pad_mask
-from chatsmith.engine.engine import Engine, Request, Sampling, carries
-from chatsmith.models.packing import packs
+from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.errors import ModelError
 from chatsmith.models.scoring import token_logprobs
+from chatsmith.models.twin import layer_kinds, smallest
+from chatsmith.models.way import Way, way_of
 
 SIZE = {"vocab_size": 384, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 WIDTH = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -71,7 +77,29 @@ FAMILIES = {
         ALL_HEADS | MLA | DEEPSEEK | {"num_key_value_heads": 4, "moe_intermediate_size": 32, "n_shared_experts": 1},
     ),
 }
-PROMPTS = [torch.randint(3, 300, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 11, 3, 8, 17)]
+PROMPTS = [torch.randint(3, 250, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 11, 3, 8, 17)]
+
+# Of other classes a model is built from the class's own defaults, made smaller; where these are no model's, with others.
+DEFAULTS = {
+    "BambaConfig": {"attn_layer_indices": [1]},
+    "GraniteMoeHybridConfig": {"layer_types": ["mamba", "attention"] * 16},
+    "MinistralConfig": {"head_dim": 128},
+    "NemotronConfig": {"head_dim": 128},
+    "HunYuanDenseV1Config": {"head_dim": 128},
+    "HunYuanMoEV1Config": {"head_dim": 128},
+    "DeepseekV2Config": {"topk_method": "greedy", "n_group": 1, "topk_group": 1},
+}
+
+
+def _classes():
+    """Class name -> (class, its configuration's class), of all decoders; the first configuration that names it."""
+    found = {}
+    for config in MODEL_FOR_CAUSAL_LM_MAPPING:
+        found.setdefault(MODEL_FOR_CAUSAL_LM_MAPPING[config].__name__, (MODEL_FOR_CAUSAL_LM_MAPPING[config], config))
+    return dict(sorted(found.items()))
+
+
+CLASSES = _classes()
 
 
 def build(family: str):
@@ -85,6 +113,38 @@ def build(family: str):
     return model
 
 
+def build_class(name: str):
+    """A small model of a class with large weights.
+
+    Raises:
+        Exception: if its defaults are no model's.
+    """
+    of, config_class = CLASSES[name]
+    config = config_class(**DEFAULTS.get(config_class.__name__, {}))
+    if getattr(config, "is_encoder_decoder", False):
+        raise NotImplementedError("an encoder-decoder")
+    if getattr(config, "is_decoder", True) is False:
+        config.is_decoder = True
+    if getattr(config, "text_config", None) is not None and of.config_class is type(config.get_text_config()):
+        config = config.get_text_config()
+    with torch.device("meta"):
+        kinds = layer_kinds(of._from_config(config))
+    model = smallest(of, config, kinds, torch.device("cpu"), long=False)
+    if model is None:
+        raise NotImplementedError("its defaults cannot be made small")
+    return model
+
+
+def of_this_commit(count: int) -> list[str]:
+    """So many classes, other ones for each commit."""
+    root = Path(__file__).resolve().parents[1]
+    head = root / ".git" / "HEAD"
+    commit = head.read_text() if head.is_file() else ""
+    if commit.startswith("ref: ") and (root / ".git" / commit[5:].strip()).is_file():
+        commit = (root / ".git" / commit[5:].strip()).read_text()
+    return sorted(CLASSES, key=lambda name: hashlib.sha256((commit + name).encode()).hexdigest())[:count]
+
+
 def answers(model, temperature, *, together=None):
     engine = Engine(model, pad_id=0, max_batch=3, together=together)  # five prompts through three rows
     requests = [
@@ -95,7 +155,7 @@ def answers(model, temperature, *, together=None):
 
 @torch.no_grad()
 def generated(model):
-    """The greedy answers of transformers, one prompt at a time."""
+    """The greedy answers of transformers' `generate`, one prompt at a time."""
     found = []
     for prompt in PROMPTS:
         output = model.generate(
@@ -111,30 +171,83 @@ def generated(model):
 
 
 @torch.no_grad()
+def spelled_out(model):
+    """The greedy answers, each token from a forward pass over all before it."""
+    found = []
+    for prompt in PROMPTS:
+        row = list(prompt)
+        while len(row) < len(prompt) + 16 and (row[-1] != 2 or len(row) == len(prompt)):
+            row.append(int(plain_logits(model, row)[-1].argmax()))
+        found.append(row[len(prompt) :])
+    return found
+
+
+@torch.no_grad()
+def plain_logits(model, row):
+    return model(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long)).logits[0]
+
+
+@torch.no_grad()
 def logprobs(model, temperature):
-    """Log-probs of sampled answers: as the rollout has them, and as the training forward computes them, [N] each."""
+    """Log-probs of sampled answers, [N] each: as the rollout has them, as the training forward computes them, and from
+    plain forward passes over each row alone."""
     sampled = answers(model, temperature)
     rows = list(zip(PROMPTS, sampled, strict=True))
     tokens, lengths = pad([prompt + answer.tokens for prompt, answer in rows], pad_id=0)
     mask = pad_mask([[False] * len(prompt) + [True] * len(answer.tokens) for prompt, answer in rows])
     training, _ = token_logprobs(model, tokens, lengths, mask, temperature=temperature, max_logits_bytes=1 << 30)
-    return torch.tensor([value for answer in sampled for value in answer.logprobs]), training[mask]
+    plain = []
+    for prompt, answer in rows:
+        logits = plain_logits(model, prompt + answer.tokens)[len(prompt) - 1 : -1] / temperature
+        plain.append(logits.log_softmax(-1).gather(1, torch.tensor(answer.tokens)[:, None])[:, 0])
+    return torch.tensor([value for answer in sampled for value in answer.logprobs]), training[mask], torch.cat(plain)
+
+
+def gap(model, temperature=1.0):
+    """The largest difference in nats of rollout, training and plain forward passes."""
+    rollout, training, plain = logprobs(model, temperature)
+    return max(
+        float((one - two).abs().max()) for one, two in ((rollout, training), (rollout, plain), (training, plain))
+    )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One family's row of the table."""
+    """One row of the table."""
 
-    family: str
+    name: str
     architecture: str
-    equal: bool  # greedy tokens to those of `generate`
-    gap: float  # the largest between rollout and training log-probs, at temperatures 1 and 0.7, nats
-    packed: bool
-    together: bool
+    equal: bool  # greedy tokens to those of plain forward passes
+    gap: float  # with ordinary logits, at temperatures 1 and 0.7
+    large_gap: float | None  # with large ones
+    way: Way
 
 
 def measure(family: str) -> Measured:
     model = build(family)
-    equal = [answer.tokens for answer in answers(model, 0.0)] == generated(model)
-    gaps = [(rollout - training).abs().max() for rollout, training in (logprobs(model, t) for t in (1.0, 0.7))]
-    return Measured(family, type(model).__name__, equal, max(gaps).item(), packs(model.base_model), carries(model))
+    equal = [answer.tokens for answer in answers(model, 0.0)] == spelled_out(model)
+    return Measured(family, type(model).__name__, equal, max(gap(model), gap(model, 0.7)), None, way_of(model))
+
+
+def measure_class(name: str) -> Measured | str:
+    """What is measured, or why it is not."""
+    try:
+        model = build_class(name)
+    except Exception as error:  # whatever a class's defaults lead to
+        return f"not built: {type(error).__name__}: {' '.join(str(error).split())[:80]}"
+    try:
+        way = way_of(model)
+    except ModelError as error:
+        return f"refused: {reason(str(error))}"
+    equal = [answer.tokens for answer in answers(model, 0.0)] == spelled_out(model)
+    large = gap(model, 5.0) * 5
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(0.1)
+    return Measured(name, name, equal, max(gap(model), gap(model, 0.7)), large, way)
+
+
+def reason(refusal: str) -> str:
+    for words in ("looks ahead", "takes no cache", "answers generated here would not be its own", "rows computed here"):
+        if words in refusal:
+            return words
+    return refusal

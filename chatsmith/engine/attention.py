@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from chatsmith.directories import cache_directory
 from chatsmith.engine.operators import operator
+from chatsmith.models.packing import check_options
 
 _SOURCE = Path(__file__).with_name("attention.cpp")
 _LANES = 8  # numbers of a vector: widths are multiples of it
@@ -74,22 +75,39 @@ def _is_ours(library: Path) -> bool:
 
 
 def _decode_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """query [n, H, T, D], key [n, K, L, D], value [n, K, L, Dv], mask [n, 1, T, L] -> [n, T, H, Dv]."""
-    other = any(options.get(name) is not None for name in ("position_bias", "softcap")) or options.get("dropout")
     masked = attention_mask is not None and attention_mask.dtype == torch.bool and attention_mask.shape[1] == 1
-    if query.shape[2] != 1 or other or not masked:
-        output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if query.shape[2] != 1 or not masked or not _known(options):
+        output: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **options
+        )
         return output
     assert attention_mask is not None
-    scale = query.shape[3] ** -0.5 if options.get("scaling") is None else options["scaling"]
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
     if _is_for_kernel(query, key, value, attention_mask):
         return _kernel(query, key, value, attention_mask, scale), None
     # the heads of a group as queries of one head: no copies of keys for each of them
     query = query.view(*key.shape[:2], -1, query.shape[3])
     states = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scale)
     return states.flatten(1, 2)[:, None], None
+
+
+def _known(options: Mapping[str, Any]) -> bool:
+    """Whether attention with these is what is computed here; a sliding window is the mask's affair."""
+    try:
+        check_options({name: value for name, value in options.items() if name != "sliding_window"})
+    except ValueError:
+        return False
+    return True
 
 
 def _is_for_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> bool:

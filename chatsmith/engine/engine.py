@@ -4,25 +4,25 @@
 step is: admit and prefill what waits, or decode the next token of every row; sample; let ended rows go. A prompt that
 is too long for one step is computed in chunks, and the rows decode a token between two.
 
-Rows of different length run together. A model that computes something else then (`carries` tries it) runs one sequence
-at a time.
+Rows of different length run together. A model that computes something else then (`models/lm.py` tries it) runs one
+sequence at a time.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from chatsmith.engine.forward import ChunkedPrompt, OneByOne, Together, takes_chunks
+from chatsmith.engine.forward import ChunkedPrompt, OneByOne, Together
 from chatsmith.engine.sampling import Draws, sample
 from chatsmith.engine.scheduler import Request as Request
 from chatsmith.engine.scheduler import Running, Scheduler
 from chatsmith.engine.scheduler import Sampling as Sampling
+from chatsmith.errors import ModelError
+from chatsmith.models.way import way_of
 from chatsmith.seeds import uniforms
 from chatsmith.types import FinishReason
 
@@ -74,19 +74,20 @@ class Engine:
         """
         Args:
             compiled: decode with `torch.compile`, which takes a minute at first.
-            together: whether sequences run together; None: if the model `carries` it.
+            together: whether sequences run together; None: as was decided for this model (`way_of`).
             max_prefill_tokens: padded prompt tokens of one step; None: what suits the device. Models whose sequences do
-                not run together, or whose `takes_chunks` says no, compute a longer prompt at once all the same.
+                not run together, or that take no chunks, compute a longer prompt at once all the same.
         """
         self.model = model
-        together = carries(model) if together is None else together
+        way = way_of(model)
+        together = way.sampling == "together" if together is None else together
         self._forward: OneByOne | Together = OneByOne(model)
         if together:
             self._forward = Together(model, pad_id=pad_id, max_rows=max_batch, compiled=compiled)
         self._scheduler = Scheduler(
             max_batch,
             max_prefill_tokens or MAX_PREFILL_TOKENS[model.device.type],
-            chunked=together and takes_chunks(model),
+            chunked=together and way.chunks,
         )
         self._chunked: ChunkedPrompt | None = None  # of the sequences that the scheduler has begun
         self._draws: Draws | None = None
@@ -97,7 +98,17 @@ class Engine:
         return self._scheduler.idle
 
     def add(self, request: Request) -> int:
-        """Queue a request; returns the id that its events carry."""
+        """Queue a request; returns the id that its events carry.
+
+        Raises:
+            ModelError: if it may grow longer than rows that the model computes together.
+        """
+        length, limit = len(request.tokens) + request.max_new_tokens, way_of(self.model).limit
+        if limit is not None and length > limit:
+            raise ModelError(
+                f"{type(self.model).__name__}: prompt and answer may have {length} tokens; here they may have {limit}, "
+                "because in longer rows its rotations change."
+            )
         self._next_id += 1
         self._scheduler.add(self._next_id - 1, request)
         return self._next_id - 1
@@ -227,43 +238,3 @@ class Engine:
         source = self._scheduler.release(row)
         if source is not None:
             self._forward.move(source, row, self._scheduler.rows[row].position + 1)
-
-
-_carries: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-
-
-@torch.no_grad()
-def carries(model: Any) -> bool:
-    """Whether rows of different length that run together get this model's own log-probs: tried once, on short prompts.
-
-    Some architectures fail loudly (MPT), some silently (GPT-Neo takes a query's position for the length of the cache).
-    """
-    if model not in _carries:
-        vocabulary = model.config.get_text_config().vocab_size
-        lengths = enumerate((3, 7, 17, 5))
-        prompts = [tuple((7 * start + i) % vocabulary for i in range(length)) for start, length in lengths]
-        requests = [Request(prompt, 4, (), Sampling(temperature=0.0), (0,)) for prompt in prompts]
-        try:  # four prompts through two rows: the long one in chunks, each of the last two where another has ended
-            engine = Engine(model, pad_id=0, max_batch=2, together=True, max_prefill_tokens=14)
-            answers = engine.generate(requests)
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
-            if model.device.type == "cuda":  # perhaps it is not the architecture
-                warnings.warn(f"{type(model).__name__}: rows cannot run together: {error!r}", stacklevel=2)
-            _carries[model] = False
-        else:
-            _carries[model] = all(
-                _agrees(model, prompt, group[0]) for prompt, group in zip(prompts, answers, strict=True)
-            )
-    return _carries[model]
-
-
-def _agrees(model: Any, prompt: Sequence[int], answer: Completion) -> bool:
-    """Whether an answer's log-probs are those of one plain forward pass, but for the rounding of its logits."""
-    tokens = torch.tensor([[*prompt, *answer.tokens]], device=model.device)
-    logits = model(input_ids=tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-    plain = torch.log_softmax(logits, -1).gather(1, tokens[0, len(prompt) :, None])[:, 0]
-    gap = float((plain - torch.tensor(answer.logprobs, device=model.device)).abs().mean())
-    rounding = torch.finfo(model.dtype).eps * float(logits.abs().max())
-    return gap < (1e-3 if model.dtype == torch.float32 else min(0.5, max(5e-2, rounding)))  # wrong attention costs ~1

@@ -5,7 +5,6 @@ steps. On a GPU a step is recorded once per shape as a CUDA graph and then repla
 to start some hundred kernels.
 """
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ from chatsmith.engine.linears import PackedLinears
 from chatsmith.engine.memory import free_bytes
 from chatsmith.engine.scheduler import Running, prompts_of
 from chatsmith.models.arguments import cache_argument, takes_positions
-from chatsmith.models.packing import Layout, packed_attention, packs
+from chatsmith.models.packing import Layout, packed_attention
+from chatsmith.models.way import way_of
 
 STRIDE = 8  # decoding steps on a GPU before the host looks at the tokens
 ATTENDED_STEP = {"cpu": 16, "cuda": 128}  # lengths that attention sees are multiples of it
@@ -38,7 +38,8 @@ class OneByOne:
     stride = 1
 
     def __init__(self, model: Any) -> None:
-        self._model, self._logits = model, logits_of(model)
+        self._model, self._logits = model, logits_of(model, told_positions=way_of(model).told_positions)
+        self._masked = way_of(model).rows == "masked"  # then it needs one even where nothing is masked
         self._cache: Any = None
         self._sequence: Running
 
@@ -48,7 +49,7 @@ class OneByOne:
     def prefill(self, admitted: Sequence[Running], first_row: int) -> Tensor:
         """Logits [1, V] behind the prompt."""
         self._cache = DynamicCache(config=self._model.config)
-        return _extended(self._model, self._logits, self._cache, admitted[0].prompt, begin=0)
+        return self._extended(admitted[0].prompt, begin=0)
 
     def adopt(self, prompt: "ChunkedPrompt", first_row: int, samples: int) -> None:
         raise NotImplementedError("prompts are computed whole")
@@ -59,7 +60,7 @@ class OneByOne:
     def logits(self) -> Tensor:
         """[1, V] behind the last token."""
         row = self._sequence
-        return _extended(self._model, self._logits, self._cache, [row.last], begin=row.position)
+        return self._extended([row.last], begin=row.position)
 
     def feed(self, tokens: Tensor) -> None:
         raise NotImplementedError("one step at a time")
@@ -70,6 +71,11 @@ class OneByOne:
     def free(self) -> None:
         self._cache = None
 
+    def _extended(self, tokens: Sequence[int], begin: int) -> Tensor:
+        mask = torch.ones(1, begin + len(tokens), dtype=torch.long, device=self._model.device)
+        extra = {"attention_mask": mask} if self._masked else {}
+        return _extended(self._model, self._logits, self._cache, tokens, begin, **extra)
+
 
 class Together:
     """Rows of different length together in a `SlotCache`."""
@@ -77,7 +83,7 @@ class Together:
     def __init__(self, model: Any, *, pad_id: int, max_rows: int, compiled: bool) -> None:
         self._model, self._pad_id, self._max_rows = model, pad_id, max_rows
         self._device: torch.device = model.device
-        self._packs = packs(model.base_model)
+        self._packs = way_of(model).rows == "packed"
         self._linears = PackedLinears(model)
         self._logits = logits_of(model)
         self._step = torch.compile(self._logits, dynamic=True) if compiled else self._logits
@@ -261,13 +267,6 @@ class ChunkedPrompt:
         return _extended(self._model, self._logits, self.cache, tokens, begin)
 
 
-def takes_chunks(model: Any) -> bool:
-    """Whether the first chunk of a prompt is computed as it would be in the whole prompt: not where the length decides
-    on the rotations, as in Phi-3 with a long context."""
-    rotations = str([getattr(module, "rope_type", None) for module in model.modules()])
-    return re.search("dynamic|longrope", rotations) is None
-
-
 def cache_shapes(model: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """(heads, width) of every layer's keys, and of its values: of what one token leaves in the cache."""
     cache = prefill_cache()
@@ -278,9 +277,13 @@ def cache_shapes(model: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int
     return [keys for keys, _ in shapes], [values for _, values in shapes]
 
 
-def logits_of(model: Any) -> Forward:
-    """The model as a function to the logits of the last token of each row, the only ones that anybody needs."""
-    told_positions, cache_name = takes_positions(model), cache_argument(model)
+def logits_of(model: Any, *, told_positions: bool = True) -> Forward:
+    """The model as a function to the logits of the last token of each row, the only ones that anybody needs.
+
+    Args:
+        told_positions: whether the model is told them, if its forward takes them; else it counts itself.
+    """
+    cache_name, told_positions = cache_argument(model), told_positions and takes_positions(model)
 
     def forward(tokens: Tensor, positions: Tensor, cache: Any, **extra: Any) -> Tensor:
         extra[cache_name] = cache
@@ -292,11 +295,11 @@ def logits_of(model: Any) -> Forward:
     return forward
 
 
-def _extended(model: Any, logits: Forward, cache: Any, tokens: Sequence[int], begin: int) -> Tensor:
+def _extended(model: Any, logits: Forward, cache: Any, tokens: Sequence[int], begin: int, **extra: Tensor) -> Tensor:
     """Logits [1, V] behind tokens of a single sequence, of which `begin` stand in the cache."""
     positions = torch.arange(begin, begin + len(tokens), device=model.device)[None]
     with _head_at(model, torch.tensor([0]), torch.tensor([len(tokens) - 1])):
-        return logits(torch.tensor([tokens], device=model.device), positions, cache)
+        return logits(torch.tensor([tokens], device=model.device), positions, cache, **extra)
 
 
 @contextmanager

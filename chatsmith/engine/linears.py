@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from chatsmith.engine.operators import operator
+from chatsmith.models.head import SinglePrecisionLinear
 
 
 class PackedLinears:
@@ -22,7 +23,8 @@ class PackedLinears:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        layers: list[Any] = [m for m in model.modules() if type(m) in (nn.Linear, Conv1D) and _packs(m)]
+        kinds = (nn.Linear, SinglePrecisionLinear, Conv1D)
+        layers: list[Any] = [m for m in model.modules() if type(m) in kinds and _packs(m)]
         # One function per layer for good: a compiled model would be compiled anew for another one.
         self._layers = [(layer, next(_numbers)) for layer in layers]
         self._forwards = [_packed_forward(layer, number) for layer, number in self._layers]
@@ -33,6 +35,8 @@ class PackedLinears:
             weight = layer.weight.detach()
             if isinstance(layer, Conv1D):  # stored as [in, out]
                 weight = weight.t().contiguous()
+            if isinstance(layer, SinglePrecisionLinear):
+                weight = weight.float()
             _copies[number] = torch.ops.mkldnn._reorder_linear_weight(weight)
             layer.forward = forward
         self.installed = True
@@ -63,12 +67,16 @@ def _packed_forward(layer: Any, number: int) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         output: Tensor
+        bias = layer.bias
         if torch.is_grad_enabled():
             output = usual(layer, x)
-        elif torch.compiler.is_compiling():
-            output = _packed_linear(x, layer.bias, number, width)
+            return output
+        if isinstance(layer, SinglePrecisionLinear):
+            x, bias = x.float(), None if bias is None else bias.float()
+        if torch.compiler.is_compiling():
+            output = _packed_linear(x, bias, number, width)
         else:
-            output = _multiply(x, layer.bias, number, width)
+            output = _multiply(x, bias, number, width)
         return output
 
     return forward

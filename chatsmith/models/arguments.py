@@ -14,6 +14,11 @@ def takes_positions(model: Any) -> bool:
     return "position_ids" in _parameters(model)
 
 
+def takes_mask(model: Any) -> bool:
+    """Whether it is told which tokens are real."""
+    return "attention_mask" in _parameters(model)
+
+
 def cache_argument(model: Any) -> str:
     """Under which name it takes the cache of keys and values.
 

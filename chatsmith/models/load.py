@@ -7,14 +7,14 @@ with a model is never executed. Dropout is off everywhere: modules stay in eval 
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
@@ -25,8 +25,10 @@ from transformers import (
 )
 
 from chatsmith.data.chat import oddities, prepare_tokenizer, stop_ids
-from chatsmith.errors import ModelError
-from chatsmith.models.arguments import cache_argument
+from chatsmith.errors import ChatsmithError, ModelError
+from chatsmith.models import lm
+from chatsmith.models.head import compute_head_in_single_precision
+from chatsmith.models.way import way_of
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -74,9 +76,12 @@ def load_actor(location: str, tokenizer: Any, *, dtype: torch.dtype, device: tor
     config = _config(location)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{location}: {config.model_type} is an encoder-decoder; chatsmith trains decoders only.")
-    model = _from_hub_or_disk(AutoModelForCausalLM, location, dtype=dtype)
-    cache_argument(model)  # a model that cannot be sampled is refused now, not when a stage has trained it
-    return _fit(model, tokenizer, device, location)
+    model = _fit(_weights(AutoModelForCausalLM, location, dtype=dtype), tokenizer, device, location)
+    compute_head_in_single_precision(model)
+    with _named(location):
+        way_of(model)  # a model that cannot be computed is refused now, not when a stage has trained it
+        lm.check_weights(model)
+    return model
 
 
 def load_reward_model(location: str, tokenizer: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
@@ -89,8 +94,9 @@ def load_reward_model(location: str, tokenizer: Any, *, dtype: torch.dtype, devi
             "labels). --reward takes a ...ForSequenceClassification directory with one label, such as "
             "RUN/reward/model; to train one from this model, pass it as --reward-model."
         )
-    model = _from_hub_or_disk(AutoModelForSequenceClassification, location, dtype=dtype)
-    return _fit(model, tokenizer, device, location)
+    return _score_model(
+        _weights(AutoModelForSequenceClassification, location, dtype=dtype), tokenizer, device, location
+    )
 
 
 def check_reward_base(location: str) -> None:
@@ -104,16 +110,38 @@ def check_reward_base(location: str) -> None:
         raise ModelError(
             f"{location}: transformers has no {config.model_type} model with a score head. Give another --reward-model."
         )
+    config.num_labels = 1
+    with torch.device("meta"), _foreign(location):
+        model = AutoModelForSequenceClassification.from_config(config)
+    _check_score_head(model, location)
 
 
 def new_reward_model(location: str, tokenizer: Any, *, seed: int, dtype: torch.dtype, device: torch.device) -> Any:
     """The body of a language model under a fresh scalar head without bias, drawn with deviation 1/sqrt(width + 1)."""
     _config(location)
-    model = _from_hub_or_disk(AutoModelForSequenceClassification, location, dtype=dtype, num_labels=1)
+    model = _weights(AutoModelForSequenceClassification, location, dtype=dtype, num_labels=1, new="score.weight")
+    _check_score_head(model, location)
     generator = torch.Generator().manual_seed(seed)
     shape = model.score.weight.shape
     model.score.weight.data = (torch.randn(shape, generator=generator) / math.sqrt(shape[1] + 1)).to(dtype)
-    return _fit(model, tokenizer, device, location)
+    return _score_model(model, tokenizer, device, location)
+
+
+def _check_score_head(model: Any, location: str) -> None:
+    head = getattr(model, "score", None)
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+        raise ModelError(
+            f"{location}: {type(model).__name__} reads its scores in another way than through one linear layer "
+            '"score" without bias. Give another --reward-model.'
+        )
+
+
+def _score_model(model: Any, tokenizer: Any, device: torch.device, location: str) -> Any:
+    _check_score_head(model, location)
+    model = _fit(model, tokenizer, device, location)
+    with _named(location):
+        way_of(model)
+    return model
 
 
 def save_model(model: Any, tokenizer: Any, directory: Path, *, stops: Sequence[int], card: str) -> None:
@@ -141,7 +169,8 @@ def same_tokenizer(one: Any, other: Any) -> bool:
 
 def context_length(model: Any) -> int | None:
     """Longest sequence in tokens that the model was built for, or None where it sets no limit (ALiBi)."""
-    return _context(model.config)
+    limits = [limit for limit in (_context(model.config), way_of(model).limit) if limit is not None]
+    return min(limits, default=None)
 
 
 def declared_context(location: str) -> int | None:
@@ -204,17 +233,109 @@ def _check_location(location: str) -> None:
         )
 
 
+def _weights(auto_class: Any, location: str, *, new: str = "", **options: Any) -> Any:
+    """A model all of whose weights are in the checkpoint, and whose checkpoint is all in the model.
+
+    Args:
+        new: a weight that need not be there; then what stands behind the body of another model may be left over.
+    Raises:
+        ModelError: naming what is missing and what is left over.
+    """
+    directory = Path(location)
+    quantised = getattr(_config(location), "quantization_config", None)
+    if quantised is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
+        raise ModelError(
+            f"{location}: its weights are quantised ({method}), and only whole ones (float32, bfloat16, float16) can "
+            "be trained and sampled here. Give the model that it was made from."
+        )
+    if (directory / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{location}: an adapter (adapter_config.json) lies beside the weights and would be ignored. Merge it into "
+            "them (merge_and_unload in peft), or move it elsewhere."
+        )
+    model, report = _from_hub_or_disk(auto_class, location, output_loading_info=True, **options)
+    body = f"{model.base_model_prefix}."
+    missing = sorted(set(report["missing_keys"]) - {new})
+    left = sorted(key for key in report["unexpected_keys"] if not new or key.startswith(body))
+    if missing or left:
+        raise ModelError(
+            f"{location}: the weights there are not those of {type(model).__name__}. "
+            + (f"Missing: {_some(missing)}. " if missing else "")
+            + (f"Left over: {_some(left)}. " if left else "")
+            + _prefix_hint(missing, left)
+            + "Save the model again with save_pretrained, or give another one."
+        )
+    return model
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])} and {len(names) - 3} more" if len(names) > 4 else ", ".join(names)
+
+
+def _prefix_hint(missing: Sequence[str], left: Sequence[str]) -> str:
+    """What a wrapper (torch.compile, DataParallel, a trainer) has put before all names."""
+    for name in missing[:1]:
+        for key in left:
+            if key.endswith(f".{name}"):
+                return f'Names there begin with "{key.removesuffix(name)}": it was saved from inside a wrapper. '
+    return ""
+
+
 def _from_hub_or_disk(auto_class: Any, location: str, **options: Any) -> Any:
-    try:
+    with _foreign(location):
         # said explicitly: undecided, transformers would ask at the terminal
         return auto_class.from_pretrained(location, trust_remote_code=False, **options)
+
+
+@contextmanager
+def _named(location: str) -> Iterator[None]:
+    """A refusal inside names the model's place."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{location}: {error}") from error
+
+
+@contextmanager
+def _foreign(location: str) -> Iterator[None]:
+    """Whatever others' code raises at what lies in `location` is a fault of what lies there."""
+    try:
+        yield
+    except (ChatsmithError, MemoryError, torch.OutOfMemoryError):
+        raise
     except UnpicklingError as error:
         raise ModelError(
             f"{location}: its .bin file holds more than tensors and was not opened. Use a safetensors version of it."
         ) from error
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except BaseException as error:  # a panic in Rust is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
-            f"{location}: cannot be loaded: {first_line} "
+            f"{location}: cannot be loaded: {_broken_file(Path(location)) or f'{type(error).__name__}: {said[:300]}'} "
             "Give a local model directory, or a hub id where there is a network."
         ) from error
+
+
+def _broken_file(directory: Path) -> str:
+    """Which file there is not what its name says, if that is seen easily."""
+    for path in sorted(directory.glob("*")) if directory.is_dir() else ():
+        if path.suffix not in (".safetensors", ".bin", ".json", ".model") or not path.is_file():
+            continue
+        with path.open("rb") as file:
+            start = file.read(64)
+            header = int.from_bytes(start[:8], "little")
+            table_text = start[8:] + file.read(min(header, 1 << 30)) if path.suffix == ".safetensors" else b""
+        if start.startswith(b"version https://git-lfs"):
+            return f"{path.name} is a pointer of git-lfs and not the file itself: run `git lfs pull` there."
+        if path.suffix == ".safetensors":
+            size = path.stat().st_size
+            try:
+                table = json.loads(table_text[:header])
+            except ValueError:
+                table = {}
+            ends = [part["data_offsets"][1] for name, part in table.items() if name != "__metadata__"]
+            if not ends or 8 + header + max(ends) > size:
+                return f"{path.name} is cut off or damaged ({size} bytes): download it again."
+    return ""

@@ -5,14 +5,13 @@ tokens before it. So padding is left out, and what several rows begin with (the 
 is computed for all of them at once. Only attention needs to know the rows: it sees them again, those of similar length
 side by side, and no token attends to another row's. So rows of any lengths may share a pass. This goes through
 transformers' attention interface and leaves the model untouched.
-Architectures that do not use that interface (BLOOM) compute padded rows; `packs` tells which.
+Architectures that do not use that interface (BLOOM) compute padded rows; `lm.py` tells which.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -22,7 +21,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from chatsmith.models.products import fast_products
 
 _NAME = "chatsmith_packed"
-_packs: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -112,30 +110,6 @@ def packed_hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor, where: 
     return selected
 
 
-@torch.no_grad()
-def packs(backbone: Any) -> bool:
-    """Whether packed rows give this model's own hidden states: tried once, on three short rows."""
-    if backbone not in _packs:
-        rows = [[3, 4, 5, 0, 0], [3, 4, 6, 7, 8], [9, 10, 11, 12, 0]]
-        tokens = torch.tensor(rows, device=backbone.device) % backbone.config.get_text_config().vocab_size
-        lengths = torch.tensor([3, 5, 4], device=backbone.device)
-        real = torch.arange(5, device=backbone.device) < lengths[:, None]
-        try:
-            together = packed_hidden_states(backbone, tokens, lengths, real)
-        except (TypeError, ValueError, RuntimeError, KeyError):
-            _packs[backbone] = False
-        else:
-            alone = [
-                backbone(input_ids=t[None, :n], use_cache=False).last_hidden_state[0]
-                for t, n in zip(tokens, lengths, strict=True)
-            ]
-            expected = torch.cat(alone)
-            tolerance = 1e-3 if expected.dtype == torch.float32 else 5e-2  # another row's tokens would cost ~1
-            difference = (together - expected).norm() / expected.norm()
-            _packs[backbone] = bool(difference < tolerance)
-    return _packs[backbone]
-
-
 @contextmanager
 def packed_attention(config: Any) -> Iterator[None]:
     """Inside, the model takes a `packed_layout` and attends within its rows."""
@@ -152,26 +126,44 @@ def _packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: None,
+    attention_mask: "_Local | None",
     *,
     packed_layout: Layout,
     scaling: float | None = None,
-    dropout: float = 0.0,
     sliding_window: int | None = None,
-    softcap: float | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each row. query, key, value [1, H, N, D] -> [1, N, H, D].
 
     Raises:
-        ValueError: for attention that this kernel does not compute; `packs` then says no.
+        ValueError: for attention that is not computed here; the model is then computed on padded rows.
     """
-    if softcap is not None:  # Gemma 2: too small a difference for the trial in `packs` to see
-        raise ValueError("capped attention scores cannot be packed")
+    check_options(options)
+    window = None if attention_mask is None else attention_mask.size
+    if window is not None and sliding_window != window:
+        raise ValueError("a local mask that may be another one than a sliding window")
     layout = packed_layout
     rows = zip(*(layout.regroup(x[0].transpose(0, 1)) for x in (query, key, value)), strict=True)
-    outputs = [_attention(q, k, v, scaling, sliding_window) for q, k, v in rows]
+    outputs = [_attention(q, k, v, scaling, window) for q, k, v in rows]
     return layout.ungroup(outputs)[None], None
+
+
+# What models pass on to attention that changes nothing in it.
+_BESIDE = {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states"}
+_BESIDE |= {"output_router_logits", "return_dict", "packed_layout"}
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse attention that is more than a softmax over scaled products of what stands before: capped scores, sinks,
+    biases, ...
+
+    Raises:
+        ValueError: naming what is not computed here.
+    """
+    for name, value in options.items():
+        if name in _BESIDE or value is None or (name == "dropout" and value == 0) or (name == "is_causal" and value):
+            continue
+        raise ValueError(f"attention with {name} is not computed here")
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, sliding_window: int | None) -> Tensor:
@@ -193,9 +185,17 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None,
     return output.transpose(1, 2)
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """Attention within rows needs no mask from outside."""
+@dataclass(frozen=True)
+class _Local:
+    """Stands for a mask: nobody attends to more than so many tokens."""
+
+    size: int
+
+
+def _mask(*_: Any, local_size: int | None = None, **__: Any) -> _Local | None:
+    """What attention within rows must know of the mask that a model would have made."""
+    return None if local_size is None else _Local(local_size)
 
 
 AttentionInterface.register(_NAME, _packed_attention)
-AttentionMaskInterface.register(_NAME, _no_mask)
+AttentionMaskInterface.register(_NAME, _mask)

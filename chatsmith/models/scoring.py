@@ -1,22 +1,26 @@
 """From tokens to numbers about tokens. The only file that shifts.
 
 A hidden state at position t predicts token t + 1; everything that leaves this file is stored at the index of the token
-it speaks about. Rows are right-padded and attention is causal, so a real token never attends to padding and no
-attention mask is needed: padded, packed and one-by-one forward passes compute the same function. Rows run packed where
-the architecture allows it.
+it speaks about. Rows are right-padded and attention is causal, so a real token never attends to padding: padded, packed
+and one-by-one forward passes compute the same function where the architecture allows it, which `lm.py` has tried.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
+from transformers.utils import ModelOutput
 
-from chatsmith.models.arguments import takes_positions
-from chatsmith.models.packing import packed_hidden_states, packs
+from chatsmith.models.arguments import takes_mask
+from chatsmith.models.packing import packed_hidden_states
 from chatsmith.models.products import fast_products
+from chatsmith.models.way import Rows, way_of
 
 
 def hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor, where: Tensor) -> Tensor:
@@ -27,28 +31,83 @@ def hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor, where: Tensor)
         lengths: [B] real tokens per row.
         where: [B, T] bool, N times True, never in the padding.
     """
-    if packs(backbone):
+    rows = way_of(backbone).rows_of(tokens.shape[1])
+    if rows == "packed":
         return packed_hidden_states(backbone, tokens, lengths, where)
+
+    def run(tokens: Tensor, **extra: Any) -> Tensor:
+        with fast_products(backbone, tokens.numel()):
+            states: Tensor = backbone(input_ids=tokens, **extra).last_hidden_state
+        return states
+
+    return _in_rows(backbone, run, rows, tokens, lengths, where)
+
+
+def _in_rows(
+    model: Any, run: Callable[..., Tensor], rows: Rows, tokens: Tensor, lengths: Tensor, where: Tensor
+) -> Tensor:
+    """What `run` gives for tokens [B, T] at the N places `where`, [N, ...]; in one pass, or each row in its own."""
+    if rows == "alone":
+        alone = [
+            run(row[None, :length], **plain_arguments(model, row[None, :length]))[0][places[:length]]
+            for row, length, places in zip(tokens, lengths.tolist(), where, strict=True)
+        ]
+        return torch.cat(alone)
     extra: dict[str, Any] = {"use_cache": False}
-    if takes_positions(backbone):
-        extra["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None].expand_as(tokens)
-    with fast_products(backbone, tokens.numel()):
-        states: Tensor = backbone(input_ids=tokens, **extra).last_hidden_state
-    return states[where]
+    if rows == "masked":
+        real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+        extra["attention_mask"] = real.long()
+    return run(tokens, **extra)[where]
+
+
+def plain_arguments(model: Any, tokens: Tensor) -> dict[str, Any]:
+    """What everybody gives a model of transformers along with whole rows [B, T]."""
+    mask = {"attention_mask": torch.ones_like(tokens)} if takes_mask(model) else {}
+    return {"use_cache": False, **mask}
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
-    """Logits [..., V] in fp32 from hidden states [..., d], with what the architecture does behind its head."""
-    head = model.get_output_embeddings()
-    with fast_products(head, hidden.shape[:-1].numel()):
-        logits: Tensor = head(hidden).float()
-    if scale := getattr(model.config, "logit_scale", None):  # Cohere
-        logits = logits * scale
-    if scaling := getattr(model.config, "logits_scaling", None):  # Granite
-        logits = logits / scaling
-    if cap := getattr(model.config, "final_logit_softcapping", None):  # Gemma 2
-        logits = cap * torch.tanh(logits / cap)
-    return logits
+    """Logits [..., V] in fp32 from the body's last states [..., d]: the model's own forward pass behind its body.
+
+    So whatever an architecture does there (Cohere scales, Gemma 2 caps, ModernBERT has a layer more) is done.
+    """
+    states = hidden.flatten(0, -2)[None]
+    placeholder = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
+    body = model.base_model
+    with _gives(body, states), fast_products(model.get_output_embeddings(), states.shape[1]):
+        logits: Tensor = model(input_ids=placeholder, use_cache=False).logits
+    return logits[0].float().view(*hidden.shape[:-1], -1)
+
+
+@dataclass
+class _Given(ModelOutput):  # type: ignore[misc]
+    """States of a body, and nothing of all that may be asked for beside them."""
+
+    last_hidden_state: Tensor | None = None
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+@contextmanager
+def _gives(body: Any, states: Tensor) -> Iterator[None]:
+    """Inside, the body gives these states, whatever it is asked."""
+    given = _Given(last_hidden_state=states)
+    vars(body)["forward"] = lambda *_, **__: given
+    try:
+        yield
+    finally:
+        del vars(body)["forward"]
+
+
+def whole_logits(model: Any, tokens: Tensor, lengths: Tensor, where: Tensor) -> Tensor:
+    """Logits [N, V] in fp32 at the N places `where` of tokens [B, T], from forward passes of the whole model."""
+
+    def run(tokens: Tensor, **extra: Any) -> Tensor:
+        logits: Tensor = model(input_ids=tokens, **extra).logits
+        return logits
+
+    return _in_rows(model, run, way_of(model).rows_of(tokens.shape[1]), tokens, lengths, where).float()
 
 
 def token_logprobs(
@@ -69,10 +128,17 @@ def token_logprobs(
         logprobs [B, T] and entropies [B, T] (nats, no gradient), both 0 outside the mask.
     """
     assert not mask[:, 0].any(), "the first token of a row is predicted by nothing"
-    selected, targets = hidden_states(model.base_model, tokens, lengths, _before(mask)), tokens[mask]  # [N, d], [N]
+    targets = tokens[mask]  # [N]
+    if way_of(model).head == "whole":
+        selected, head = (
+            whole_logits(model, tokens, lengths, _before(mask)),
+            Tensor.clone,
+        )  # [N, V]; changed in place below
+    else:
+        selected, head = hidden_states(model.base_model, tokens, lengths, _before(mask)), partial(head_logits, model)
 
     def logits(states: Tensor) -> Tensor:
-        whole = head_logits(model, states)  # [n, V]
+        whole: Tensor = head(states)  # [n, V]
         return whole if temperature == 1 else whole / temperature
 
     rows = max(1, max_logits_bytes // (4 * model.config.get_text_config().vocab_size))
@@ -82,9 +148,15 @@ def token_logprobs(
         with torch.no_grad():
             entropies = -distribution.exp().mul_(distribution).sum(-1)
     else:
-        learned = [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
+        learned = [] if way_of(model).head == "whole" else [w for w in _behind_body(model) if w.requires_grad]
         logprobs, entropies = _ChunkedLogprobs.apply(logits, rows, targets, selected, *learned)  # type: ignore[no-untyped-call]
     return _place(logprobs, mask), _place(entropies, mask)
+
+
+def _behind_body(model: Any) -> list[Tensor]:
+    """The weights that `head_logits` uses; the head's may be those of the embedding."""
+    body, head = {*model.base_model.parameters()}, {*model.get_output_embeddings().parameters()}
+    return [weight for weight in model.parameters() if weight in head or weight not in body]
 
 
 class _ChunkedLogprobs(torch.autograd.Function):

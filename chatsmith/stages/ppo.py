@@ -30,7 +30,7 @@ from chatsmith.models.reward import Reward, critic_for
 from chatsmith.models.scoring import token_logprobs, token_values
 from chatsmith.seeds import derive_seed, permutation
 from chatsmith.stages.loop import Guard, Skipped, Trainable, as_text, learning_rate_factor
-from chatsmith.stages.rollout import Prompts, encode_questions, judge, roll_out, rollout_logprobs
+from chatsmith.stages.rollout import Prompts, encode_questions, judge, roll_out, rollout_logprobs, rollout_noise
 from chatsmith.stages.sft import language_model_backward
 from chatsmith.stages.watch import check_logprob_gap, describe, kl_per_answer
 from chatsmith.types import Experience, Message, Record, Rollouts, Scores
@@ -102,6 +102,7 @@ class PPO:
         self.reference = copy.deepcopy(self.actor).requires_grad_(False)
         self.critic = critic or critic_for(policy.model, policy.tokenizer, rewards, max_tokens=policy.max_tokens)
         self.steps, self.step, self.kl_coef = steps, 0, settings.kl_coef
+        self.noise: float | None = None  # of the policy's log-probs, measured on the first rollouts
         self.advantages = advantages or partial(gae, gamma=settings.gamma, lam=settings.lam)
         decay = settings.ema_decay or default_decay(steps * settings.epochs * settings.minibatches)
         self.learners = Learners(
@@ -165,7 +166,10 @@ class PPO:
         or from the training forward, also where the policy is frozen and `update` does not run it.
         """
         settings = self.config.rl
+        if self.noise is None:
+            self.noise = rollout_noise(self.actor, rollouts, settings.temperature)
         rewards, valid, metrics = judge(rollouts.samples, self.rewards, settings)
+        metrics["rollout/logprob_noise"] = self.noise
         temperature, device = settings.temperature, rollouts.tokens.device
         reference_logprobs, _ = rollout_logprobs(self.reference, rollouts, temperature=temperature, config=self.config)
         takes_rollout = settings.old_logprobs == "auto" and self.actor.dtype == torch.float32
@@ -174,7 +178,7 @@ class PPO:
             logprobs, _ = rollout_logprobs(self.actor, rollouts, temperature=temperature, config=self.config)
             gap = (logprobs - rollouts.logprobs).abs()[rollouts.mask]
             metrics |= {"rollout/logprob_gap_mean": gap.mean().item(), "rollout/logprob_gap_max": gap.max().item()}
-            check_logprob_gap(metrics["rollout/logprob_gap_mean"], self.actor.dtype, settings)
+            check_logprob_gap(metrics["rollout/logprob_gap_mean"], self.noise, self.actor.dtype, settings)
         values = rollout_values(self.critic, rollouts, self.config)
         return Scores(logprobs, reference_logprobs, values, rewards.to(device), valid.to(device)), metrics
 
@@ -226,7 +230,7 @@ class PPO:
         for name in ("rollout/logprob_gap_mean", "rollout/logprob_gap_max"):
             if name in result:
                 result[name] = per_minibatch[0][name]
-        check_logprob_gap(result.get("rollout/logprob_gap_mean", 0.0), self.actor.dtype, settings)
+        check_logprob_gap(result.get("rollout/logprob_gap_mean", 0.0), self.noise or 0.0, self.actor.dtype, settings)
         result |= {
             "rl/epochs": epoch + 1.0,
             "rl/lr": settings.lr * factor,
@@ -251,10 +255,15 @@ class PPO:
         return average
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "kl_coef": self.kl_coef, "learners": self.learners.state_dict()}
+        return {
+            "step": self.step,
+            "kl_coef": self.kl_coef,
+            "noise": self.noise,
+            "learners": self.learners.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.kl_coef = state["step"], state["kl_coef"]
+        self.step, self.kl_coef, self.noise = state["step"], state["kl_coef"], state["noise"]
         self.learners.load_state_dict(state["learners"])
 
     @property

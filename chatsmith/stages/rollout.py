@@ -19,10 +19,13 @@ from chatsmith.data.records import choose
 from chatsmith.data.tokens import Columns, TokenRows, as_bytes, prepared
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import RewardError
+from chatsmith.models.noise import rounding_noise
 from chatsmith.models.reward import Reward, RewardModel, call
 from chatsmith.models.scoring import token_logprobs
 from chatsmith.seeds import derive_seed
 from chatsmith.types import Record, Rollouts, Sample
+
+NOISE_TOKENS = 512  # enough to tell by how much forward passes differ
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,21 @@ def rollout_logprobs(model: Any, rollouts: Rollouts, *, temperature: float, conf
             max_logits_bytes=config.engine.max_logits_mib << 20,
         )
     return logprobs, entropies
+
+
+def rollout_noise(model: Any, rollouts: Rollouts, temperature: float) -> float:
+    """The model's `rounding_noise` on the sampled tokens of some rows: short ones, for logits are large."""
+    lengths: list[int] = rollouts.lengths.tolist()
+    rows: list[int] = []
+    total = 0
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        total += lengths[row]
+        if rows and total > NOISE_TOKENS:
+            break
+        rows.append(row)
+    tokens = [rollouts.tokens[row, : lengths[row]] for row in rows]
+    places = [rollouts.mask[row, : lengths[row]] for row in rows]
+    return rounding_noise(model, tokens, places, temperature=temperature)
 
 
 def judge(

@@ -17,8 +17,8 @@ from chatsmith.data.formats import best_answer
 from chatsmith.data.tokens import EncodedRows, encoded, lengths_of
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import DataError
-from chatsmith.models.packing import packs
 from chatsmith.models.scoring import token_logprobs
+from chatsmith.models.way import way_of
 from chatsmith.runtime import StageRun
 from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, total_steps
 from chatsmith.types import Message, Record
@@ -167,7 +167,7 @@ def language_model_backward(
 
 def _passes(model: Any, lengths: Sequence[int], config: Config) -> list[list[int]]:
     """Which rows go through the model together: packed rows may have any lengths, others pay for the longest."""
-    if packs(model.base_model):
+    if way_of(model).rows == "packed":
         return best_fit(lengths, capacity=config.engine.max_batch_tokens)
     return micro_batches(lengths, max_tokens=config.engine.max_batch_tokens)
 

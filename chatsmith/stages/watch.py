@@ -15,6 +15,8 @@ from chatsmith.errors import TrainingStopped
 from chatsmith.types import Experience, Rollouts, Scores
 
 LOGGED_ANSWERS = 8  # per table
+MULTIPLE = 3  # of a model's rounding noise; another function costs about 1 nat
+LEAST_LIMIT = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}  # nats
 
 
 def describe(rollouts: Rollouts, scores: Scores, experience: Experience) -> dict[str, float]:
@@ -43,17 +45,20 @@ def kl_per_answer(experience: Experience) -> float:
     return float(masked_sum(difference, experience.mask) / answers)
 
 
-def check_logprob_gap(gap: float, dtype: torch.dtype, settings: RlConfig) -> None:
+def check_logprob_gap(gap: float, noise: float, dtype: torch.dtype, settings: RlConfig) -> None:
     """Stop when rollout and training compute different functions: nothing learned from such data means anything.
 
-    A wrong function costs about 1 nat. In bf16 two right ways to compute a logit of 10 differ by up to 10 / 2^8 = 0.04.
+    Args:
+        gap: the mean difference of their log-probs, in nats.
+        noise: by how much the model's own forward passes differ, see `rounding_noise`.
     """
-    limit = settings.max_logprob_gap or (1e-4 if dtype == torch.float32 else 5e-2)
+    limit = settings.max_logprob_gap or max(MULTIPLE * noise, LEAST_LIMIT[dtype])
     if not gap <= limit:  # NaN is no agreement
         raise TrainingStopped(
             f"rl: the log-probs of the rollout differ from those of the training forward by {gap:.2e} nats per token "
-            f"on average (limit {limit:.0e}): generation and training do not compute the same function for this model. "
-            "Please report the architecture. rl.max_logprob_gap moves the limit."
+            f"on average, while two forward passes of this model differ by {noise:.1e} (limit {limit:.1e}): generation "
+            "and training do not compute the same function for this model. Please report the architecture. "
+            "rl.max_logprob_gap moves the limit."
         )
 
 

@@ -9,8 +9,13 @@ from decoders import FAMILIES, HEADS_OF_16, build
 from tiny import tiny_model
 
 import chatsmith.engine.forward
-from chatsmith.engine.engine import Engine, Request, Sampling, carries
-from chatsmith.engine.forward import ChunkedPrompt, takes_chunks
+from chatsmith.data.batch import pad
+from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.engine.forward import ChunkedPrompt
+from chatsmith.errors import ModelError
+from chatsmith.models import lm
+from chatsmith.models.scoring import token_logprobs
+from chatsmith.models.way import Way, note, way_of
 
 CHUNK, WHOLE = 16, 10_000
 GREEDY = Sampling(temperature=0.0)
@@ -62,12 +67,13 @@ def test_tokens_and_logprobs_are_those_of_the_whole_prompt(family):
 @pytest.mark.parametrize("family", ["llama", "mistral, sliding window", "gpt2"])
 def test_chunks_at_wrong_positions_would_give_other_tokens_and_are_found_when_the_model_is_tried(family, monkeypatch):
     model, tried = build(family), build(family)
-    assert carries(model)
+    assert way_of(model).chunks
     right, _ = run(model, CHUNK, requests(GREEDY))
     at_wrong_positions(monkeypatch)
     assert run(model, CHUNK, requests(GREEDY))[0] != right
-    assert not carries(tried)
-    assert run(tried, CHUNK, requests(GREEDY))[0] == right, "one at a time, prompts are computed whole"
+    monkeypatch.setattr(lm, "_decided", {})
+    assert (way_of(tried).sampling, way_of(tried).chunks) == ("together", False)
+    assert run(tried, CHUNK, requests(GREEDY))[0] == right, "prompts are computed whole"
 
 
 def test_samples_share_the_chunks_and_depend_on_nothing_but_their_seed():
@@ -181,11 +187,24 @@ def long_rope():
     return model
 
 
-def test_a_prompt_whose_length_decides_on_its_rotations_is_computed_whole(monkeypatch):
-    model, asked = long_rope(), requests(GREEDY, lengths=(41, 60))
-    assert carries(model)
-    assert not takes_chunks(model)
-    chunked, whole = (run(model, tokens, asked, rows=1)[0] for tokens in (CHUNK, WHOLE))
-    assert chunked == whole
-    monkeypatch.setattr("chatsmith.engine.engine.takes_chunks", lambda _: True)
-    assert run(model, CHUNK, asked, rows=1)[0] != whole
+def test_a_row_whose_length_decides_on_its_rotations_is_not_computed_beside_others():
+    model = long_rope()
+    assert (way_of(model).limit, way_of(model).rows, way_of(model).sampling) == (32, "packed", "together")
+    engine = Engine(model, pad_id=0, max_batch=2)
+    with pytest.raises(ModelError, match=r"41 tokens.*32"):
+        engine.add(requests(GREEDY, lengths=(35,), limit=6)[0])
+    rows = [list(range(3, 3 + n)) for n in (20, 90)]
+    tokens, lengths = pad(rows, pad_id=0)
+    mask = torch.arange(90)[None] < lengths[:, None]
+    mask[:, 0] = False
+
+    def logprobs():
+        return token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=1 << 30)[0]
+
+    for row, found in zip(rows, logprobs(), strict=True):
+        plain = model(input_ids=torch.tensor([row])).logits[0, :-1].log_softmax(-1)
+        expected = plain.gather(1, torch.tensor(row)[1:, None])[:, 0]
+        torch.testing.assert_close(found[1 : len(row)], expected, atol=1e-5, rtol=1e-5)
+    right = logprobs()
+    note(model, Way("packed"))
+    assert (logprobs() - right)[0].abs().max() > 0.01, "beside a long row a short one is another one"

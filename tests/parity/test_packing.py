@@ -8,8 +8,9 @@ import torch
 from tiny import FAMILIES, tiny_model
 
 from chatsmith.data.batch import pad
-from chatsmith.models.packing import Layout, packed_hidden_states, packs
+from chatsmith.models.packing import Layout, packed_hidden_states
 from chatsmith.models.scoring import hidden_states
+from chatsmith.models.way import way_of
 
 torch.manual_seed(0)
 ROWS = [torch.randint(3, 300, (n,)).tolist() for n in (9, 26, 14, 3)]
@@ -72,7 +73,7 @@ def test_every_node_of_the_prefix_tree_is_computed_once(tree):
     rows, nodes = TREES[tree]
     assert nodes == len({tuple(row[: n + 1]) for row in rows for n in range(len(row))})
     backbone = tiny_model().base_model
-    assert packs(backbone)  # its trial is not to be counted
+    assert way_of(backbone).rows == "packed"  # its trial is not to be counted
     seen = []
     backbone.get_input_embeddings().register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape))
     hidden_states(backbone, *padded(rows))
@@ -116,7 +117,7 @@ def test_one_token_shared_too_many_would_be_noticed(monkeypatch):
 
     def first_difference_ignored(tokens, lengths):
         tokens = tokens.clone()
-        tokens[:, 11:12] = tokens[1:2, 11:12]  # none in the short rows of the trial
+        tokens[:, 11:12] = tokens[1:2, 11:12]
         return layout_of(tokens, lengths)
 
     monkeypatch.setattr(Layout, "of", first_difference_ignored)
@@ -125,7 +126,7 @@ def test_one_token_shared_too_many_would_be_noticed(monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_which_families_pack(family):
-    assert packs(tiny_model(family).base_model) == (family in PACKING)
+    assert (way_of(tiny_model(family).base_model).rows == "packed") == (family in PACKING)
 
 
 @pytest.mark.parametrize("family", PACKING)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from tiny import FAMILIES, tiny_model, tiny_reward_model
 
 from chatsmith.data.batch import pad
@@ -60,28 +61,61 @@ def test_entropy_is_that_of_the_distribution_the_token_was_drawn_from():
     torch.testing.assert_close(entropies[0, 4:9], expected[3:8], atol=1e-5, rtol=1e-5)
 
 
-HEADS = {  # what stands behind a head, or in it
-    "plain": {},
-    "bias": {},
-    "cohere": {"logit_scale": 0.3},
-    "granite": {"logits_scaling": 4.0},
-    "gemma 2": {"final_logit_softcapping": 5.0},
+SMALL = {"vocab_size": 384, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256}
+SMALL |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+HEADS = {  # what stands behind the last states of a body, and the setting that leaves it out
+    "plain": ("Llama", {}, {}),
+    "bias": ("Llama", {}, {}),
+    "cohere": ("Cohere", {"logit_scale": 0.3}, {"logit_scale": 1.0}),
+    "granite": ("Granite", {"logits_scaling": 4.0}, {"logits_scaling": 1.0}),
+    "gemma 2": ("Gemma2", {"final_logit_softcapping": 5.0}, {"final_logit_softcapping": None}),
+    "gemma 4": ("Gemma4Text", {"final_logit_softcapping": 5.0}, {"final_logit_softcapping": None}),
+    "a layer more": ("ModernBertDecoder", {"decoder_bias": True}, None),
 }
 
 
-def logprobs_and_gradients(head, temperature, dtype, budget):
-    model = tiny_model("llama")
-    if head == "bias":
+def model_with_head(head, *, left_out=False):
+    name, settings, other = HEADS[head]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**SMALL | settings | (other if left_out and other else {}))
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))  # biases, too
+    if head == "bias" and not left_out:
         model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 384))
-    for name, value in HEADS[head].items():
-        setattr(model.config, name, value)
-    model.to(dtype)
+    if other is None and left_out:
+        model.lm_head = torch.nn.Identity()
+    return model
+
+
+def logprobs_and_gradients(head, temperature, dtype, budget, **options):
+    model = model_with_head(head, **options).to(dtype)
     tokens, lengths = pad(ROWS, pad_id=0)
     mask = answer_mask(tokens, lengths)
     logprobs, entropies = token_logprobs(model, tokens, lengths, mask, temperature=temperature, max_logits_bytes=budget)
     weights = torch.randn(logprobs.shape, generator=torch.Generator().manual_seed(1))
     (weights * logprobs).sum().backward()
-    return logprobs.detach(), entropies, {n: p.grad for n, p in model.named_parameters()}
+    return logprobs.detach(), entropies, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_logprobs_and_gradients_are_those_of_the_whole_model(head):
+    model = model_with_head(head)
+    ours = logprobs_and_gradients(head, 1.0, torch.float32, 4 * 384 * 3)
+    weights = torch.randn(ours[0].shape, generator=torch.Generator().manual_seed(1))
+    mask = answer_mask(*pad(ROWS, pad_id=0))
+    for index, row in enumerate(ROWS):
+        logprobs = model(input_ids=torch.tensor([row])).logits[0].log_softmax(-1)
+        plain = logprobs[:-1].gather(1, torch.tensor(row)[1:, None])[:, 0]
+        scored = mask[index, 1 : len(row)]
+        torch.testing.assert_close(ours[0][index, 1 : len(row)][scored], plain.detach()[scored], atol=1e-5, rtol=1e-5)
+        (weights[index, 1 : len(row)] * plain)[scored].sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert (ours[2][name] - parameter.grad).norm() <= 1e-5 * parameter.grad.norm(), name
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -96,7 +130,7 @@ def test_chunked_head_gives_the_same_values_and_gradients(head, temperature, dty
     for name, gradient in whole[2].items():
         assert (gradient - chunked[2][name]).norm() < limit * gradient.norm(), name
     if head != "plain":
-        plain = logprobs_and_gradients("plain", temperature, dtype, LARGE)
+        plain = logprobs_and_gradients(head, temperature, dtype, LARGE, left_out=True)
         assert not torch.allclose(plain[0], chunked[0], atol=1e-2)  # what leaving it out would give
 
 

@@ -14,9 +14,9 @@ from chatsmith.data.chat import Encoded, encode_texts, prepare_tokenizer
 from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.errors import DataError, TrainingStopped
 from chatsmith.models.critic import critic_from_actor
-from chatsmith.models.packing import packs
 from chatsmith.models.reward import Reward
 from chatsmith.models.scoring import token_logprobs
+from chatsmith.models.way import way_of
 from chatsmith.seeds import derive_seed, permutation
 from chatsmith.stages.loop import Guard
 from chatsmith.stages.ppo import PPO, actor_loss
@@ -103,14 +103,22 @@ def test_the_gap_between_rollout_and_training_is_measured_and_tiny():
 
 
 def test_a_gap_above_the_limit_stops_the_run():
-    check_logprob_gap(9e-5, torch.float32, RlConfig())
-    with pytest.raises(TrainingStopped, match="do not compute the same function"):
-        check_logprob_gap(2e-4, torch.float32, RlConfig())
-    check_logprob_gap(4e-2, torch.bfloat16, RlConfig())
-    with pytest.raises(TrainingStopped, match="do not compute the same function"):
-        check_logprob_gap(6e-2, torch.bfloat16, RlConfig())
-    with pytest.raises(TrainingStopped):
-        check_logprob_gap(float("nan"), torch.float32, RlConfig())
+    for gap, noise, dtype, settings in (
+        (9e-5, 1e-6, torch.float32, {}),
+        (2e-4, 1e-4, torch.float32, {}),
+        (5.1e-2, 4e-2, torch.bfloat16, {}),
+        (9e-3, 0.0, torch.bfloat16, {}),
+        (0.4, 1e-2, torch.bfloat16, {"max_logprob_gap": 0.5}),
+    ):
+        check_logprob_gap(gap, noise, dtype, RlConfig(**settings))
+    for gap, noise, dtype in (
+        (2e-4, 1e-6, torch.float32),
+        (4e-4, 1e-4, torch.float32),
+        (0.13, 4e-2, torch.bfloat16),
+        (float("nan"), 1.0, torch.float32),
+    ):
+        with pytest.raises(TrainingStopped, match="do not compute the same function"):
+            check_logprob_gap(gap, noise, dtype, RlConfig())
 
 
 def gradients(model):
@@ -353,7 +361,7 @@ def test_answers_to_one_prompt_compute_it_once_and_give_the_same_update():
         ppo = assistant(samples_per_prompt=4, rollouts=8)
         ppo.config = ppo.config.model_copy(update={"engine": EngineConfig(max_batch_tokens=tokens)})
         experience, _ = ppo.make_experience(questions)
-        assert packs(ppo.actor.base_model)  # its trial is not to be counted
+        assert way_of(ppo.actor).rows == "packed"  # its trial is not to be counted
         seen = torch.zeros(1)
         ppo.actor.get_input_embeddings().register_forward_hook(partial(count_tokens, seen))
         metrics = ppo.update(experience)
