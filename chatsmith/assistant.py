@@ -3,7 +3,8 @@
     assistant = chatsmith.load("runs/tiny-cpu")
     assistant.chat("What is the capital of France?")
 
-Every answer has an engine of its own, so one that is given up halfway leaves nothing behind.
+Every answer has an engine of its own, so one that is given up halfway leaves nothing behind. torch and transformers are
+loaded by what needs them: a path or a setting that is wrong is refused at once.
 """
 
 import json
@@ -20,9 +21,8 @@ from chatsmith.checkpoint import save_directory
 from chatsmith.config import EngineConfig
 from chatsmith.data.chat import AnswerStream, encode_prompts, stop_strings
 from chatsmith.data.formats import to_record
-from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.engine.scheduler import Request, Sampling
 from chatsmith.errors import ConfigError, DataError, ModelError, RequestError, RunError
-from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer, save_model
 from chatsmith.runtime import choose_device, choose_dtype
 from chatsmith.seeds import derive_seed
 from chatsmith.types import FinishReason, Message
@@ -128,6 +128,8 @@ class Assistant:
 
     def save(self, directory: str | Path) -> None:
         """Write the model as a complete Hugging Face directory that `load` and plain transformers read."""
+        from chatsmith.models.load import save_model
+
         card = "# Assistant\n\nTrained with chatsmith.\n"
         save_directory(
             Path(directory),
@@ -161,6 +163,8 @@ class Reply(Iterator[str]):
         self._pieces.close()
 
     def _speak(self, assistant: Assistant, request: Request, stop: Sequence[str]) -> Generator[str, None, None]:
+        from chatsmith.engine.engine import Engine
+
         engine = Engine(assistant.model, pad_id=assistant.tokenizer.pad_token_id, max_batch=1)
         text = AnswerStream(assistant.tokenizer, stop)
         held, spoken = "", False  # white space is held back until text follows: none begins or ends the answer
@@ -280,6 +284,9 @@ def load(path: str | Path, *, stage: str | None = None, device: str = "auto", dt
         first = error.errors()[0]
         raise ConfigError(f"{first['loc'][0]} = {first['input']!r}: {first['msg'].lower()}.") from error
     location = find(path, stage).location
+
+    from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer
+
     chosen = choose_device(config)
     tokenizer = load_tokenizer(location)
     model = load_actor(location, tokenizer, dtype=choose_dtype(config, chosen), device=chosen)

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from chatsmith.errors import RunError
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write tensors, numbers, strings and containers of them; replaces `path` atomically."""
+    import torch
+
     _replace(path, lambda temporary: torch.save(state, temporary))
 
 
@@ -26,6 +26,8 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """The state at `path`, or None if there is none. Nothing but tensors and plain values is unpickled."""
     if not path.exists():
         return None
+    import torch
+
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 

@@ -21,9 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from chatsmith.checkpoint import save_json
 from chatsmith.config import STAGES, Config, StageName
@@ -31,7 +29,11 @@ from chatsmith.console import Screen
 from chatsmith.errors import RunError
 from chatsmith.runtime import StageRun, StopSignals, choose_device, choose_dtype
 from chatsmith.trackers import Tracker, feed, first_step, forget
-from chatsmith.verdicts import Verdict
+
+if TYPE_CHECKING:
+    import torch
+
+    from chatsmith.verdicts import Verdict
 
 TITLES = {
     "sft": "Stage 1 of 3: supervised fine-tuning, learning to answer from demonstrations",
@@ -64,11 +66,11 @@ class Run:
     _started: float = field(default_factory=time.monotonic)
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         return choose_device(self.config.engine)
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> "torch.dtype":
         return choose_dtype(self.config.engine, self.device)
 
     def finished(self, stage: StageName) -> bool:
@@ -90,7 +92,7 @@ class Run:
     def record(
         self,
         stage: StageName,
-        verdict: Verdict,
+        verdict: "Verdict",
         stage_run: StageRun,
         model_dir: str,
         summary: dict[str, Any],
@@ -153,10 +155,10 @@ def open_run(
     Raises:
         RunError: if the directory holds something else.
     """
-    path = directory / "manifest.json"
-    if path.exists():
-        manifest = _read_manifest(path)
-        _check_same(manifest["config"], config, directory, restart_from)
+    import torch
+
+    manifest = check_directory(config, directory, restart_from)
+    if manifest is not None:
         restarted = STAGES[STAGES.index(restart_from) :] if restart_from is not None else ()
         for stage in restarted:
             manifest["stages"].pop(stage, None)
@@ -166,8 +168,6 @@ def open_run(
         for stage in skipped:  # whether it is needed follows from the settings of this command
             del manifest["stages"][stage]
     else:
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise RunError(f"{directory}: exists and is no run of chatsmith. Choose another --run-dir.")
         manifest, restarted = {"version": MANIFEST_VERSION, "stages": {}, "summary": {"seconds": 0.0}}, ()
     manifest |= {
         "status": "running",
@@ -188,6 +188,22 @@ def open_run(
     for stage in restarted:  # only now: a stage that the manifest calls finished must have its model
         shutil.rmtree(directory / stage, ignore_errors=True)
     return run
+
+
+def check_directory(config: Config, directory: Path, restart_from: StageName | None) -> dict[str, Any] | None:
+    """The manifest of the run in `directory` that this command may continue; None if there is no run yet.
+
+    Raises:
+        RunError: if the directory holds something else, or another configuration's run.
+    """
+    path = directory / "manifest.json"
+    if path.exists():
+        manifest = _read_manifest(path)
+        _check_same(manifest["config"], config, directory, restart_from)
+        return manifest
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise RunError(f"{directory}: exists and is no run of chatsmith. Choose another --run-dir.")
+    return None
 
 
 @contextmanager
