@@ -88,11 +88,6 @@ def repeated(config: Any, recipe: str) -> list[str]:
         base = _recipe("defaults" if recorded.get("actor_model") or len(stages) == 1 else "tiny-cpu")
     assert base is not None, "what comes with the package is there"
     words = [*(["train"] if len(stages) > 1 else [str(stages[0])]), *named]
-    for key in base:
-        group, _, name = key.rpartition(".")
-        holder = config.get(group) if group else config
-        if isinstance(holder, Mapping) and holder.get(name, _ABSENT) is None:  # turned off by hand
-            words += [f"--{key}", "none"]
     for key, value in recorded.items():
         if key == "stages" or base.get(key, _ABSENT) == value or value == []:
             continue
