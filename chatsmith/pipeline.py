@@ -312,7 +312,10 @@ def _rl(run: Run, sources: Sequence[Source]) -> None:
     _save(run, policy.model, policy.tokenizer, "rl/actor", policy.stops, what="Assistant after PPO", base=location)
     _save(run, average, policy.tokenizer, "rl/ema", policy.stops, what="Assistant after PPO, averaged", base=location)
     save_directory(run.directory / "rl" / "critic", critic.save)
-    save_jsonl(run.directory / "rl" / "samples.jsonl", report.samples())
+    samples = report.samples()
+    if config.world is not None:
+        samples = evaluation.marked(samples, material.prompt_tasks(config, config.world))
+    save_jsonl(run.directory / "rl" / "samples.jsonl", samples)
     summary = {
         "reward_mean_first": report.before.reward_mean,
         "reward_mean_last": report.after.reward_mean,
