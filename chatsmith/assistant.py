@@ -17,6 +17,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
+from chatsmith import __version__
+from chatsmith.card import card, stated_licence
 from chatsmith.checkpoint import save_directory
 from chatsmith.config import EngineConfig
 from chatsmith.data.chat import AnswerStream, encode_prompts, stop_strings
@@ -130,10 +132,17 @@ class Assistant:
         """Write the model as a complete Hugging Face directory that `load` and plain transformers read."""
         from chatsmith.models.load import save_model
 
-        card = "# Assistant\n\nTrained with chatsmith.\n"
+        base = str(self.model.name_or_path)
+        text = card(
+            "Assistant",
+            tags=(),
+            made=f"Saved from Python with chatsmith {__version__}: what was done to it since its base is not recorded.",
+            base=base,
+            licences=[(f"base {base}" if base else "base", stated_licence(base)), ("data since then", None)],
+        )
         save_directory(
             Path(directory),
-            lambda path: save_model(self.model, self.tokenizer, path, stops=self.stops, card=card),
+            lambda path: save_model(self.model, self.tokenizer, path, stops=self.stops, card=text),
         )
 
     def _encode(self, messages: tuple[Message, ...]) -> list[int]:

@@ -76,6 +76,9 @@ def save_directory(path: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         fill(temporary)
+        mode = temporary.stat().st_mode & 0o666  # what the umask leaves: safetensors writes for the owner alone
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            file.chmod(mode)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise _cannot_write(path, error) from error

@@ -277,6 +277,9 @@ def bench(
     batch: Annotated[
         int | None, typer.Option(help="Answers that are generated together. Default: 128 on a GPU, else 32.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all figures as JSON too, as always in a pipe.")
+    ] = False,
 ) -> None:
     """Measure this machine: tokens per second of generating and training, and what share of its limits that is."""
     from chatsmith.assistant import find
@@ -289,7 +292,8 @@ def bench(
     from chatsmith.bench import bench as measure
 
     figures = measure(model, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, batch=batch)
-    typer.echo(json.dumps(figures))
+    if as_json or not sys.stdout.isatty():
+        typer.echo(json.dumps(figures))
 
 
 @collection.command("self-instruct")

@@ -60,6 +60,12 @@ from chatsmith.world import evaluation, material
 
 SHOWN_ANSWERS = 5
 SHOWN_FINDINGS = 3
+TAGS = {
+    "sft/model": ["sft"],
+    "reward/model": ["reward-model"],
+    "rl/actor": ["rlhf", "ppo"],
+    "rl/ema": ["rlhf", "ppo"],
+}  # of the models on the hub
 
 
 def train(
@@ -119,7 +125,7 @@ def plan(config: Config, directory: Path, screen: Screen, sources: Sequence[Sour
         if "reward" in stages_to_train(config):
             check_reward_base(config.reward_model or config.actor_model)
         tokenizer = load_tokenizer(config.actor_model)
-        screen.line(f"model: {config.actor_model}, {len(tokenizer)} tokens")
+        screen.line(f"model: {config.actor_model}, a vocabulary of {len(tokenizer)} tokens")
         _check_room(config, tokenizer, data)
         sizes = {"sft": config.sft.batch, "reward": config.reward.batch, "rl": config.rl.rollouts}
         for stage in stages_to_train(config):
@@ -412,7 +418,7 @@ def _next_commands(run: Run) -> list[tuple[str, str]]:
 
 
 def _save(run: Run, model: Any, tokenizer: Any, where: str, stops: Sequence[int], *, what: str, base: str) -> None:
-    card = model_card(run, what=what, base=base, sources=run.manifest.get("data", []))
+    card = model_card(run, what=what, base=base, tags=TAGS[where])
     save_directory(run.directory / where, lambda path: save_model(model, tokenizer, path, stops=stops, card=card))
 
 

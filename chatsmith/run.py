@@ -23,11 +23,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatsmith.card import card, stated_licence
 from chatsmith.checkpoint import save_json
 from chatsmith.config import STAGES, Config, StageName
 from chatsmith.console import Screen
 from chatsmith.errors import RunError
 from chatsmith.runtime import StageRun, StopSignals, choose_device, choose_dtype
+from chatsmith.text import one_line
 from chatsmith.trackers import Tracker, feed, first_step, forget
 
 if TYPE_CHECKING:
@@ -236,27 +238,28 @@ def commit() -> str | None:
         return None
 
 
-def model_card(run: Run, *, what: str, base: str, sources: Sequence[dict[str, Any]]) -> str:
-    """README.md of a saved model: what it is, from what, with which verdicts."""
-    licences = [f"- {source['spec']}: {source['licence'] or 'the source states no licence'}" for source in sources]
-    verdicts = [f"- {stage}: {entry['status']}, {entry['verdict']}" for stage, entry in run.manifest["stages"].items()]
-    return "\n".join(
-        [
-            f"# {what}",
-            "",
-            f"Trained by chatsmith {run.manifest['versions']['chatsmith']} "
-            f"(commit {run.manifest['commit'] or 'unknown'}) with the recipe `{run.manifest['recipe']}`, "
-            f"seed {run.config.seed}.",
-            "",
-            f"Base: {base}",
-            "",
-            "Data and licences:",
-            *licences,
-            "",
-            "Verdicts of the stages before:",
-            *(verdicts or ["- none"]),
-            "",
+def model_card(run: Run, *, what: str, base: str, tags: Sequence[str]) -> str:
+    """README.md of a model that a run saves, with the verdicts of the stages before."""
+    versions = run.manifest["versions"]
+    # of a stage after the first, whose base is a result of this run
+    start = run.config.actor_model if base.startswith(f"{run.directory}/") and run.config.actor_model else base
+    if run.config.world is not None:
+        licences: list[tuple[str, str | None]] = [
+            ("model and data", "made on the spot by the task world of chatsmith; nobody else's work is in them")
         ]
+    else:
+        licences = [(f"base {start}", stated_licence(start))]
+        licences += [(f"data {source['spec']}", source["licence"]) for source in run.manifest.get("data", [])]
+    verdicts = [f"- {stage}: {entry['status']}, {entry['verdict']}" for stage, entry in run.manifest["stages"].items()]
+    return card(
+        what,
+        tags=tags,
+        made=f"Trained by chatsmith {versions['chatsmith']} (commit {run.manifest['commit'] or 'unknown'}) with the "
+        f"recipe `{run.manifest['recipe']}`, seed {run.config.seed}"
+        + ("." if base == start else f", from {one_line(base)}."),
+        base=start,
+        licences=licences,
+        more=["", "Verdicts of the stages before:", "", *(verdicts or ["- none"])],
     )
 
 

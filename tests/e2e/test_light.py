@@ -84,6 +84,7 @@ MISTAKES = {
     "chat model --temperature -1": "temperature",
     "bench runs/absent": "no such directory",
     "report thesis": "manifest.json",
+    "collect self-instruct --seeds absent.jsonl --endpoint http://localhost:9 --model m": "absent.jsonl",
 }
 
 
