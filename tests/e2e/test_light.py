@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -122,3 +123,24 @@ def test_something_is_said_before_torch_is_loaded(command, desk, tmp_path):
     )
     assert result.stdout.splitlines() == ["Reading the data ...", "Loading torch and transformers ..."]
     assert result.returncode == 7
+
+
+def test_ctrl_c_while_torch_is_loading_ends_the_command_at_once(command, desk, tmp_path):
+    (tmp_path / "torch.py").write_text("import time\nprint('slow', flush=True)\ntime.sleep(50)\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    arguments = command("train", "--actor-model", "model", "--data", "pairs.jsonl", "--run-dir", "run")
+    with subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+    ) as process:
+        while process.stdout.readline() != "slow\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
