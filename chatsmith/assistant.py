@@ -3,7 +3,8 @@
     assistant = chatsmith.load("runs/tiny-cpu")
     assistant.chat("What is the capital of France?")
 
-Every answer has an engine of its own, so one that is given up halfway leaves nothing behind.
+Every answer has an engine of its own, so one that is given up halfway leaves nothing behind. torch and transformers are
+loaded by what needs them: a path or a setting that is wrong is refused at once.
 """
 
 import json
@@ -16,13 +17,14 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
+from chatsmith import __version__
+from chatsmith.card import card, stated_licence
 from chatsmith.checkpoint import save_directory
 from chatsmith.config import EngineConfig
 from chatsmith.data.chat import AnswerStream, encode_prompts, stop_strings
 from chatsmith.data.formats import to_record
-from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.engine.scheduler import Request, Sampling
 from chatsmith.errors import ConfigError, DataError, ModelError, RequestError, RunError
-from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer, save_model
 from chatsmith.runtime import choose_device, choose_dtype
 from chatsmith.seeds import derive_seed
 from chatsmith.types import FinishReason, Message
@@ -128,10 +130,19 @@ class Assistant:
 
     def save(self, directory: str | Path) -> None:
         """Write the model as a complete Hugging Face directory that `load` and plain transformers read."""
-        card = "# Assistant\n\nTrained with chatsmith.\n"
+        from chatsmith.models.load import save_model
+
+        base = str(self.model.name_or_path)
+        text = card(
+            "Assistant",
+            tags=(),
+            made=f"Saved from Python with chatsmith {__version__}: what was done to it since its base is not recorded.",
+            base=base,
+            licences=[(f"base {base}" if base else "base", stated_licence(base)), ("data since then", None)],
+        )
         save_directory(
             Path(directory),
-            lambda path: save_model(self.model, self.tokenizer, path, stops=self.stops, card=card),
+            lambda path: save_model(self.model, self.tokenizer, path, stops=self.stops, card=text),
         )
 
     def _encode(self, messages: tuple[Message, ...]) -> list[int]:
@@ -161,6 +172,8 @@ class Reply(Iterator[str]):
         self._pieces.close()
 
     def _speak(self, assistant: Assistant, request: Request, stop: Sequence[str]) -> Generator[str, None, None]:
+        from chatsmith.engine.engine import Engine
+
         engine = Engine(assistant.model, pad_id=assistant.tokenizer.pad_token_id, max_batch=1)
         text = AnswerStream(assistant.tokenizer, stop)
         held, spoken = "", False  # white space is held back until text follows: none begins or ends the answer
@@ -280,6 +293,9 @@ def load(path: str | Path, *, stage: str | None = None, device: str = "auto", dt
         first = error.errors()[0]
         raise ConfigError(f"{first['loc'][0]} = {first['input']!r}: {first['msg'].lower()}.") from error
     location = find(path, stage).location
+
+    from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer
+
     chosen = choose_device(config)
     tokenizer = load_tokenizer(location)
     model = load_actor(location, tokenizer, dtype=choose_dtype(config, chosen), device=chosen)

@@ -10,6 +10,7 @@ import math
 import platform
 import random
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -130,7 +131,8 @@ def bench(location: str, *, prompt_tokens: int | None, answer_tokens: int | None
     _show(screen, result)
     if location:
         screen.line("Train it:")
-        screen.command(f"chatsmith train --actor-model {find(location).location} --data FILE.jsonl --run-dir DIR")
+        yours = ["--actor-model", find(location).location, "--data", "FILE.jsonl", "--run-dir", "DIR"]
+        screen.command(shlex.join(["chatsmith", "train", *yours]))
     else:
         screen.line("Measure your own model:")
         screen.command("chatsmith bench MODEL")

@@ -27,7 +27,10 @@ from chatsmith.text import printable
 from chatsmith.types import Message
 
 with contextlib.suppress(ImportError):
-    import readline  # noqa: F401  gives input() line editing and history
+    import readline  # gives input() line editing and history
+
+    # a pasted text of several lines is one question: Python turns this off; macOS's libedit does not know it
+    readline.parse_and_bind("set enable-bracketed-paste on")
 
 NAMES: Mapping[SpeakingStage, str] = {
     "sft": "the SFT model (sft)",
@@ -40,7 +43,7 @@ COMMANDS = {
     "/system TEXT": "tell the model what to be; without TEXT, nothing any more",
     "/save FILE.jsonl": "write the conversation to a new file that --data reads",
     "/help": "this list",
-    "/quit": "leave; so does Ctrl-D",
+    "/quit": "leave; so do Ctrl-D, and Ctrl-C twice",
 }
 EXAMPLES = 3
 LONGEST_EXAMPLE = 72
@@ -90,7 +93,7 @@ def chat(
             if line in ("/quit", "/exit"):
                 break
             try:
-                if line.startswith("/"):
+                if line.startswith("/") and "\n" not in line:
                     _obey(talk, line, screen)
                 else:
                     _answer(talk, line.strip(), talk.said, screen)
@@ -161,13 +164,21 @@ class _Screen:
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # bytes that are no text stay readable
 
     def lines(self) -> Iterator[str]:
-        """What the user types, without white space around it and without empty lines."""
+        """What the user types or pastes, without white space around it and without empty lines."""
+        warned = False
         while True:
             try:
                 line = input("> ") if self.interactive else input()
             except EOFError:
                 self.note("")
                 return
+            except KeyboardInterrupt:
+                if warned or not self.interactive:
+                    raise
+                warned = True
+                self.note("\n(Ctrl-C once more leaves; so do Ctrl-D and /quit)")
+                continue
+            warned = False
             if line.strip():
                 # a space before it makes a line that begins with / a message
                 yield line.rstrip() if line.startswith(" ") else line.strip()

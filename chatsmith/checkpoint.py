@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from chatsmith.errors import RunError
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write tensors, numbers, strings and containers of them; replaces `path` atomically."""
+    import torch
+
     _replace(path, lambda temporary: torch.save(state, temporary))
 
 
@@ -26,6 +26,8 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """The state at `path`, or None if there is none. Nothing but tensors and plain values is unpickled."""
     if not path.exists():
         return None
+    import torch
+
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
@@ -74,6 +76,9 @@ def save_directory(path: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         fill(temporary)
+        mode = temporary.stat().st_mode & 0o666  # what the umask leaves: safetensors writes for the owner alone
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            file.chmod(mode)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise _cannot_write(path, error) from error

@@ -16,7 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
+from chatsmith import __version__
 from chatsmith.errors import ChatsmithError, ConfigError
+from chatsmith.help import Configured, HelpAll
 from chatsmith.inspection.commands import data as data_commands
 
 app = typer.Typer(
@@ -24,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Your own ChatGPT-style assistant from one command: SFT, reward model, PPO.",
-    epilog="Every key of the configuration is an option: --rl.kl_coef 0.02. `chatsmith recipes NAME` shows them.",
+    epilog="Every key of the configuration is an option: --rl.kl_coef 0.02. `chatsmith train --help-all` shows them.",
 )
 collection = typer.Typer(no_args_is_help=True, help="New training data from a model behind an endpoint.")
 app.add_typer(collection, name="collect")
@@ -56,7 +58,22 @@ _CONFIGURED = ("train", "sft", "reward", "rl", "data")  # commands that take a c
 _SEVERAL = ("--data", "--reward", "--only", "--track")  # options that may be followed by several values
 
 
-@app.command()
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"chatsmith {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def chatsmith(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(cls=Configured)
 def train(
     context: typer.Context,
     recipe: Recipe = "",
@@ -71,6 +88,7 @@ def train(
     from_: From = None,
     force: Force = False,
     dry_run: DryRun = False,
+    help_all: HelpAll = False,
 ) -> None:
     """Train an assistant: SFT, reward model, PPO. Without arguments: the tiny demo, in minutes on a CPU."""
     named = {
@@ -81,40 +99,45 @@ def train(
         "rl.rewards": reward,
         "trackers": track,
     }
+    recipe = recipe or ("" if actor_model else "tiny-cpu")
     _train(context.obj, recipe, named, run_dir=run_dir, only=only, from_=from_, force=force, dry_run=dry_run)
 
 
-@app.command()
+@app.command(cls=Configured)
 def sft(
     context: typer.Context,
-    actor_model: Annotated[str, typer.Option(help="Model to start from: a directory or a hub id.")],
-    data: Data = None,
     recipe: Recipe = "",
+    actor_model: ActorModel = None,
+    data: Data = None,
     run_dir: RunDir = None,
     seed: Seed = None,
     track: Track = None,
     from_: From = None,
     force: Force = False,
     dry_run: DryRun = False,
+    help_all: HelpAll = False,
 ) -> None:
     """Only stage 1: supervised fine-tuning."""
     named = {"stages": ["sft"], "seed": seed, "actor_model": actor_model, "data.sources": data, "trackers": track}
     _train(context.obj, recipe, named, run_dir=run_dir, from_=from_, force=force, dry_run=dry_run)
 
 
-@app.command()
+@app.command(cls=Configured)
 def reward(
     context: typer.Context,
-    actor_model: Annotated[str, typer.Option(help="The SFT model, whose answers give the reward its unit.")],
+    recipe: Recipe = "",
+    actor_model: Annotated[
+        str | None, typer.Option(help="The SFT model, whose answers give the reward its unit.")
+    ] = None,
     reward_model: RewardModelBase = None,
     data: Data = None,
-    recipe: Recipe = "",
     run_dir: RunDir = None,
     seed: Seed = None,
     track: Track = None,
     from_: From = None,
     force: Force = False,
     dry_run: DryRun = False,
+    help_all: HelpAll = False,
 ) -> None:
     """Only stage 2: a reward model from ranked answers."""
     named = {
@@ -128,21 +151,23 @@ def reward(
     _train(context.obj, recipe, named, run_dir=run_dir, from_=from_, force=force, dry_run=dry_run)
 
 
-@app.command()
+@app.command(cls=Configured)
 def rl(
     context: typer.Context,
-    actor_model: Annotated[str, typer.Option(help="The SFT model: start and reference of PPO.")],
-    reward: Annotated[
-        list[str], typer.Option(help="Reward models or functions: DIR or FILE.py:function, each [@WEIGHT].")
-    ],
-    data: Data = None,
     recipe: Recipe = "",
+    actor_model: Annotated[str | None, typer.Option(help="The SFT model: start and reference of PPO.")] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help=r"Reward models or functions: DIR or FILE.py:function, each \[@WEIGHT]."),
+    ] = None,
+    data: Data = None,
     run_dir: RunDir = None,
     seed: Seed = None,
     track: Track = None,
     from_: From = None,
     force: Force = False,
     dry_run: DryRun = False,
+    help_all: HelpAll = False,
 ) -> None:
     """Only stage 3: PPO with ready rewards."""
     named = {
@@ -252,12 +277,23 @@ def bench(
     batch: Annotated[
         int | None, typer.Option(help="Answers that are generated together. Default: 128 on a GPU, else 32.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all figures as JSON too, as always in a pipe.")
+    ] = False,
 ) -> None:
     """Measure this machine: tokens per second of generating and training, and what share of its limits that is."""
+    from chatsmith.assistant import find
+    from chatsmith.console import Screen
+
+    if model:
+        find(model)  # one that is not there is refused at once
+    Screen().line("Loading torch and transformers ...", "dim")
+
     from chatsmith.bench import bench as measure
 
     figures = measure(model, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, batch=batch)
-    typer.echo(json.dumps(figures))
+    if as_json or not sys.stdout.isatty():
+        typer.echo(json.dumps(figures))
 
 
 @collection.command("self-instruct")
@@ -310,7 +346,6 @@ def _train(
     from chatsmith.config import STAGES, StageName
     from chatsmith.resolve import nested, read_recipe, resolve
 
-    recipe = recipe or ("" if named.get("actor_model") else "tiny-cpu")
     layers = [(recipe, read_recipe(recipe))] if recipe else []
     given = {key: value for key, value in named.items() if value not in (None, [])}
     layers += [("command line", nested(given)), ("command line", overrides)]
@@ -321,19 +356,29 @@ def _train(
         if match is None:
             raise ConfigError(f'no stage "{stage}"; stages are {", ".join(STAGES)}.')
         stages.append(match)
-    name = Path(recipe).stem or Path(config.actor_model).name
     restart_from = stages.pop() if from_ else None
+    directory = run_dir or Path("runs") / (Path(recipe).stem or Path(config.actor_model).name)
+
+    from chatsmith.console import Screen
+    from chatsmith.intake import take_in
+
+    screen = Screen()
+    if config.data.sources:
+        screen.line("Reading the data ...", "dim")
+    sources = take_in(config, None if dry_run else directory, restart_from=restart_from)
+    screen.line("Loading torch and transformers ...", "dim")
 
     from chatsmith.pipeline import train as run_pipeline
 
     run_pipeline(
         config,
-        run_dir or Path("runs") / name,
+        directory,
         recipe=recipe or "defaults",
         only=stages,
         restart_from=restart_from,
         force=force,
         dry_run=dry_run,
+        sources=sources,
     )
 
 
@@ -362,11 +407,9 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether torch or Python could not get memory, on a GPU or on the CPU."""
-    import torch
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+    torch = sys.modules.get("torch")  # one that was never loaded has raised nothing
+    kinds = MemoryError if torch is None else MemoryError | torch.OutOfMemoryError
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def silence_deprecations() -> None:

@@ -104,7 +104,7 @@ class SourceConfig(Group):
 class DataConfig(Group):
     """Where records come from and which stage sees which."""
 
-    sources: tuple[str | SourceConfig, ...] = ("Dahoas/rm-static",)
+    sources: tuple[str | SourceConfig, ...] = ()
     """`[STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]` each, or a table with more; see [data.md](data.md); `--data`."""
     temperature: Rate = 1.0
     """Above 1 it evens out sources of different size: a stage's shares become share^(1 / temperature)."""
@@ -338,3 +338,11 @@ class Config(Group):
     gates: GatesConfig = GatesConfig()
     engine: EngineConfig = EngineConfig()
     world: WorldConfig | None = None
+
+
+GROUPS: dict[str, type[Group]] = {
+    name: field.annotation
+    for name, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Group)
+} | {"world": WorldConfig}
+"""The groups of keys by their names; the others are keys of the run itself."""

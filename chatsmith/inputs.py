@@ -5,25 +5,25 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from chatsmith.assistant import Assistant
-from chatsmith.config import Config, SourceConfig, StageName
+from chatsmith.config import Config
 from chatsmith.data.chat import Encoded, encode_texts
 from chatsmith.data.licences import non_commercial
-from chatsmith.data.mix import StageData, mix, unused
+from chatsmith.data.mix import StageData, unused
 from chatsmith.data.records import Chosen
-from chatsmith.data.sources import Source, read_source
-from chatsmith.data.spec import as_spec
+from chatsmith.data.sources import Source
 from chatsmith.data.split import judge_point
 from chatsmith.data.tokens import encoded
 from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.errors import DataError, RewardError, RunError
+from chatsmith.intake import parse_reward, read, stages_to_train
 from chatsmith.models.lm import described
 from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer
-from chatsmith.models.reward import Reward, RewardModel, call, load_ready_reward, parse_reward
+from chatsmith.models.reward import Reward, RewardModel, call, load_ready_reward
 from chatsmith.run import Run
 from chatsmith.runtime import choose_device, choose_dtype
 from chatsmith.seeds import permutation
@@ -56,25 +56,6 @@ def base_location(run: Run) -> str:
 def sft_location(run: Run) -> str:
     """The SFT model of this run, or the given model where the run has no stage 1."""
     return str(run.directory / "sft" / "model") if "sft" in run.config.stages else base_location(run)
-
-
-def stages_to_train(config: Config) -> list[StageName]:
-    """The run's stages, without the reward model where PPO uses ready rewards only."""
-    ready = "rl" in config.stages and "trained" not in reward_targets(config)
-    return [stage for stage in config.stages if not (stage == "reward" and ready)]
-
-
-def reward_targets(config: Config) -> list[str]:
-    return [parse_reward(spec)[0] for spec in config.rl.rewards]
-
-
-def read(config: Config, source: str | SourceConfig, *, on_error: Literal["raise", "skip"]) -> Source:
-    """One entry of `data.sources`, or what is written like one."""
-    return read_source(as_spec(source), on_error=on_error, split_seed=config.data.split_seed)
-
-
-def read_sources(config: Config) -> list[Source]:
-    return [read(config, source, on_error=config.data.on_error) for source in config.data.sources]
 
 
 def report_sources(run: Run, sources: Sequence[Source]) -> None:
@@ -116,34 +97,6 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
         dropped = f", {entry['dropped_count']} left out (listed in {DROPPED})" if entry["dropped"] else ""
         licence = f"; not for commercial use: {entry['licence']}" if non_commercial(entry["licence"]) else ""
         run.screen.line(f"{entry['spec']}: {entry['records']} records{unused_ones}{dropped}{licence}")
-
-
-def share(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:
-    """The records of each stage that this run trains; some may have none."""
-    return mix(
-        sources,
-        split=config.data.split,
-        held_out_fraction=config.data.held_out,
-        temperature=config.data.temperature,
-        stages=[*stages_to_train(config), "ptx"],
-    )
-
-
-def deal(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:
-    """The same, for training.
-
-    Raises:
-        DataError: if a stage gets none.
-    """
-    data = share(config, sources)
-    for stage in stages_to_train(config) if config.world is None else ():
-        if not data[stage].train or not data[stage].held_out:
-            raise DataError(
-                f"{stage}: the data gives it {len(data[stage].train)} records to train on and "
-                f"{len(data[stage].held_out)} held out; it needs both. Add a source for it (--data {stage}:FILE), or "
-                "raise --data.held_out."
-            )
-    return data
 
 
 def world_sources(run: Run, asked: Assistant | None = None) -> list[Source]:

@@ -52,7 +52,7 @@ class LiveStage:
         self._stage, self._total, self._road = stage, total, road
         self._started = time.monotonic()
         self._lock = threading.Lock()
-        self._done = 0
+        self._done = self._before = 0
         self._marks: deque[tuple[float, int]] = deque([(self._started, 0)], maxlen=RECENT_STEPS)
         self._series = {name: Series() for name in CURVES if name.startswith((f"{stage}/", "gold/"))}
         self._sample: dict[str, Any] | None = None
@@ -64,7 +64,7 @@ class LiveStage:
         with self._lock:
             for metrics in past:
                 self._add(metrics)
-            self._done = len(past)
+            self._done = self._before = len(past)
             self._marks = deque([(time.monotonic(), self._done)], maxlen=RECENT_STEPS)
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
@@ -176,7 +176,8 @@ class LiveStage:
         steps = f"{self._done} steps" if whole else f"stopped after {self._done} of {self._total} steps"
         head = Text(INDENT)
         head.append("✓ " if whole else "■ ", style="green" if whole else "yellow")
-        head.append(f"{steps} in {duration(time.monotonic() - self._started)}", style="dim")
+        now = f", {self._done - self._before} of them now," if self._before else ""
+        head.append(f"{steps}{now} in {duration(time.monotonic() - self._started)}", style="dim")
         cells = []
         for label, series in _labelled({n: s for n, s in self._series.items() if not n.endswith("/lr")}):
             cell = Text(label, style="dim")

@@ -1,5 +1,6 @@
 """The road: SFT, reward model, PPO, in order, each judged before the next begins."""
 
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chatsmith.checkpoint import save_directory, save_jsonl
-from chatsmith.config import STAGES, Config, DataConfig, StageName
+from chatsmith.config import STAGES, Config, StageName
 from chatsmith.console import Screen
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData
@@ -18,21 +19,18 @@ from chatsmith.inputs import (
     STANDARDISING_SAMPLES,
     ask,
     base_location,
-    deal,
     halves,
     load_policy,
     load_reward,
     load_rewards,
     mixed_rows,
-    read_sources,
     report_sources,
-    reward_targets,
     score_unit,
     sft_location,
-    stages_to_train,
     world_sources,
 )
 from chatsmith.inspection import record
+from chatsmith.intake import deal, parse_reward, reward_targets, stages_to_train, take_in
 from chatsmith.models.load import (
     check_reward_base,
     context_length,
@@ -43,10 +41,11 @@ from chatsmith.models.load import (
     save_model,
     tokenizer_oddities,
 )
-from chatsmith.models.reward import RewardModel, critic_for, parse_reward
+from chatsmith.models.reward import RewardModel, critic_for
 from chatsmith.report.page import write_report
+from chatsmith.report.settings import repeated
 from chatsmith.run import Run, lock, model_card, open_run
-from chatsmith.runtime import Interrupted, StopSignals
+from chatsmith.runtime import Interrupted, StopSignals, choose_device
 from chatsmith.seeds import permutation
 from chatsmith.stages import final_judge
 from chatsmith.stages.loop import total_steps
@@ -54,13 +53,19 @@ from chatsmith.stages.reward import train_reward
 from chatsmith.stages.rl import RlReport, train_rl
 from chatsmith.stages.rollout import encode_questions
 from chatsmith.stages.sft import train_sft
-from chatsmith.trackers import check_installed, open_trackers
+from chatsmith.trackers import open_trackers
 from chatsmith.types import Stage
 from chatsmith.verdicts import judge_reward, judge_rl, judge_sft
 from chatsmith.world import evaluation, material
 
 SHOWN_ANSWERS = 5
 SHOWN_FINDINGS = 3
+TAGS = {
+    "sft/model": ["sft"],
+    "reward/model": ["reward-model"],
+    "rl/actor": ["rlhf", "ppo"],
+    "rl/ema": ["rlhf", "ppo"],
+}  # of the models on the hub
 
 
 def train(
@@ -72,6 +77,7 @@ def train(
     restart_from: StageName | None = None,
     force: bool = False,
     dry_run: bool = False,
+    sources: Sequence[Source] | None = None,
 ) -> None:
     """Run the stages of `config` that are not yet finished in `directory`.
 
@@ -81,14 +87,17 @@ def train(
         restart_from: run this stage and all later ones anew.
         force: go on past a failed gate, and say so.
         dry_run: check models, data and rewards, print the plan, and stop.
+        sources: what `take_in` gave; None: it is asked.
     Raises:
         ChatsmithError: see `errors`; GateFailed where a stage's result cannot be built upon.
         Interrupted: SIGINT or SIGTERM; a checkpoint was saved.
     """
     screen = Screen()
-    check(config)
+    if sources is None:
+        sources = take_in(config, None if dry_run else directory, restart_from=restart_from)
+    choose_device(config.engine)  # one that is not here is refused now
     if dry_run:
-        plan(config, directory, screen)
+        plan(config, directory, screen, sources)
         return
     with lock(directory), StopSignals() as stop:
         run = open_run(
@@ -96,7 +105,7 @@ def train(
         )
         try:
             with open_trackers(config, directory) as run.trackers:
-                _run_stages(run, [stage for stage in config.stages if stage in only])
+                _run_stages(run, sources, [stage for stage in config.stages if stage in only])
         except BaseException as error:
             run.manifest["status"] = "interrupted" if isinstance(error, Interrupted) else "failed"
             run.save()
@@ -109,39 +118,14 @@ def train(
             run.screen.command(command)
 
 
-def check(config: Config) -> None:
-    """What can be wrong before any work.
-
-    Raises:
-        ConfigError: if there is no model to start from, if the task world is given a model or data, if PPO has no
-            reward, or if a tracker's package is missing.
-    """
-    check_installed(config.trackers)
-    given = {
-        "--actor-model": bool(config.actor_model),
-        "--reward-model": bool(config.reward_model),
-        "--data": config.data.sources != DataConfig().sources,
-    }
-    if config.world is not None and any(given.values()):
-        names = ", ".join(name for name, is_given in given.items() if is_given)
-        raise ConfigError(
-            f"{names}: a recipe with a [world] group, such as tiny-cpu, makes its own model and data. For yours, give "
-            "--actor-model and --data without a recipe, or with one that has no [world]."
-        )
-    if not config.actor_model and config.world is None:
-        raise ConfigError("no model to train: give --actor-model DIR_OR_ID, or no arguments at all for the tiny demo.")
-    if "rl" in config.stages and "reward" not in config.stages and "trained" in reward_targets(config):
-        raise ConfigError("rl has no reward: give --reward DIR or --reward FILE.py:function, or let stage 2 train one.")
-
-
-def plan(config: Config, directory: Path, screen: Screen) -> None:
-    """Load data, tokenizer and ready rewards as a run would, and say what it would do."""
+def plan(config: Config, directory: Path, screen: Screen, sources: Sequence[Source]) -> None:
+    """Load tokenizer and ready rewards as a run would, and say what it would do with the data."""
     if config.world is None:
-        data = deal(config, read_sources(config))
+        data = deal(config, sources)
         if "reward" in stages_to_train(config):
             check_reward_base(config.reward_model or config.actor_model)
         tokenizer = load_tokenizer(config.actor_model)
-        screen.line(f"model: {config.actor_model}, {len(tokenizer)} tokens")
+        screen.line(f"model: {config.actor_model}, a vocabulary of {len(tokenizer)} tokens")
         _check_room(config, tokenizer, data)
         sizes = {"sft": config.sft.batch, "reward": config.reward.batch, "rl": config.rl.rollouts}
         for stage in stages_to_train(config):
@@ -179,11 +163,9 @@ def _check_room(config: Config, tokenizer: Any, data: dict[Stage, StageData]) ->
         )
 
 
-def _run_stages(run: Run, now: Sequence[StageName]) -> None:
+def _run_stages(run: Run, sources: Sequence[Source], now: Sequence[StageName]) -> None:
     config = run.config
-    sources: list[Source] = []
     if config.world is None:
-        sources = read_sources(config)
         report_sources(run, sources)
         _look_at_data(run, sources)
         if "reward" in stages_to_train(config):
@@ -192,7 +174,7 @@ def _run_stages(run: Run, now: Sequence[StageName]) -> None:
             _check_room(config, load_tokenizer(config.actor_model), deal(config, sources))
     elif not (run.directory / "base").exists():
         material.write_material(config, config.world, run.directory / "data", run.directory / "base")
-    steps: dict[StageName, Callable[[Run, list[Source]], None]] = {"sft": _sft, "reward": _reward, "rl": _rl}
+    steps: dict[StageName, Callable[[Run, Sequence[Source]], None]] = {"sft": _sft, "reward": _reward, "rl": _rl}
     for stage in now:
         before = config.stages[: config.stages.index(stage)]
         missing = [name for name in before if name in stages_to_train(config) and not run.finished(name)]
@@ -208,7 +190,7 @@ def _run_stages(run: Run, now: Sequence[StageName]) -> None:
     _finish(run)
 
 
-def _look_at_data(run: Run, sources: list[Source]) -> None:
+def _look_at_data(run: Run, sources: Sequence[Source]) -> None:
     """Once per run, what the data looks like; a person reads it in the report."""
     if (run.directory / record.FILE).exists():
         return
@@ -234,7 +216,7 @@ def _gate(run: Run, stage: StageName) -> None:
         )
 
 
-def _sft(run: Run, sources: list[Source]) -> None:
+def _sft(run: Run, sources: Sequence[Source]) -> None:
     config = run.config
     data = deal(config, sources or world_sources(run))["sft"]
     actor = load_policy(run, base_location(run))
@@ -257,7 +239,7 @@ def _sft(run: Run, sources: list[Source]) -> None:
     run.record("sft", verdict, stage, "sft/model", summary, report=asdict(report))
 
 
-def _reward(run: Run, sources: list[Source]) -> None:
+def _reward(run: Run, sources: Sequence[Source]) -> None:
     config = run.config
     asked = load_policy(run, sft_location(run))
     if config.world is not None:
@@ -289,7 +271,7 @@ def _reward(run: Run, sources: list[Source]) -> None:
         evaluation.show_aspects(run.screen, aspects)
 
 
-def _rl(run: Run, sources: list[Source]) -> None:
+def _rl(run: Run, sources: Sequence[Source]) -> None:
     config = run.config
     data = deal(config, sources or world_sources(run))
     location = sft_location(run)
@@ -336,7 +318,10 @@ def _rl(run: Run, sources: list[Source]) -> None:
     _save(run, policy.model, policy.tokenizer, "rl/actor", policy.stops, what="Assistant after PPO", base=location)
     _save(run, average, policy.tokenizer, "rl/ema", policy.stops, what="Assistant after PPO, averaged", base=location)
     save_directory(run.directory / "rl" / "critic", critic.save)
-    save_jsonl(run.directory / "rl" / "samples.jsonl", report.samples())
+    samples = report.samples()
+    if config.world is not None:
+        samples = evaluation.marked(samples, material.prompt_tasks(config, config.world))
+    save_jsonl(run.directory / "rl" / "samples.jsonl", samples)
     summary = {
         "reward_mean_first": report.before.reward_mean,
         "reward_mean_last": report.after.reward_mean,
@@ -400,31 +385,40 @@ def _draw(run: Run) -> None:
 
 
 def _next_commands(run: Run) -> list[tuple[str, str]]:
+    """What a person may want to type now, for a shell, each with its purpose."""
     typed = sys.argv[0]  # to be typed again, where `chatsmith` alone would not be found
     program = typed if Path(typed).name == "chatsmith" and not shutil.which("chatsmith") else "chatsmith"
+    directory = str(run.directory)
     if run.manifest["status"] == "partial":
         return [("The other stages", "the same command without --only")]
     if not run.finished("rl"):
         following = "rl" if run.finished("reward") else "reward"
-        reward = f" --reward {run.directory / 'reward' / 'model'}" if following == "rl" else ""
-        options = f"--actor-model {sft_location(run)}{reward} --data FILE.jsonl --run-dir DIR"
-        return [("Next stage", f"{program} {following} {options}")]
+        reward = ["--reward", f"{directory}/reward/model"] if following == "rl" else []
+        options = ["--actor-model", sft_location(run), *reward, "--data", "FILE.jsonl", "--run-dir", "DIR"]
+        return [("Next stage", shlex.join([program, following, *options]))]
+    yours = ["--actor-model", "MODEL", "--data", "FILE.jsonl", "--run-dir", "DIR"]
     commands = [
-        ("Talk to it", f"{program} chat {run.directory}"),
-        ("Your own model and data", f"{program} train --actor-model MODEL --data FILE.jsonl --run-dir DIR"),
+        ("Talk to it", shlex.join([program, "chat", directory])),
+        ("Your own model and data", shlex.join([program, "train", *yours])),
     ]
     if run.config.world is not None and run.config.rl.kl_coef > 0:
-        copy = run.directory.with_name(f"{run.directory.name}-no-kl")
-        longer = f"--rl.schedule constant --rl.steps {2 * run.manifest['stages']['rl']['report']['steps']}"
-        again = f"{program} train {run.manifest['recipe']} --rl.kl_coef 0 {longer} --run-dir {copy} --from rl --force"
+        copy = str(run.directory.with_name(f"{run.directory.name}-no-kl"))
+        steps = 2 * run.manifest["stages"]["rl"]["report"]["steps"]
+        loose = run.config.rl.model_copy(update={"kl_coef": 0, "schedule": "constant", "steps": steps})
+        config = run.config.model_copy(update={"rl": loose})
+        words = repeated(config.model_dump(mode="json"), run.manifest["recipe"])
+        again = shlex.join([program, *words, "--run-dir", copy, "--from", "rl", "--force"])
         commands.append(
-            ("Watch PPO over-optimise the reward when nothing holds it", f"cp -r {run.directory} {copy} && {again}")
+            (
+                "Watch PPO over-optimise the reward when nothing holds it",
+                f"{shlex.join(['cp', '-r', directory, copy])} && {again}",
+            )
         )
     return commands
 
 
 def _save(run: Run, model: Any, tokenizer: Any, where: str, stops: Sequence[int], *, what: str, base: str) -> None:
-    card = model_card(run, what=what, base=base, sources=run.manifest.get("data", []))
+    card = model_card(run, what=what, base=base, tags=TAGS[where])
     save_directory(run.directory / where, lambda path: save_model(model, tokenizer, path, stops=stops, card=card))
 
 

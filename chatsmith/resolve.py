@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from chatsmith.config import Config, Group, SourceConfig, WorldConfig
+from chatsmith.config import GROUPS, Config, SourceConfig
 from chatsmith.errors import ConfigError
 
 
@@ -149,14 +149,8 @@ def _flat(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def known_keys() -> list[str]:
     """Every dotted key of the configuration."""
-    keys = []
-    for name, info in Config.model_fields.items():
-        group = WorldConfig if name == "world" else info.annotation
-        if isinstance(group, type) and issubclass(group, Group):
-            keys += [f"{name}.{key}" for key in group.model_fields]
-        else:
-            keys.append(name)
-    return keys
+    own = [name for name in Config.model_fields if name not in GROUPS]
+    return own + [f"{name}.{key}" for name, group in GROUPS.items() for key in group.model_fields]
 
 
 def _check_key(key: str, origin: str) -> None:

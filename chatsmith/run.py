@@ -21,17 +21,21 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from chatsmith.card import card, stated_licence
 from chatsmith.checkpoint import save_json
 from chatsmith.config import STAGES, Config, StageName
 from chatsmith.console import Screen
 from chatsmith.errors import RunError
 from chatsmith.runtime import StageRun, StopSignals, choose_device, choose_dtype
+from chatsmith.text import one_line
 from chatsmith.trackers import Tracker, feed, first_step, forget
-from chatsmith.verdicts import Verdict
+
+if TYPE_CHECKING:
+    import torch
+
+    from chatsmith.verdicts import Verdict
 
 TITLES = {
     "sft": "Stage 1 of 3: supervised fine-tuning, learning to answer from demonstrations",
@@ -64,11 +68,11 @@ class Run:
     _started: float = field(default_factory=time.monotonic)
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         return choose_device(self.config.engine)
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> "torch.dtype":
         return choose_dtype(self.config.engine, self.device)
 
     def finished(self, stage: StageName) -> bool:
@@ -90,7 +94,7 @@ class Run:
     def record(
         self,
         stage: StageName,
-        verdict: Verdict,
+        verdict: "Verdict",
         stage_run: StageRun,
         model_dir: str,
         summary: dict[str, Any],
@@ -153,10 +157,10 @@ def open_run(
     Raises:
         RunError: if the directory holds something else.
     """
-    path = directory / "manifest.json"
-    if path.exists():
-        manifest = _read_manifest(path)
-        _check_same(manifest["config"], config, directory, restart_from)
+    import torch
+
+    manifest = check_directory(config, directory, restart_from)
+    if manifest is not None:
         restarted = STAGES[STAGES.index(restart_from) :] if restart_from is not None else ()
         for stage in restarted:
             manifest["stages"].pop(stage, None)
@@ -166,8 +170,6 @@ def open_run(
         for stage in skipped:  # whether it is needed follows from the settings of this command
             del manifest["stages"][stage]
     else:
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise RunError(f"{directory}: exists and is no run of chatsmith. Choose another --run-dir.")
         manifest, restarted = {"version": MANIFEST_VERSION, "stages": {}, "summary": {"seconds": 0.0}}, ()
     manifest |= {
         "status": "running",
@@ -188,6 +190,22 @@ def open_run(
     for stage in restarted:  # only now: a stage that the manifest calls finished must have its model
         shutil.rmtree(directory / stage, ignore_errors=True)
     return run
+
+
+def check_directory(config: Config, directory: Path, restart_from: StageName | None) -> dict[str, Any] | None:
+    """The manifest of the run in `directory` that this command may continue; None if there is no run yet.
+
+    Raises:
+        RunError: if the directory holds something else, or another configuration's run.
+    """
+    path = directory / "manifest.json"
+    if path.exists():
+        manifest = _read_manifest(path)
+        _check_same(manifest["config"], config, directory, restart_from)
+        return manifest
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise RunError(f"{directory}: exists and is no run of chatsmith. Choose another --run-dir.")
+    return None
 
 
 @contextmanager
@@ -220,27 +238,28 @@ def commit() -> str | None:
         return None
 
 
-def model_card(run: Run, *, what: str, base: str, sources: Sequence[dict[str, Any]]) -> str:
-    """README.md of a saved model: what it is, from what, with which verdicts."""
-    licences = [f"- {source['spec']}: {source['licence'] or 'the source states no licence'}" for source in sources]
-    verdicts = [f"- {stage}: {entry['status']}, {entry['verdict']}" for stage, entry in run.manifest["stages"].items()]
-    return "\n".join(
-        [
-            f"# {what}",
-            "",
-            f"Trained by chatsmith {run.manifest['versions']['chatsmith']} "
-            f"(commit {run.manifest['commit'] or 'unknown'}) with the recipe `{run.manifest['recipe']}`, "
-            f"seed {run.config.seed}.",
-            "",
-            f"Base: {base}",
-            "",
-            "Data and licences:",
-            *licences,
-            "",
-            "Verdicts of the stages before:",
-            *(verdicts or ["- none"]),
-            "",
+def model_card(run: Run, *, what: str, base: str, tags: Sequence[str]) -> str:
+    """README.md of a model that a run saves, with the verdicts of the stages before."""
+    versions = run.manifest["versions"]
+    # of a stage after the first, whose base is a result of this run
+    start = run.config.actor_model if base.startswith(f"{run.directory}/") and run.config.actor_model else base
+    if run.config.world is not None:
+        licences: list[tuple[str, str | None]] = [
+            ("model and data", "made on the spot by the task world of chatsmith; nobody else's work is in them")
         ]
+    else:
+        licences = [(f"base {start}", stated_licence(start))]
+        licences += [(f"data {source['spec']}", source["licence"]) for source in run.manifest.get("data", [])]
+    verdicts = [f"- {stage}: {entry['status']}, {entry['verdict']}" for stage, entry in run.manifest["stages"].items()]
+    return card(
+        what,
+        tags=tags,
+        made=f"Trained by chatsmith {versions['chatsmith']} (commit {run.manifest['commit'] or 'unknown'}) with the "
+        f"recipe `{run.manifest['recipe']}`, seed {run.config.seed}"
+        + ("." if base == start else f", from {one_line(base)}."),
+        base=start,
+        licences=licences,
+        more=["", "Verdicts of the stages before:", "", *(verdicts or ["- none"])],
     )
 
 

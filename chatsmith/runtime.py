@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from chatsmith.checkpoint import finite, load_checkpoint, read_jsonl, save_checkpoint, save_jsonl
 from chatsmith.config import EngineConfig
 from chatsmith.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    import torch
 
 CHECKPOINT_FORMAT = 2
 
@@ -187,8 +188,10 @@ class StageRun:
         return self.directory / "checkpoint.pt"
 
 
-def choose_device(config: EngineConfig) -> torch.device:
+def choose_device(config: EngineConfig) -> "torch.device":
     """The device to compute on; `auto` takes a GPU where there is one."""
+    import torch
+
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError('engine.device = "cuda", but torch finds no CUDA device here. Use "auto" or "cpu".')
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
@@ -198,8 +201,10 @@ def choose_device(config: EngineConfig) -> torch.device:
     return torch.device(chosen)
 
 
-def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+def choose_dtype(config: EngineConfig, device: "torch.device") -> "torch.dtype":
     """The dtype of the compute weights; `auto` is bf16 on a GPU and fp32 on a CPU."""
+    import torch
+
     if config.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32

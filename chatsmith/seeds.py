@@ -1,11 +1,13 @@
 """Randomness that depends on names, not on order: every stream has a seed of its own, derived from what it is for."""
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -14,8 +16,10 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def uniforms(seed: int, count: int) -> Tensor:
+def uniforms(seed: int, count: int) -> "Tensor":
     """`count` numbers in (0, 1), fp32, that belong to one sequence."""
+    import torch
+
     # numpy: torch's CPU generator takes only the low 32 bits of a seed
     drawn = np.random.default_rng(seed).random(count, dtype=np.float32)  # multiples of 2^-24
     # 0 would draw the first token of the vocabulary, however unlikely it is

@@ -13,9 +13,10 @@ The road of one RL step, each object made once and never edited:
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:  # these nouns are for commands too that need no torch
+    from torch import Tensor
 
 Role = Literal["system", "user", "assistant"]
 Stage = Literal["sft", "reward", "rl", "ptx"]
@@ -72,11 +73,11 @@ class Rollouts:
     A worked row, prompt of two tokens and an answer of two: tokens [7, 8, 21, 2, 0], lengths 4, mask [F, F, T, T, F].
     """
 
-    tokens: Tensor  # [B, T] int64: prompt, then answer, then padding
-    lengths: Tensor  # [B] int64: real tokens of the row
-    mask: Tensor  # [B, T] bool: sampled tokens, a sampled end of sequence included
-    logprobs: Tensor  # [B, T] log-softmax(logits / temperature) of sampled tokens, 0 elsewhere
-    prompts: Tensor  # [B] int64: number of the prompt that the row answers
+    tokens: "Tensor"  # [B, T] int64: prompt, then answer, then padding
+    lengths: "Tensor"  # [B] int64: real tokens of the row
+    mask: "Tensor"  # [B, T] bool: sampled tokens, a sampled end of sequence included
+    logprobs: "Tensor"  # [B, T] log-softmax(logits / temperature) of sampled tokens, 0 elsewhere
+    prompts: "Tensor"  # [B] int64: number of the prompt that the row answers
     samples: tuple[Sample, ...]  # B of them
 
 
@@ -84,32 +85,32 @@ class Rollouts:
 class Scores:
     """What the frozen models and the critic say about rollouts. No gradient anywhere."""
 
-    logprobs: Tensor  # [B, T] the policy before this step's updates
-    reference_logprobs: Tensor  # [B, T]
-    values: Tensor  # [B, T]
-    rewards: Tensor  # [B] standardised, clipped, weighted; without KL
-    valid: Tensor  # [B] bool: False where the sample is excluded from training
+    logprobs: "Tensor"  # [B, T] the policy before this step's updates
+    reference_logprobs: "Tensor"  # [B, T]
+    values: "Tensor"  # [B, T]
+    rewards: "Tensor"  # [B] standardised, clipped, weighted; without KL
+    valid: "Tensor"  # [B] bool: False where the sample is excluded from training
 
 
 @dataclass(frozen=True)
 class Experience:
     """What the update learns from. Everything is 0 outside `mask`."""
 
-    tokens: Tensor  # [B, T]
-    lengths: Tensor  # [B]
-    prompts: Tensor  # [B] number of the prompt that the row answers
-    mask: Tensor  # [B, T] bool: sampled tokens of valid samples
-    logprobs: Tensor  # [B, T] old log-probs
-    reference_logprobs: Tensor  # [B, T]
-    values: Tensor  # [B, T] old values
-    advantages: Tensor  # [B, T] whitened over the valid tokens of the global batch
-    returns: Tensor  # [B, T] from unwhitened advantages
+    tokens: "Tensor"  # [B, T]
+    lengths: "Tensor"  # [B]
+    prompts: "Tensor"  # [B] number of the prompt that the row answers
+    mask: "Tensor"  # [B, T] bool: sampled tokens of valid samples
+    logprobs: "Tensor"  # [B, T] old log-probs
+    reference_logprobs: "Tensor"  # [B, T]
+    values: "Tensor"  # [B, T] old values
+    advantages: "Tensor"  # [B, T] whitened over the valid tokens of the global batch
+    returns: "Tensor"  # [B, T] from unwhitened advantages
 
     def sequences(self) -> list[list[int]]:
         """The real tokens of every row."""
         return [row[:length] for row, length in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)]
 
-    def rows(self, index: Tensor) -> "Experience":
+    def rows(self, index: "Tensor") -> "Experience":
         """The sub-batch of rows `index` [M], trimmed to its longest row."""
         width = int(self.lengths[index].max())
         picked = {

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chatsmith.config import Config, Group, WorldConfig
+from chatsmith.config import GROUPS, Config
 
 INTRODUCTION = """# Configuration
 
@@ -24,17 +24,11 @@ what the built-in recipe changes.
 
 def page() -> str:
     """The whole page."""
-    groups: dict[str, type[Group]] = {}
-    for name, field in Config.model_fields.items():
-        if name == "world":
-            groups[name] = WorldConfig
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, Group):
-            groups[name] = field.annotation
-    own = {name: field for name, field in Config.model_fields.items() if name not in groups}
+    own = {name: field for name, field in Config.model_fields.items() if name not in GROUPS}
     sections = ["## The run\n\n" + _table(own, "")]
     sections += [
         f"## {name}\n\n{inspect.getdoc(group)}\n\n{_table(group.model_fields, name + '.')}"
-        for name, group in groups.items()
+        for name, group in GROUPS.items()
     ]
     return "\n".join([INTRODUCTION, *sections])
 

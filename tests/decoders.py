@@ -79,7 +79,7 @@ FAMILIES = {
 }
 PROMPTS = [torch.randint(3, 250, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 11, 3, 8, 17)]
 
-# Of other classes a model is built from the class's own defaults, made smaller; where these are no model's, with others.
+# Of other classes a model is built from their own defaults, made smaller; where these are no model's, from others.
 DEFAULTS = {
     "BambaConfig": {"attn_layer_indices": [1]},
     "GraniteMoeHybridConfig": {"layer_types": ["mamba", "attention"] * 16},

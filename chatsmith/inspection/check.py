@@ -19,7 +19,6 @@ from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Source, unread_files
 from chatsmith.errors import DataError
-from chatsmith.inputs import read, share, stages_to_train
 from chatsmith.inspection.copies import Seen, copies, places_of
 from chatsmith.inspection.counts import (
     SourceFacts,
@@ -43,6 +42,7 @@ from chatsmith.inspection.findings import (
     shortened,
 )
 from chatsmith.inspection.reading import Reader
+from chatsmith.intake import read, share, stages_to_train
 from chatsmith.types import Stage
 
 ONE_SIDED = 0.8  # share of preferences of one length from which on a reward model learns length

@@ -60,21 +60,23 @@ def show(
     """Show records token by token as a stage sees them, and which tokens it learns."""
     config = _config(context.obj, specs, recipe, actor_model, reward_model)
 
-    from chatsmith.console import Screen
     from chatsmith.data.spec import STAGES
-    from chatsmith.inputs import read, share
-    from chatsmith.inspection import show as showing
-    from chatsmith.inspection.reading import readers
-    from chatsmith.inspection.terminal import draw_legend, draw_view
+    from chatsmith.intake import read, share
 
     seen_by = next((name for name in STAGES if name == stage), None)
     if seen_by is None:
         raise ConfigError(f"--stage {stage}: the stages are {', '.join(STAGES)}.")
     if not config.actor_model:
         raise ConfigError("give --actor-model DIR_OR_ID: its tokenizer and chat template make the tokens.")
-    reader = readers(config)[seen_by]
     sources = [read(config, source, on_error="skip") for source in config.data.sources]
     dealt = share(config, sources)
+
+    from chatsmith.console import Screen
+    from chatsmith.inspection import show as showing
+    from chatsmith.inspection.reading import readers
+    from chatsmith.inspection.terminal import draw_legend, draw_view
+
+    reader = readers(config)[seen_by]
     screen = Screen()
     draw_legend(screen.console)
     if at:

@@ -1,4 +1,7 @@
-"""Records as the stages read them: their tokens, the limit on them, and which of them are too long."""
+"""Records as the stages read them: their tokens, the limit on them, and which of them are too long.
+
+Without a model they are counted in characters, and torch and transformers are not loaded.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -8,10 +11,6 @@ from typing import Any
 from chatsmith.config import Config
 from chatsmith.data.chat import Encoded, encode_texts
 from chatsmith.data.formats import best_answer
-from chatsmith.models.load import declared_context, load_stop_ids, load_tokenizer
-from chatsmith.stages.reward import encode_ranked
-from chatsmith.stages.rollout import encode_questions
-from chatsmith.stages.sft import encode_best_answers
 from chatsmith.types import Record, Stage
 
 
@@ -42,6 +41,8 @@ def readers(config: Config) -> dict[Stage, Reader]:
 
 
 def _reader(location: str, config: Config) -> Reader:
+    from chatsmith.models.load import declared_context, load_stop_ids, load_tokenizer
+
     tokenizer = load_tokenizer(location)
     limit = min(config.data.max_tokens, declared_context(location) or config.data.max_tokens)
     return Reader(tokenizer, load_stop_ids(location, tokenizer), limit)
@@ -62,6 +63,10 @@ class Length:
 
 def token_lengths(stage: Stage, records: Sequence[Record], reader: Reader) -> tuple[list[Length], int]:
     """Tokens of every conversation that a stage makes of records, and how many records it drops as too long."""
+    from chatsmith.stages.reward import encode_ranked
+    from chatsmith.stages.rollout import encode_questions
+    from chatsmith.stages.sft import encode_best_answers
+
     options: dict[str, Any] = {"stops": reader.stops, "max_tokens": sys.maxsize}
     if stage == "reward":
         ranked, _ = encode_ranked(reader.tokenizer, records, **options)

@@ -9,10 +9,10 @@ from typing import Any
 from chatsmith.checkpoint import finite, save_text
 from chatsmith.config import Config
 from chatsmith.data.sources import Source
-from chatsmith.inputs import share, stages_to_train
 from chatsmith.inspection.check import Facts, facts_of
 from chatsmith.inspection.reading import readers
 from chatsmith.inspection.show import View, sample, view
+from chatsmith.intake import share, stages_to_train
 
 FILE = "data.json"
 MOST = 50_000  # records that a run looks at

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.padding import Padding
@@ -10,9 +11,11 @@ from rich.text import Text
 from chatsmith.inspection.check import Facts
 from chatsmith.inspection.counts import SourceFacts, StageFacts
 from chatsmith.inspection.findings import SEVERITIES, Finding, Severity
-from chatsmith.inspection.show import Row, View
 from chatsmith.text import BARS, one_line, printable
 from chatsmith.types import Stage
+
+if TYPE_CHECKING:  # to show tokens, torch is loaded; to check data without a model it is not
+    from chatsmith.inspection.show import Row, View
 
 STYLES: Mapping[Severity, str] = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 MARKS: Mapping[Severity, str] = {"error": "✗", "warning": "!", "note": "·"}
@@ -121,7 +124,7 @@ def _draw_finding(console: Console, finding: Finding) -> None:
     _line(console, f"→ {one_line(finding.remedy)}", indent=4)
 
 
-def draw_view(console: Console, view: View) -> None:
+def draw_view(console: Console, view: "View") -> None:
     """A record as a stage sees it: what is learned on green, context on grey, special tokens yellow."""
     head = Text(printable(view.where), style="bold")
     console.print(head.append(f"  {view.stage}", style="not bold"), soft_wrap=True)
@@ -137,7 +140,7 @@ def draw_view(console: Console, view: View) -> None:
     console.print()
 
 
-def _learned(view: View) -> str:
+def _learned(view: "View") -> str:
     return "the answer" if view.stage == "reward" else "learned"
 
 
@@ -153,7 +156,7 @@ def draw_legend(console: Console) -> None:
     console.print(legend)
 
 
-def _spoken(row: Row) -> Text:
+def _spoken(row: "Row") -> Text:
     text = Text()
     for number, token in enumerate(row.tokens):
         if token.is_special:
@@ -164,7 +167,7 @@ def _spoken(row: Row) -> Text:
     return text
 
 
-def _plain(row: Row) -> str:
+def _plain(row: "Row") -> str:
     """The same without colour."""
     pieces = []
     before = False

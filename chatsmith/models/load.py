@@ -28,6 +28,7 @@ from chatsmith.data.chat import oddities, prepare_tokenizer, stop_ids
 from chatsmith.errors import ChatsmithError, ModelError
 from chatsmith.models import lm
 from chatsmith.models.head import compute_head_in_single_precision
+from chatsmith.models.location import check_location
 from chatsmith.models.way import way_of
 
 transformers.logging.set_verbosity_error()
@@ -47,7 +48,7 @@ def tokenizer_oddities(location: str) -> list[str]:
 
 
 def _raw_tokenizer(location: str) -> Any:
-    _check_location(location)
+    check_location(location)
     if Path(location).is_dir() and not any(
         (Path(location) / name).exists()
         for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -217,20 +218,8 @@ def _fingerprints(tokenizer: Any) -> dict[str, str]:
 
 
 def _config(location: str) -> Any:
-    _check_location(location)
+    check_location(location)
     return _from_hub_or_disk(AutoConfig, location)
-
-
-def _check_location(location: str) -> None:
-    path = Path(location)
-    if path.is_dir() and not (path / "config.json").exists():
-        raise ModelError(
-            f"{location}: no model here, config.json is missing. Give a directory made by save_pretrained."
-        )
-    if not path.exists() and (location.startswith((".", "/", "~")) or location.count("/") > 1):
-        raise ModelError(
-            f"{location}: no such directory. Give a model directory, or a hub id such as facebook/opt-125m."
-        )
 
 
 def _weights(auto_class: Any, location: str, *, new: str = "", **options: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 
 from chatsmith.data.batch import micro_batches, pad
 from chatsmith.data.chat import encode
-from chatsmith.errors import ConfigError, ModelError, RewardError
+from chatsmith.errors import ModelError, RewardError
 from chatsmith.functions import load_function
 from chatsmith.models.critic import Critic, critic_from_actor, critic_from_reward_model
 from chatsmith.models.load import context_length, load_reward_model, load_stop_ids, load_tokenizer, same_tokenizer
@@ -95,20 +95,6 @@ class Reward:
     weight: float
     mean: float | None = None
     std: float | None = None
-
-
-def parse_reward(spec: str) -> tuple[str, float]:
-    """`TARGET[@WEIGHT]` as (target, weight)."""
-    target, at, weight = spec.rpartition("@")
-    if not at:
-        return spec, 1.0
-    try:
-        number = float(weight)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ConfigError(f"reward {spec!r}: the weight after @ must be a number, such as {target}@0.5.")
-    return target, number
 
 
 def load_ready_reward(

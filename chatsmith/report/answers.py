@@ -17,12 +17,13 @@ POLICIES = {"sft": "SFT", "rl": "PPO", "ema": "PPO, averaged"}
 
 @dataclass(frozen=True)
 class Answer:
-    """Who said what, for which reward (NaN where there is none)."""
+    """Who said what, for which reward (NaN where there is none); `right` where a gold judge knows."""
 
     who: str
     text: str
     reward: float
     kind: str
+    right: bool | None
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Answered:
     shown: list[Asked]
     folded: list[Asked]
     left_out: int
+
+    @property
+    def marked(self) -> bool:
+        """Whether a gold judge has marked any of the answers."""
+        return any(answer.right is not None for each in (*self.shown, *self.folded) for answer in each.answers)
 
 
 def before_and_after(run: RecordedRun) -> Answered | None:
@@ -104,7 +110,8 @@ def _asked(row: Row, policies: Iterable[str] = tuple(POLICIES)) -> Asked:
 
 def _answer(row: Row, key: str, who: str, kind: str) -> Answer:
     reward = row.get(f"{key}_reward", row.get("reward"))
-    return Answer(who, short(row.get(key, "")), number(reward), kind)
+    right = row.get(f"{key}_right")
+    return Answer(who, short(row.get(key, "")), number(reward), kind, right if isinstance(right, bool) else None)
 
 
 def short(text: Any) -> str:

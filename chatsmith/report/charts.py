@@ -59,17 +59,25 @@ CHARTS = (
     Chart(
         "rl",
         "Reward",
-        "What PPO maximises, without the price of KL; 0 is the SFT model's average where a reward model gives it.",
+        "What PPO maximises, without the price of KL, on the prompts it trains on: the figures of the verdict are of "
+        "held-out ones. 0 is the SFT model's average where a reward model gives it.",
         (("rl/reward_mean", "reward"),),
     ),
     Chart(
         "rl",
         "KL per token",
-        "How far the policy is from the SFT model.",
+        "How far the policy was from the SFT model before each step's update (k3, never negative). The verdict's KL is "
+        "the finished policy's, on held-out prompts.",
         (("rl/kl", "KL"),),
         unit="nats",
     ),
-    Chart("rl", "KL per answer", "The same, summed over each answer.", (("rl/kl_sequence", "KL"),), unit="nats"),
+    Chart(
+        "rl",
+        "KL per answer",
+        "Summed over each answer, as the penalty counts it (k1): not the KL per token times the length.",
+        (("rl/kl_sequence", "KL"),),
+        unit="nats",
+    ),
     Chart(
         "rl",
         "Entropy",
@@ -193,6 +201,12 @@ def second_act(run: RecordedRun) -> SecondAct | None:
         # the verdict ends with the held-out reward, too
         held_out = run.number("summary", "reward_mean_last")
         turn, text = _judge_says(points, steps, rewards, held_out)
+        first, before = points[0][1], run.number("summary", "gold_sft")
+        if math.isfinite(before) and f"{first:.3f}" != f"{before:.3f}":
+            text += (
+                f" On the way one answer to each question is judged, at the ends two: the curve begins at {first:.3f}, "
+                f"the figures of the SFT model say {before:.3f}."
+            )
         other = Line([a for a, _ in points], [b for _, b in points], "two", marked=True)
     else:
         title, labels = "Reward, and its price", ("reward", "KL per answer, nats")

@@ -7,7 +7,7 @@ all of it, and a policy in the page forbids whatever is not style.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def _page(run: RecordedRun) -> dict[str, Any]:
         "settings": settings(run),
         "run": run,
         "facts": _facts(run),
-        "headline": _headline(run),
+        "headline": _drawn([_headline(run)])[0],
         "cards": [card for stage in run.stages() if (card := _card(run, stage))],
         "extremes": answers.extremes(run),
         "command": command(run),
@@ -100,7 +100,7 @@ def _comparison(one: RecordedRun, two: RecordedRun) -> dict[str, Any]:
     runs = [one, two]
     verdicts = [(stage, [_card(run, stage) for run in runs]) for stage in STAGE_NAMES]
     return {
-        "runs": list(zip(runs, charts.RUN_COLOURS, [_headline(run) for run in runs], strict=True)),
+        "runs": list(zip(runs, charts.RUN_COLOURS, _drawn([_headline(run) for run in runs]), strict=True)),
         "verdicts": [(STAGE_NAMES[stage], cards) for stage, cards in verdicts if any(cards)],
         "differences": differences(one, two),
         "curves": charts.curves(runs, with_gold=True),
@@ -148,7 +148,7 @@ def _card(run: RecordedRun, stage: str) -> Card | None:
 
 @dataclass(frozen=True)
 class Headline:
-    """The one figure, its interval, and the same as positions in percent of a line."""
+    """The one figure, its interval, and the same as positions in percent of a line, which two runs may share."""
 
     figure: str
     what: str
@@ -156,7 +156,8 @@ class Headline:
     tone: str  # good, bad, even
     low: str = ""
     high: str = ""
-    track: tuple[float, float, float, float] | None = None  # zero, low, value, high
+    measured: tuple[float, float, float, float] | None = None  # zero, low, value, high
+    track: tuple[float, float, float, float] | None = None  # the same on the line
     judge: str = ""
 
 
@@ -182,10 +183,9 @@ def _headline(run: RecordedRun) -> Headline | None:
     if math.isfinite(value + low + high):
         tone = "good" if low > 0.5 else "even"
         text = "Held-out preferences that the reward model gets right; guessing gets 50 %."
-        track = _track(0.5, low, value, high)
-        return Headline(
-            _percent(value), "accuracy of the reward model", text, tone, _percent(low), _percent(high), track
-        )
+        interval_text = (_percent(low), _percent(high))
+        what = "accuracy of the reward model"
+        return Headline(_percent(value), what, text, tone, *interval_text, (0.5, low, value, high))
     first, last = run.number("summary", "sft_loss_first"), run.number("summary", "sft_loss_last")
     if math.isfinite(first + last):
         tone = "good" if last < first else "bad"
@@ -198,17 +198,24 @@ def _gain(gain: float, interval: Sequence[float], what: str, text: str, judge: s
     low, high = interval
     tone = "good" if low > 0 else "bad" if high < 0 else "even"
     word = {"good": "Better.", "bad": "Worse.", "even": "No clear difference."}[tone]
-    track = _track(0.0, low, gain, high)
-    return Headline(_signed(gain), what, f"{word} {text}", tone, _signed(low), _signed(high), track, judge)
+    measured = (0.0, low, gain, high)
+    return Headline(_signed(gain), what, f"{word} {text}", tone, _signed(low), _signed(high), measured, judge=judge)
 
 
-def _track(zero: float, low: float, value: float, high: float) -> tuple[float, float, float, float]:
-    """Positions in percent on a line that holds all four with some room."""
-    left, right = min(zero, low), max(zero, high)
-    room = 0.12 * (right - left) or 1.0
-    scale = 100 / (right - left + 2 * room)
-    at_zero, at_low, at_value, at_high = (round((x - left + room) * scale, 2) for x in (zero, low, value, high))
-    return at_zero, at_low, at_value, at_high
+def _drawn(headlines: Sequence[Headline | None]) -> list[Headline | None]:
+    """The headlines with their tracks; those that measure the same have one scale, which holds all with some room."""
+    drawn: list[Headline | None] = []
+    for headline in headlines:
+        if headline is None or headline.measured is None:
+            drawn.append(headline)
+            continue
+        alike = [each.measured for each in headlines if each and each.measured and each.what == headline.what]
+        left, right = min(map(min, alike)), max(map(max, alike))
+        room = 0.12 * (right - left) or 1.0
+        scale = 100 / (right - left + 2 * room)
+        zero, low, value, high = (round((x - left + room) * scale, 2) for x in headline.measured)
+        drawn.append(replace(headline, track=(zero, low, value, high)))
+    return drawn
 
 
 def _facts(run: RecordedRun) -> list[str]:

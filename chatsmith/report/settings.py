@@ -35,7 +35,11 @@ class Setting:
 
 def settings(run: RecordedRun) -> dict[str, list[Setting]]:
     """The recorded configuration, group by group; the keys without a group come first, under an empty name."""
-    recorded, defaults, recipe = _flat(run.get("config")), _flat(Config().model_dump(mode="json")), _recipe(run)
+    recorded, defaults, recipe = (
+        _flat(run.get("config")),
+        _flat(Config().model_dump(mode="json")),
+        _recipe(str(run.get("recipe") or "defaults")),
+    )
     groups: dict[str, list[Setting]] = {"": []} if recorded else {}
     for key, value in recorded.items():
         group, _, name = key.rpartition(".")
@@ -64,15 +68,26 @@ def _said(flat: Mapping[str, Any], key: str) -> str:
 
 def command(run: RecordedRun) -> str:
     """The command that repeats the run in a new directory; empty if nothing of a configuration is recorded."""
-    recorded, recipe = _flat(run.get("config")), _recipe(run)
+    words = repeated(run.get("config"), str(run.get("recipe") or "defaults"))
+    force = ["--force"] if run.status == "forced" else []
+    return shlex.join(["chatsmith", *words, "--run-dir", f"runs/{run.name}-again", *force]) if words else ""
+
+
+def repeated(config: Any, recipe: str) -> list[str]:
+    """The words after `chatsmith` that stand for a recorded configuration: its recipe, and what was changed by hand.
+
+    There are none if nothing of a configuration is recorded.
+    """
+    recorded = _flat(config)
     stages = recorded.get("stages")
-    if not recorded or not isinstance(stages, list):
-        return ""
-    name = str(run.get("recipe") or "defaults")
-    named = [] if name == "defaults" or recipe is None else [name]
-    base = _flat(Config().model_dump(mode="json")) if recipe is None or not named else recipe
-    words = ["chatsmith", *(["train", *named] if len(stages) > 1 else [str(stages[0])])]
-    words += ["--recipe", *named] if named and len(stages) == 1 else []
+    if not isinstance(stages, list):
+        return []
+    base = _recipe(recipe)
+    named = [] if base is None or recipe == "defaults" else [recipe]
+    if not named:  # `train` without recipe and model is the demo
+        base = _recipe("defaults" if recorded.get("actor_model") or len(stages) == 1 else "tiny-cpu")
+    assert base is not None, "what comes with the package is there"
+    words = [*(["train"] if len(stages) > 1 else [str(stages[0])]), *named]
     for key, value in recorded.items():
         if key == "stages" or base.get(key, _ABSENT) == value or value == []:
             continue
@@ -81,8 +96,7 @@ def command(run: RecordedRun) -> str:
             words += [f"--{key}", toml(value)]
         else:
             words += [_NAMED.get(key, f"--{key}"), *map(_word, value if listed else [value])]
-    words += ["--run-dir", f"runs/{run.name}-again", *(["--force"] if run.status == "forced" else [])]
-    return shlex.join(words)
+    return words
 
 
 def toml(value: Any) -> str:
@@ -106,9 +120,8 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else toml(value).strip('"')
 
 
-def _recipe(run: RecordedRun) -> dict[str, Any] | None:
-    """What the run's recipe says as it is now; None if it is not there any more."""
-    name = str(run.get("recipe") or "defaults")
+def _recipe(name: str) -> dict[str, Any] | None:
+    """What a run's recipe says as it is now; None if it is not there any more."""
     if name == "defaults":
         return _flat(Config().model_dump(mode="json"))
     try:

@@ -13,7 +13,7 @@ from chatsmith.models.reward import RewardModel
 from chatsmith.stages.rollout import encode_questions, roll_out
 from chatsmith.types import Sample
 from chatsmith.verdicts import Judged
-from chatsmith.world.judge import Gold
+from chatsmith.world.judge import Gold, judge
 from chatsmith.world.material import as_record, evaluation_tasks, gold, probes
 from chatsmith.world.tasks import Task
 
@@ -93,6 +93,20 @@ def summary(before: GoldScores, after: GoldScores) -> dict[str, Any]:
         "gold_greedy": [sum(g.total for g in scores.greedy) / len(scores.greedy) for scores in (before, after)],
         "gold_greedy_gain_ci95": [greedy.low, greedy.high],
     }
+
+
+def marked(rows: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """Rows of `samples.jsonl` with what gold knows of each answer: `sft_right`, `rl_right`, `ema_right`.
+
+    Args:
+        tasks: among them those that the rows' prompts ask.
+    """
+    asked = {task.prompt: task for task in tasks}
+    return [
+        row
+        | {f"{name}_right": judge(asked[row["prompt"]], row[name], True).right == 1 for name in ("sft", "rl", "ema")}
+        for row in rows
+    ]
 
 
 def accuracy_by_aspect(reward_model: RewardModel, seed: int) -> dict[str, Interval]:

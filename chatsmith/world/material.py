@@ -19,7 +19,7 @@ DEMONSTRATIONS, PROMPTS, PREFERENCES = "demonstrations.jsonl", "prompts.jsonl", 
 def write_material(config: Config, world: WorldConfig, data: Path, base: Path) -> None:
     """Demonstrations and prompts as JSON lines into `data`, an untrained model with its tokenizer into `base`."""
     shown = demonstrations(world.demonstrations, config.seed)
-    asked = train_tasks(world.prompts, config.seed + 1)
+    asked = prompt_tasks(config, world)
     save_jsonl(data / DEMONSTRATIONS, [{"prompt": task.prompt, "answer": answer} for task, answer in shown])
     save_jsonl(data / PROMPTS, [{"prompt": task.prompt} for task in asked])
     tokenizer = build_tokenizer(f"{task.prompt} {answer}" for task, answer in shown)
@@ -30,6 +30,11 @@ def write_material(config: Config, world: WorldConfig, data: Path, base: Path) -
         tokenizer.save_pretrained(path)
 
     save_directory(base, fill)
+
+
+def prompt_tasks(config: Config, world: WorldConfig) -> list[Task]:
+    """The tasks of `prompts.jsonl`, for stage 3."""
+    return train_tasks(world.prompts, config.seed + 1)
 
 
 def preference_tasks(config: Config, world: WorldConfig) -> list[Task]:

@@ -76,7 +76,34 @@ def test_bad_files_are_named_with_their_line(start, tmp_path, content, parts):
 
 def test_a_missing_file_and_an_unreachable_hub_set_name_data(start):
     refused(start("--data", "absent.jsonl", "--dry-run"), "absent.jsonl")
-    refused(start("--dry-run", small=False), "--data", "Dahoas/rm-static")
+    refused(start("--data", "Dahoas/rm-static", "--dry-run"), "--data", "Dahoas/rm-static")
+
+
+def test_no_data_of_the_hub_is_meant_silently(start, chatsmith, tmp_path, model_directory):
+    for dry in ("--dry-run", "--no-dry-run"):
+        refused(start(dry, small=False), "no data to train on: give --data")
+    (tmp_path / "mine.toml").write_text(f'actor_model = "{model_directory("llama")}"\n[data]\nsources = []\n')
+    refused(chatsmith("train", "mine.toml", small=False), "no data to train on: give --data")
+    refused(chatsmith("sft", "mine.toml", small=False), "no data to train on: give --data")
+
+
+def test_a_single_stage_takes_the_model_of_its_recipe(chatsmith, tmp_path, pairs, model_directory):
+    lines = [f'actor_model = "{model_directory("llama")}"', f'data.sources = ["{pairs}"]', 'rl.rewards = ["mine.py:f"]']
+    (tmp_path / "mine.toml").write_text("\n".join(lines) + "\n")
+    (tmp_path / "mine.py").write_text("def f(samples):\n    return [0.0 for s in samples]\n")
+    for stage in ("sft", "reward", "rl"):
+        result = chatsmith(stage, "mine.toml", "--dry-run")
+        assert result.returncode == 0, result.stderr
+        assert f"stages: {stage};" in result.stdout
+        refused(chatsmith(stage, "--data", pairs, "--dry-run"), "no model to train: give --actor-model")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_device_that_is_not_here_is_refused_before_anything_is_written(start, chatsmith, pairs, tmp_path):
+    for dry in ("--dry-run", "--no-dry-run"):
+        refused(start("--data", pairs, "--engine.device", "cuda", dry, small=False), "torch finds no CUDA device")
+        refused(chatsmith("train", "--engine.device", "cuda", dry, small=False), "torch finds no CUDA device")
+    assert not (tmp_path / "run").exists() and not (tmp_path / "runs").exists()
 
 
 def test_a_model_without_tokenizer_or_that_is_none_is_refused(chatsmith, pairs, tmp_path):

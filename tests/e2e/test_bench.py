@@ -1,5 +1,6 @@
 """`chatsmith bench` as a user types it."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -38,6 +39,25 @@ def test_it_measures_a_model_and_says_what_to_type_next(chatsmith, model_directo
     assert all(0 < share <= 1.5 for share in found.values()), found
     parts = [value for name, value in figures["step"].items() if name.endswith("_share") and name != "flops_share"]
     assert abs(sum(parts) - 1) < 1e-6
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_on_a_terminal_there_is_no_json_unless_it_is_asked_for(command, model_directory, options):
+    end, terminal = os.openpty()
+    arguments = command("bench", model_directory("llama"), *SMALL, *options, small=False)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
+    with subprocess.Popen(arguments, stdout=terminal, stderr=subprocess.STDOUT, env=environment) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux says so when the other end is closed
+            while data := os.read(end, 4096):
+                shown += data
+        os.close(end)
+    assert process.returncode == 0, shown
+    lines = shown.decode().split("\r\n")
+    assert lines[0] == "Loading torch and transformers ..."
+    assert any("4 answers of 6 tokens" in line for line in lines)
+    assert [line[:9] for line in lines if "{" in line] == ['{"model":'] * len(options)
 
 
 def test_what_cannot_be_measured_is_refused_in_one_line(chatsmith, model_directory):

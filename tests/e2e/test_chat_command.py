@@ -142,7 +142,7 @@ def piped(command, tmp_path):
 
 def answered(screen):
     """The answer that stands below the line just typed."""
-    return screen.until(r"(?=\r\n)").strip()
+    return screen.until(r"(?=\r\n)").replace("\x1b[?2004l", "").strip()  # the terminal is told that no paste is awaited
 
 
 def test_a_talk_is_remembered_sampled_again_cleared_and_saved_for_training(terminal, speaking, tmp_path):
@@ -218,11 +218,42 @@ def test_an_answer_is_shown_while_it_is_spoken_and_ctrl_c_stops_it_alone(termina
     assert "\x1b]0" not in screen.seen
     assert "\x07" not in screen.seen
     assert "你👋�]0;gotcha�[31m你" in screen.seen
-    screen.until("> ")
-    screen.until_it_waits()  # input() misses a signal that comes between its prompt and its waiting
-    screen.press(b"\x03")
+
+
+def test_ctrl_c_at_the_prompt_clears_the_line_and_a_second_one_leaves(terminal, speaking):
+    screen = terminal(speaking("ab"))
+    for typed in (b"half a quest", b""):  # what is said in between makes the next Ctrl-C a first one again
+        screen.until("> ")
+        screen.press(typed)
+        screen.until_it_waits()  # input() misses a signal that comes between its prompt and its waiting
+        screen.press(b"\x03")
+        screen.until("Ctrl-C once more leaves; so do Ctrl-D and /quit")
+        screen.type("Hi")
+        assert answered(screen) == "ab"
+    for _ in range(2):
+        screen.until("> ")
+        screen.until_it_waits()
+        screen.press(b"\x03")
     assert screen.exit_code() == 0
+    assert screen.seen.count("once more leaves") == 3
     assert "Traceback" not in screen.seen
+
+
+def test_a_pasted_text_of_several_lines_is_one_question(terminal, speaking, tmp_path):
+    screen = terminal(speaking("ab"))
+    screen.until(r"\x1b\[\?2004h")  # the terminal marks pastes from here on
+    screen.until("> ")
+    pasted = "/usr/bin/cc: error\nin line 2:\n\n    x = 1"
+    screen.press(f"What is wrong? \x1b[200~{pasted}\x1b[201~\r".encode())
+    screen.until("ab\r\n")
+    screen.until("> ")
+    screen.press(f"\x1b[200~{pasted}\n\x1b[201~\r".encode())  # neither a command nor an empty line at its end
+    screen.until("ab\r\n")
+    screen.type(f"/save {tmp_path / 'talk.jsonl'}")
+    screen.until("2 answers saved")
+    turns = json.loads((tmp_path / "talk.jsonl").read_text())["messages"]
+    assert [turn["content"] for turn in turns] == [f"What is wrong? {pasted}", "ab", pasted, "ab"]
+    assert screen.leave() == 0
 
 
 def test_limits_are_said_and_name_what_to_do(terminal, speaking):

@@ -384,8 +384,16 @@ def test_the_blocks_of_the_readme_that_use_python_run(desk_with_runs, monkeypatc
 
 
 SAYING = (
-    *("verdicts.py", "stages/*.py", "models/arguments.py", "models/load.py", "models/reward.py", "data/chat.py"),
-    *("inputs.py", "pipeline.py", "run.py", "runtime.py"),
+    *(
+        "verdicts.py",
+        "stages/*.py",
+        "models/arguments.py",
+        "models/load.py",
+        "models/location.py",
+        "models/reward.py",
+        "data/chat.py",
+    ),
+    *("intake.py", "inputs.py", "pipeline.py", "run.py", "runtime.py"),
 )
 
 

@@ -1,15 +1,18 @@
 """Whole runs: the contract for scripts, resuming, single stages."""
 
 import json
+import os
 
 import pytest
 import torch
 from tiny import FAMILIES
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from chatsmith.config import Config
 from chatsmith.pipeline import train
 from chatsmith.resolve import nested, resolve
-from chatsmith.world.material import evaluation_tasks
+from chatsmith.world.judge import judge
+from chatsmith.world.material import evaluation_tasks, prompt_tasks
 
 
 def read(directory):
@@ -50,7 +53,14 @@ def test_three_stages_leave_everything_that_the_contract_promises(chatsmith, mod
         tokenizer = AutoTokenizer.from_pretrained(run_dir / where)
         assert AutoModelForCausalLM.from_pretrained(run_dir / where)(ids).logits.isfinite().all()
         assert tokenizer.chat_template
-        assert "Trained by chatsmith" in (run_dir / where / "README.md").read_text()
+        readme = (run_dir / where / "README.md").read_text()
+        assert readme.startswith('---\nlibrary_name: "transformers"\ntags: ["chatsmith", ')
+        assert "Trained by chatsmith" in readme and f"Base: {base}\n" in readme
+        assert f"- data {pairs}: no licence is stated\n" in readme
+    umask = os.umask(0)
+    os.umask(umask)
+    written = [path for path in run_dir.rglob("*") if path.is_file()]
+    assert {oct(path.stat().st_mode & 0o777) for path in written} == {oct(0o666 & ~umask)}
     scorer = AutoModelForSequenceClassification.from_pretrained(run_dir / "reward" / "model")
     assert scorer.config.score_std > 0
     assert (run_dir / "rl" / "critic" / "value_head.safetensors").exists()
@@ -139,6 +149,16 @@ def test_the_built_in_world_ends_with_gold_scores_and_the_same_questions_answere
     assert all(0 <= line[f"gold/{part}"] <= 1 for line in probed for part in ("total", "right", "polite", "ended"))
     asked = {json.loads(line)["prompt"] for line in (tmp_path / "run" / "data" / "prompts.jsonl").open()}
     assert not asked & {task.prompt for task in evaluation_tasks()}
+    config = Config.model_validate(read(tmp_path / "run")["config"])
+    tasks = {task.prompt: task for task in prompt_tasks(config, config.world)}
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rl" / "samples.jsonl").open()]
+    for row in rows:
+        for who in ("sft", "rl", "ema"):
+            assert row[f"{who}_right"] == (judge(tasks[row["prompt"]], row[who], True).right == 1.0)
+    assert result.stdout.splitlines()[-1].endswith(
+        "--world.demonstrations 800 --world.pairs_prompts 60 --world.pairs_offline 200 --world.prompts 600 "
+        "--run-dir run-no-kl --from rl --force"
+    )
 
 
 REWARD = "def shouts(samples):\n    return [s.answer.count('!') - 0.1 * len(s.answer) for s in samples]\n"

@@ -432,7 +432,7 @@ def test_lengths_are_those_of_the_stages_and_what_is_too_long_is_counted(tmp_pat
 
 
 def test_only_some_records_are_looked_at_where_there_are_too_many(tmp_path):
-    from chatsmith.inputs import read_sources
+    from chatsmith.intake import read_sources
 
     given = config(lines(tmp_path / "a.jsonl", pairs(100) + pairs(100)))
     facts = facts_of(given, read_sources(given), {}, most=60)

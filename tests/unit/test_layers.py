@@ -18,7 +18,7 @@ ALLOWED = {
     },
     "collect": {"types", "errors", "seeds", "runtime", "data", "text", "live", "console"},
     "inspection": {
-        *("types", "errors", "seeds", "config", "resolve", "text", "console", "checkpoint", "inputs"),
+        *("types", "errors", "seeds", "config", "resolve", "text", "console", "checkpoint", "intake"),
         *("algo", "data", "models", "stages"),
     },
     "report": {"errors", "config", "resolve", "text", "runs", "checkpoint", "evaluate"},

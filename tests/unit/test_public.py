@@ -14,9 +14,9 @@ from chatsmith.cli import app
 COMMANDS = {
     "train": {
         *("recipe", "run_dir", "seed", "actor_model", "reward_model", "reward", "data", "only", "from_", "force"),
-        *("dry_run", "track"),
+        *("dry_run", "track", "help_all"),
     },
-    "sft": {"actor_model", "data", "recipe", "run_dir", "seed", "force", "dry_run", "track", "from_"},
+    "sft": {"actor_model", "data", "recipe", "run_dir", "seed", "force", "dry_run", "track", "from_", "help_all"},
     "reward": {
         "actor_model",
         "reward_model",
@@ -28,8 +28,21 @@ COMMANDS = {
         "dry_run",
         "track",
         "from_",
+        "help_all",
     },
-    "rl": {"actor_model", "reward", "data", "recipe", "run_dir", "seed", "force", "dry_run", "track", "from_"},
+    "rl": {
+        "actor_model",
+        "reward",
+        "data",
+        "recipe",
+        "run_dir",
+        "seed",
+        "force",
+        "dry_run",
+        "track",
+        "from_",
+        "help_all",
+    },
     "recipes": {"name"},
     "chat": {
         *("model", "stage", "temperature", "top_p", "top_k", "repetition_penalty", "stop", "max_new_tokens"),
@@ -37,7 +50,7 @@ COMMANDS = {
     },
     "runs": {"directory"},
     "report": {"run", "run2", "output"},
-    "bench": {"model", "prompt_tokens", "answer_tokens", "batch"},
+    "bench": {"model", "prompt_tokens", "answer_tokens", "batch", "as_json"},
     "collect self-instruct": {
         *("seeds", "endpoint", "model", "number", "output", "budget", "price_input", "price_output"),
         *("temperature", "max_tokens", "parallel", "seed"),

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -420,6 +421,41 @@ def test_only_ten_answers_are_in_sight_and_extremes_do_not_meet(tmp_path):
     best, worst = page.texts["column"]
     assert all(f"ppo {i}\n" in best and f"ppo {i}\n" not in worst for i in range(9, 14))
     assert all(f"ppo {i}\n" in worst and f"ppo {i}\n" not in best for i in range(5))
+
+
+def test_answers_carry_a_mark_where_a_gold_judge_knows(tmp_path):
+    run = full_run(tmp_path / "run")
+    assert "right" not in Page(write_report(run)).texts
+    write_rows(run / "rl/samples.jsonl", [row | {"sft_right": False, "rl_right": True} for row in samples(3)])
+    page = Page(write_report(run))
+    assert page.texts["right"][0] == "✓ right" and page.texts["wrong"] == ["✗ wrong"] * 3
+    assert len(page.texts["who"]) > len(page.texts["right"]) + 3, "the average has none"
+    assert "what the gold judge says" in page.source
+
+
+def test_two_runs_have_one_scale_where_they_measure_the_same(tmp_path):
+    one, two = full_run(tmp_path / "one"), full_run(tmp_path / "two")
+    change(two, lambda m: m["summary"].update(gold_gain=-1.0, gold_gain_ci95=[-2.0, 0.0]))
+    page = write_comparison(one, two).read_text(encoding="utf-8")
+    zeros = re.findall(r'class="zero" style="left:([\d.]+)%', page)
+    spans = re.findall(r'class="span" style="left:([\d.]+)%;width:([\d.]+)%', page)
+    assert len(zeros) == 2 and zeros[0] == zeros[1]
+    (_, narrow), (_, wide) = spans
+    assert float(wide) == pytest.approx(10 * float(narrow), rel=1e-2)  # intervals of 2.0 and 0.2
+    assert min(float(left) for left, _ in spans) >= 0
+    change(two, lambda m: m["summary"].update(gold_gain=None, reward_gain_ci95=[-3.0, 1.2]))
+    other = write_comparison(one, two).read_text(encoding="utf-8")
+    assert len(set(re.findall(r'class="zero" style="left:([\d.]+)%', other))) == 2, "a gain in reward is another thing"
+
+
+def test_figures_that_differ_on_one_page_say_why(tmp_path):
+    run = full_run(tmp_path / "run")
+    rows = metrics(30, **{"rl/reward_mean": lambda i: i / 30, "gold/total": lambda i: 0.45 + i / 200})
+    write_rows(run / "rl/metrics.jsonl", rows)
+    about = Page(write_report(run)).texts["prose"][0]
+    assert "the curve begins at 0.450, the figures of the SFT model say 0.400" in about
+    change(run, lambda m: m["summary"].update(gold_sft=0.45))
+    assert "begins at" not in Page(write_report(run)).texts["prose"][0]
 
 
 def test_what_differs_from_the_defaults_is_marked_and_the_command_repeats_the_run(tmp_path):

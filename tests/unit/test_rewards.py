@@ -10,7 +10,8 @@ from tiny import byte_tokenizer, tiny_reward_model
 from chatsmith.config import RlConfig
 from chatsmith.data.chat import prepare_tokenizer
 from chatsmith.errors import ConfigError, RewardError
-from chatsmith.models.reward import Reward, RewardModel, load_ready_reward, parse_reward
+from chatsmith.intake import parse_reward
+from chatsmith.models.reward import Reward, RewardModel, load_ready_reward
 from chatsmith.stages.rollout import judge
 from chatsmith.types import Message, Record, Sample
 
