@@ -13,7 +13,7 @@ from chatsmith.assistant import Assistant
 from chatsmith.config import Config, SourceConfig, StageName
 from chatsmith.data.chat import Encoded, encode_texts
 from chatsmith.data.licences import non_commercial
-from chatsmith.data.mix import StageData, mix, unused
+from chatsmith.data.mix import StageData, mix, unused, why_one_sided
 from chatsmith.data.records import Chosen
 from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import as_spec
@@ -74,7 +74,8 @@ def reward_targets(config: Config) -> list[str]:
 
 def read(config: Config, source: str | SourceConfig, *, on_error: Literal["raise", "skip"]) -> Source:
     """One entry of `data.sources`, or what is written like one."""
-    return read_source(as_spec(source), on_error=on_error, split_seed=config.data.split_seed)
+    data = config.data
+    return read_source(as_spec(source), on_error=on_error, split_seed=data.split_seed, on_unfit=data.on_error)
 
 
 def read_sources(config: Config) -> list[Source]:
@@ -96,7 +97,7 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
         {
             "spec": spec if isinstance(spec, str) else spec.source,
             "records": len(source.records),
-            "unused": unused(source, used),
+            "unused": unused(source, used, run.config.data.on_error),
             "dropped": [asdict(dropped) for dropped in source.dropped[:LISTED_DROPS]],
             "dropped_count": len(source.dropped),
             "licence": source.licence,
@@ -130,6 +131,7 @@ def share(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:
         held_out_fraction=config.data.held_out,
         temperature=config.data.temperature,
         stages=[*stages_to_train(config), "ptx"],
+        on_error=config.data.on_error,
     )
 
 
@@ -142,10 +144,11 @@ def deal(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:
     data = share(config, sources)
     for stage in stages_to_train(config) if config.world is None else ():
         if not data[stage].train or not data[stage].held_out:
+            why = why_one_sided(data[stage], sources)
+            remedy = f"Add a source for it (--data {stage}:FILE), or raise --data.held_out"
             raise DataError(
                 f"{stage}: the data gives it {len(data[stage].train)} records to train on and "
-                f"{len(data[stage].held_out)} held out; it needs both. Add a source for it (--data {stage}:FILE), or "
-                "raise --data.held_out."
+                f"{len(data[stage].held_out)} held out; it needs both. {why[:1].upper() + why[1:] or remedy}."
             )
     return data
 
