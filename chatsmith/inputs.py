@@ -73,7 +73,7 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
         {
             "spec": spec if isinstance(spec, str) else spec.source,
             "records": len(source.records),
-            "unused": unused(source, used),
+            "unused": unused(source, used, run.config.data.on_error),
             "dropped": [asdict(dropped) for dropped in source.dropped[:LISTED_DROPS]],
             "dropped_count": len(source.dropped),
             "licence": source.licence,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from chatsmith.config import Config, SourceConfig, StageName
-from chatsmith.data.mix import StageData, mix
+from chatsmith.data.mix import StageData, mix, why_one_sided
 from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import as_spec
 from chatsmith.errors import ConfigError, DataError
@@ -92,7 +92,8 @@ def parse_reward(spec: str) -> tuple[str, float]:
 
 def read(config: Config, source: str | SourceConfig, *, on_error: Literal["raise", "skip"]) -> Source:
     """One entry of `data.sources`, or what is written like one."""
-    return read_source(as_spec(source), on_error=on_error, split_seed=config.data.split_seed)
+    data = config.data
+    return read_source(as_spec(source), on_error=on_error, split_seed=data.split_seed, on_unfit=data.on_error)
 
 
 def read_sources(config: Config) -> list[Source]:
@@ -107,6 +108,7 @@ def share(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:
         held_out_fraction=config.data.held_out,
         temperature=config.data.temperature,
         stages=[*stages_to_train(config), "ptx"],
+        on_error=config.data.on_error,
     )
 
 
@@ -119,9 +121,10 @@ def deal(config: Config, sources: Sequence[Source]) -> dict[Stage, StageData]:
     data = share(config, sources)
     for stage in stages_to_train(config) if config.world is None else ():
         if not data[stage].train or not data[stage].held_out:
+            why = why_one_sided(data[stage], sources)
+            remedy = f"Add a source for it (--data {stage}:FILE), or raise --data.held_out"
             raise DataError(
                 f"{stage}: the data gives it {len(data[stage].train)} records to train on and "
-                f"{len(data[stage].held_out)} held out; it needs both. Add a source for it (--data {stage}:FILE), or "
-                "raise --data.held_out."
+                f"{len(data[stage].held_out)} held out; it needs both. {why[:1].upper() + why[1:] or remedy}."
             )
     return data

@@ -32,10 +32,14 @@ class Message:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer to a prompt. `score` orders the answers of a record: higher is better, equal a tie, None unranked."""
+    """One answer to a prompt. `score` orders the answers of a record: higher is better, equal a tie, None unranked.
+
+    `is_marked`: the score is a mark, +1 for good and -1 for bad. An answer marked bad is never imitated.
+    """
 
     content: str
     score: float | None = None
+    is_marked: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Record:
 
     Either `prompt` (ending with a user turn) and zero or more `answers` to it, or plain `text` for language modelling.
     `fields` is the row as it was read, for reward functions; `origin` is "file:line" or "dataset[row]" for messages.
+    `unused` names the fields, as paths such as `messages[].id`, that are in none of the others.
     """
 
     prompt: tuple[Message, ...] = ()
@@ -51,6 +56,7 @@ class Record:
     text: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     origin: str = ""
+    unused: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 FinishReason = Literal["stop", "length"]

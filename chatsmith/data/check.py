@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chatsmith.data.formats import best_answer
+from chatsmith.data.formats import best_answer, imitable
 from chatsmith.types import Record
 
 AROUND = 40  # characters of a text on either side of what was found
@@ -102,12 +102,12 @@ def signs(record: Record) -> Iterator[tuple[str, str]]:
             yield "speaker", excerpt(answer, match.start())
             break
     scores = [answer.score for answer in record.answers]
-    if len(answers) > 1 and None not in scores:
+    if len(answers) > 1 and None not in scores and imitable(record):
         if len(set(scores)) == 1:
             yield "tie", excerpt(answers[0], 0)
         elif len(set(answers)) < len(set(zip(answers, scores, strict=True))):
             yield "contradiction", excerpt(answers[0], 0)
-    if answers:
+    if imitable(record):
         yield from _answer_signs(record.prompt[-1].content.strip(), best_answer(record).content.strip())
 
 
@@ -124,8 +124,8 @@ def ends(answer: str) -> bool:
     """Whether an answer seems to be complete: lists, code, tables and short phrases need no final mark."""
     if answer.count("```") % 2:
         return False
-    last = answer.rstrip().rpartition("\n")[2]
-    bare = last.rstrip(_CLOSERS)
+    last = answer.rstrip().rpartition("\n")[2].strip()
+    bare = last.rstrip(_CLOSERS).rstrip()  # a closing mark may have blanks of any kind before it
     if not bare or bare[-1] in _ENDS or _NO_PROSE.match(last) or bare.split()[-1][0] in "#@":
         return True
     is_prose = len(last.split()) >= 6 or len(_HAN_OR_KANA.findall(last)) >= 12

@@ -8,7 +8,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from chatsmith.data.json_rows import line_rows, list_rows
+from chatsmith.data.json_rows import is_json, line_rows, list_rows
 from chatsmith.data.lines import CAP, PACKED, Row, lines, too_long
 from chatsmith.data.tables import arrow_rows, parquet_rows
 from chatsmith.errors import DataError
@@ -35,12 +35,23 @@ def read_rows(file: Path) -> Iterator[Row]:
     if name.endswith(".json"):
         return list_rows(file)
     if name.endswith(".txt"):
-        return _paragraphs(file)
+        return _text_rows(file)
     if name.endswith(".csv"):
         return _cells(file, ",")
     if name.endswith(".tsv"):
         return _cells(file, "\t")
     return parquet_rows(file) if name.endswith(".parquet") else arrow_rows(file)
+
+
+def _text_rows(file: Path) -> Iterator[Row]:
+    """Plain text in paragraphs; JSON under a name that says text would be learned as it stands."""
+    for number, row in enumerate(_paragraphs(file)):
+        if number == 0 and not row.problem and is_json(row.value):
+            raise DataError(
+                f"{row.origin}: this is JSON and no plain text. Rename the file to .jsonl, or to .json if all of it is "
+                "one list."
+            )
+        yield row
 
 
 def _paragraphs(file: Path) -> Iterator[Row]:

@@ -6,32 +6,55 @@ Record and add a line to `_FORMATS`. Files are opened in `sources.py`; turning r
 Reasons in the errors raised here are fragments without a place: the caller knows the file and the line.
 """
 
-import difflib
 import reprlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from chatsmith.data.fields import Fields, is_empty, is_said, meant, stands_in, words
+from chatsmith.data.marks import is_mark, is_rank, is_score, mark_of, meaning, the_mark
 from chatsmith.data.templates import Template, fill, kind
-from chatsmith.data.turns import checked, is_transcript, messages, prompt_turns, string, transcript
+from chatsmith.data.turns import (
+    alternating,
+    checked,
+    continued,
+    is_transcript,
+    messages,
+    prompt_turns,
+    refuse_weight_of_record,
+    string,
+    transcript,
+)
 from chatsmith.errors import DataError
 from chatsmith.types import Answer, Message, Record, Stage
 
 Row = Mapping[str, Any]
 
 # A prompt next to one of these is not a prompt alone, and reading it as one would throw the answers away.
-_MORE_THAN_A_PROMPT = ("answer", "chosen", "completion", "context", "instances", "output", "rejected", "response")
-_THUMBS = ("label", "kto_tag")
+_MORE_THAN_A_PROMPT = (
+    *("answer", "chosen", "completion", "context", "instances", "output", "rejected", "reply", "response", "selected"),
+)
+NEEDS: Mapping[Stage, str] = {
+    "sft": "an answer that may be imitated",
+    "reward": "two answers with scores",
+    "rl": "a prompt",
+    "ptx": "plain text or an answer",
+}
 _SYSTEM = ("system", "system_prompt")
+_BESIDE = (*_SYSTEM, "context", "history", "input")  # what a prompt may have beside it
+_ONE_OF_MANY = frozenset(("children", "replies", "role", "sender", "speaker"))  # a text that has such is a turn
+_WHICH_IS_BEST = frozenset(("best", "better", "choice", "correct", "preference", "preferred", "winner"))
+_CONTENT = ("content", "text", "answer", "response")  # of an answer that is an object
 
 
 @dataclass(frozen=True, eq=False)
 class _Format:
     """A format fits a row that has all `required` fields; `read` is called with the row and their names.
 
-    `explains` are fields that published sets of this format carry beside them and that say nothing new.
+    `explains` are fields that published sets of this format carry beside them, so that other formats seem to fit; what
+    is left `aside` is so knowingly, whatever its name says.
     """
 
     name: str
@@ -39,26 +62,37 @@ class _Format:
     read: Callable[..., Record]
     explains: tuple[str, ...] = ()
     fits: Callable[[Row], bool] = lambda row: True
+    aside: tuple[str, ...] = ()
 
 
-def to_record(row: object, origin: str, *, format: str | None = None) -> Record:
-    """Reads one row, an object or a string of plain text, as a Record; a field that is null counts as absent.
+def to_record(row: object, origin: str, *, format: str | None = None, used: Collection[str] = ()) -> Record:
+    """Reads one row, an object, a list of messages or a string of plain text, as a Record.
+
+    A field that is null counts as absent. A field that is not used is named in `Record.unused`, and refused if it holds
+    part of the conversation that stands nowhere else in the record.
 
     Args:
         format: the name of the one to read by, where more than one fits.
+        used: names of fields that the caller reads.
     Raises:
-        DataError: if no format or more than one fits the row, or a field has the wrong type or content.
+        DataError: if no format or more than one fits the row, a field has the wrong type or content, or is lost.
     """
     if isinstance(row, str):
         return replace(_plain_text({"text": row}, "text"), origin=origin)
+    if isinstance(row, list) and row and all(isinstance(item, Mapping) for item in row):
+        row = {"messages": row}
     if not isinstance(row, Mapping):
         raise DataError(f"the record is {kind(row)}, not an object with fields and not a string")
-    given = {name: value for name, value in row.items() if value is not None}
-    found = _fitting(given, row, format)
-    record = found.read(given, *found.required)
+    fields = Fields({name: value for name, value in _with_known_names(row).items() if value is not None})
+    found, others = _fitting(fields.peek(), row, format)
+    record = found.read(fields, *found.required)
     if record.prompt:
-        record = _with_system(_without_bad_answer(record, given), given)
-    return replace(record, fields=row, origin=origin)
+        refuse_weight_of_record(fields)
+        record = _with_system(_judged(record, fields), fields)
+    unread = {path: values for path, values in fields.unread().items() if path not in (*found.required, *used)}
+    known = {*found.aside, *(name for other in others for name in other.required)}
+    _refuse_losses(record, found, {path: values for path, values in unread.items() if path not in known})
+    return replace(record, fields=row, origin=origin, unused=tuple(unread))
 
 
 def format_names() -> list[str]:
@@ -69,9 +103,10 @@ def format_names() -> list[str]:
 def stages_of(record: Record) -> tuple[Stage, ...]:
     """The stages that a record's fields can serve: sft with an answer, reward with two scored ones, rl, ptx."""
     stages: list[Stage] = []
-    if record.answers:
+    good = imitable(record)
+    if good:
         stages.append("sft")
-    if sum(answer.score is not None for answer in record.answers) >= 2:
+    if good and sum(answer.score is not None for answer in record.answers) >= 2:
         stages.append("reward")
     if record.prompt:
         stages.append("rl")
@@ -80,15 +115,28 @@ def stages_of(record: Record) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
+def unable(record: Record, stages: Collection[Stage]) -> list[Stage]:
+    """The stages among these that a record cannot serve; an answered prompt is good text too."""
+    able = stages_of(record)
+    return [stage for stage in stages if stage not in able and not (stage == "ptx" and "sft" in able)]
+
+
+def imitable(record: Record) -> tuple[Answer, ...]:
+    """The answers that may be imitated: all but those marked bad."""
+    return tuple(answer for answer in record.answers if not (answer.is_marked and (answer.score or 0.0) < 0))
+
+
 def best_answer(record: Record) -> Answer:
-    """The answer that stage 1 learns: the best-scored one, the first of equals."""
-    return max(record.answers, key=lambda answer: answer.score or 0.0)
+    """The answer that stage 1 learns: the best-scored one that may be imitated, the first of equals."""
+    return max(imitable(record), key=lambda answer: answer.score or 0.0)
 
 
-def _fitting(given: Row, row: Row, name: str | None) -> _Format:
-    fitting = [format for format in _with_fields(frozenset(given)) if format.fits(given)]
+def _fitting(given: Row, row: Row, name: str | None) -> tuple[_Format, list[_Format]]:
+    """The format of a row, and those that fit too and were not meant."""
+    others = [format for format in _with_fields(frozenset(given)) if format.fits(given)]
+    fitting = others
     if name is not None:
-        fitting = [format for format in fitting if format.name == name]
+        fitting = [format for format in others if format.name == name]
         if not fitting:
             needs = " or ".join(" + ".join(format.required) for format in _FORMATS if format.name == name)
             raise DataError(f'the format "{name}" needs {needs}, and the record has the fields: {_fields(row)}')
@@ -101,7 +149,26 @@ def _fitting(given: Row, row: Row, name: str | None) -> _Format:
             f"the record fits more than one format: {names}. Keep the fields of one, or say which in a recipe, "
             f'as in format = "{rivals[0].name}"'
         )
-    return rivals[0]
+    return rivals[0], others if name is not None else []
+
+
+def _with_known_names(row: Row) -> Row:
+    """The row with the names that formats know as they spell them: `Prompt` and ` PROMPT` are `prompt`."""
+    names = _known_names(tuple(map(str, row)))
+    return row if names is None else dict(zip(names, row.values(), strict=True))
+
+
+@lru_cache(maxsize=1024)
+def _known_names(names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The same names, some of them spelt otherwise; None if none is."""
+    spelt = {name.lower(): name for name in _NAMES}
+    plain = [name.strip().lower() for name in names]
+    known = tuple(spelt.get(p, p if is_mark(p) else name) for name, p in zip(names, plain, strict=True))
+    twice = next((name for name in known if known.count(name) > 1), None)
+    if twice is not None:
+        alike = " and ".join(f'"{name}"' for name, p in zip(names, known, strict=True) if p == twice)
+        raise DataError(f"the fields {alike} differ in letter case or blanks alone; keep one of them")
+    return None if known == names else known
 
 
 @lru_cache(maxsize=1024)
@@ -134,10 +201,10 @@ def _no_format(row: Row) -> DataError:
 def _likely_mistake(fields: tuple[str, ...]) -> str:
     """Fields that are spelt otherwise, or the one that is missing to the formats that they come nearest to."""
     known = sorted({name for format in _FORMATS for name in format.required})
-    near = {name: difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75) for name in fields[:50]}
-    meant = [f'"{name}" as "{found[0]}"' for name, found in near.items() if found and found[0] != name]
-    if meant:
-        return f"Did you mean {', '.join(meant)}? "
+    near = {name: meant(name, known, fields) for name in fields[:50] if name not in known}
+    spelt = [f'"{name}" as "{found}"' for name, found in near.items() if found]
+    if spelt:
+        return f"Did you mean {', '.join(spelt)}? "
     lacking = [(len(format.required), set(format.required).difference(fields)) for format in _FORMATS]
     most = max((size for size, missing in lacking if len(missing) == 1 < size), default=0)
     missing = sorted({name for size, names in lacking if size == most and len(names) == 1 for name in names})
@@ -155,10 +222,70 @@ def _fields(row: Row) -> str:
 # What may stand beside the fields of any format.
 
 
-def _without_bad_answer(record: Record, row: Row) -> Record:
-    """A thumb up or down (KTO): an answer marked bad must not become one to imitate, so only its prompt is kept."""
-    marked_bad = any(row.get(name) is False for name in _THUMBS)
-    return replace(record, answers=()) if marked_bad and len(record.answers) == 1 else record
+def _judged(record: Record, row: Fields) -> Record:
+    """The record with what the row says of its only answer: a mark (KTO), or else a score."""
+    free = [name for name in row if not row.was_read(name)]
+    marks = [name for name in free if is_mark(name)]
+    if len(record.answers) > 1:
+        bad = next((name for name in marks if meaning(name, row.peek()[name]) is False), None)
+        if bad is not None:
+            raise DataError(f'"{bad}" is {row[bad]}, and of which of the {len(record.answers)} answers is unknown')
+    if len(record.answers) != 1 or record.answers[0].score is not None:
+        return record
+    answer = record.answers[0]
+    good = the_mark(row, marks)
+    if good is not None:
+        return replace(record, answers=(_marked(answer.content, good),))
+    for score in filter(is_score, free):
+        value = _number(row, score)
+        if isinstance(value, bool):
+            return replace(record, answers=(_marked(answer.content, value),))
+        if value is not None:
+            return replace(record, answers=(Answer(answer.content, value),))
+    return record
+
+
+def _marked(content: str, good: bool) -> Answer:
+    return Answer(content, 1.0 if good else -1.0, is_marked=True)
+
+
+def _number(row: Row, name: str) -> float | bool | None:
+    """The score of an only answer; a table of text has it as text, and some have words for it."""
+    value = row[name]
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return mark_of(name, value)
+    return _score(value, None, name)
+
+
+def _refuse_losses(record: Record, format: _Format, unread: Mapping[str, list[Any]]) -> None:
+    """A field that is not used must be no part of what was said, unless the record says it elsewhere."""
+    if not unread:
+        return
+    asked, answered = [turn.content for turn in record.prompt], [answer.content for answer in record.answers]
+    whole = "\n".join([*asked, *answered, record.text])
+    for path, values in unread.items():
+        lost = [value for value in values if is_said(path, value) and not stands_in(value, whole)]
+        if lost:
+            raise DataError(
+                f'"{path}" seems to hold part of the conversation ({reprlib.repr(lost[0])}), and the format '
+                f'"{format.name}" does not use it: map it in a recipe, or leave the field out'
+            )
+    count = len(record.answers)
+    unscored = count > 1 and all(answer.score is None for answer in record.answers)
+    for path, values in unread.items() if count > 1 else ():
+        listed = isinstance(values[0], list) and len(values[0]) == count and all(map(_is_number, values[0]))
+        if listed or (unscored and _WHICH_IS_BEST.intersection(words(path))) or (unscored and is_mark(path)):
+            raise DataError(
+                f'"{path}" seems to say which of the {count} answers is better, in a way that is not known: write a '
+                'list of "scores" (the higher the better) or "ranks" (1 is the best), or leave the field out'
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool | int | float)
 
 
 def _with_system(record: Record, row: Row) -> Record:
@@ -182,12 +309,29 @@ def _pair_after_prompt(row: Row, prompt: str, chosen: str, rejected: str) -> Rec
         # a transcript that was cut in front of the last answer's mark (yitingxie/rlhf-reward-datasets)
         whole = {side: f"{question.rstrip()}\n\n{row[side].lstrip()}" for side in (chosen, rejected)}
         return _compared(whole, chosen, rejected, before=(), strip=False)
-    return _compared(row, chosen, rejected, before=_question(row, prompt), strip=_breaks_off(question))
+    before = _question(row, prompt)
+    return _compared(row, chosen, rejected, before=before, asked=prompt, strip=_breaks_off(question))
 
 
 def _pair_after_turns(row: Row, turns: str, chosen: str, rejected: str) -> Record:
     """The turns so far, and the next one twice (LLaMA-Factory, ColossalChat)."""
-    return _compared(row, chosen, rejected, before=messages(row[turns], turns), strip=False)
+    return _compared(row, chosen, rejected, before=messages(row[turns], turns), asked=turns, strip=False)
+
+
+def _last_turn_and_rejected(row: Row, turns: str, rejected: str) -> Record:
+    """A conversation, and a worse answer in place of its last one (ms-swift)."""
+    *before, answer = messages(row[turns], turns)
+    sides = {turns: [{"role": answer.role, "content": answer.content}], rejected: row[rejected]}
+    return _compared(sides, turns, rejected, before=tuple(before), asked=turns, strip=False)
+
+
+def _preferred_output(row: Row, asked: str, better: str, worse: str) -> Record:
+    """The preference format of OpenAI: an object with the conversation so far, and the next message twice."""
+    given = row[asked]
+    if not isinstance(given, Mapping) or "messages" not in given:
+        raise DataError(f'"{asked}" is {kind(given)} without "messages"')
+    before = messages(given["messages"], f"{asked}.messages")
+    return _compared(row, better, worse, before=before, asked=f"{asked}.messages", strip=False)
 
 
 def _pair(row: Row, chosen: str, rejected: str) -> Record:
@@ -195,8 +339,12 @@ def _pair(row: Row, chosen: str, rejected: str) -> Record:
     return _compared(row, chosen, rejected, before=(), strip=False)
 
 
-def _scored_answers(row: Row, prompt: str, answers: str) -> Record:
-    """K answers: strings, or objects with their score or rank, or scores or ranks in a list of their own."""
+def _scored_answers(row: Fields, prompt: str, answers: str, right: str | None = None) -> Record:
+    """K answers: strings, or objects with their score or rank, or scores or ranks in a list of their own.
+
+    Args:
+        right: the list that marks them right or wrong, where the format says which it is.
+    """
     items = row[answers]
     if not isinstance(items, list) or not items:
         raise DataError(f'"{answers}" is {kind(items) if items != [] else "an empty list"}, not a list of answers')
@@ -205,33 +353,56 @@ def _scored_answers(row: Row, prompt: str, answers: str) -> Record:
     for i, item in enumerate(items):
         where = f"{answers}[{i}]"
         if isinstance(item, Mapping):
-            key = next((key for key in ("content", "text", "answer", "response") if item.get(key) is not None), None)
+            key = next((key for key in _CONTENT if item.get(key) is not None), None)
             if key is None:
-                raise DataError(f'"{where}" has none of content, text, answer and response')
+                raise DataError(f'"{where}" has none of {", ".join(_CONTENT[:-1])} and {_CONTENT[-1]}')
             contents.append(string(item[key], f"{where}.{key}"))
-            score = item.get("overall_score") if item.get("score") is None else item.get("score")
-            scores.append(_score(score, item.get("rank"), where))
+            name = next(filter(is_score, item), None) if item.get("score") is None else "score"
+            mark = the_mark(item, filter(is_mark, item)) if name is None and item.get("rank") is None else None
+            scores.append(
+                mark if name is None and mark is not None else _score(item.get(name), item.get("rank"), where)
+            )
         else:
             contents.append(string(item, where))
             scores.append(None)
-    for listed in ("scores", "ranks"):
-        if listed not in row:
-            continue
-        values = row[listed]
-        if not isinstance(values, list) or len(values) != len(items):
-            raise DataError(f'"{listed}" must be a list with one number for each of the {len(items)} {answers}')
-        if any(score is not None for score in scores):
-            raise DataError(f'the answers have scores twice, and "{listed}" is one of them; keep one of the two')
-        scores = [
-            _score(value, None, f"{listed}[{i}]") if listed == "scores" else _score(None, value, f"{listed}[{i}]")
-            for i, value in enumerate(values)
-        ]
+    lists = [right] if right is not None else [name for name in row if name not in (prompt, answers)]
+    listed = {name: values for name in lists if (values := _listed(row, name, answers, len(items))) is not None}
+    if listed and any(score is not None for score in scores):
+        raise DataError(
+            f'the answers have scores twice, and "{next(iter(listed))}" is one of them; keep one of the two'
+        )
+    for name, values in listed.items():
+        if None not in scores and _order(scores) & {(worse, better) for better, worse in _order(values)}:
+            raise DataError(f'"{name}" orders the answers otherwise than another list beside it; keep one of them')
+        if None in scores or not is_rank(name):
+            scores = values
     return _scored(_question(row, prompt), contents, scores)
 
 
-def _sampled_solutions(row: Row, prompt: str, answers: str, right: str) -> Record:
+def _listed(row: Fields, name: str, answers: str, count: int) -> list[float | bool | None] | None:
+    """The scores, ranks or marks that a field has for all answers; None if it is none of these."""
+    ranks, marks = is_rank(name), is_mark(name)
+    if not (ranks or is_score(name) or marks) or (marks and not isinstance(row.peek()[name], list)):
+        return None
+    values = row[name]
+    if not isinstance(values, list) or len(values) != count:
+        raise DataError(f'"{name}" must be a list with one number for each of the {count} {answers}')
+    if marks:
+        return [mark_of(name, value, f"{name}[{i}]") for i, value in enumerate(values)]
+    places = [f"{name}[{i}]" for i in range(count)]
+    pairs = [(None, value) if ranks else (value, None) for value in values]
+    return [_score(score, rank, place) for (score, rank), place in zip(pairs, places, strict=True)]
+
+
+def _order(scores: Sequence[Any]) -> set[tuple[int, int]]:
+    """The better and the worse of two answers, for all pairs of which one is better."""
+    numbers = list(enumerate(scores))
+    return {(i, j) for i, a in numbers for j, b in numbers if a is not None and b is not None and a > b}
+
+
+def _sampled_solutions(row: Fields, prompt: str, answers: str, right: str) -> Record:
     """Sampled solutions, each marked right or wrong (Qwen2.5-Math)."""
-    return _scored_answers({**row, "scores": row[right]}, prompt, answers)
+    return _scored_answers(row, prompt, answers, right)
 
 
 def _better_of_two(row: Row, prompt: str, first: str, second: str, better: str) -> Record:
@@ -239,7 +410,7 @@ def _better_of_two(row: Row, prompt: str, first: str, second: str, better: str) 
     if isinstance(row[better], bool) or row[better] not in (0, 1):
         raise DataError(f'"{better}" is {reprlib.repr(row[better])}, neither 0 nor 1')
     order = (second, first) if row[better] == 1 else (first, second)
-    return _compared(row, *order, before=_question(row, prompt), strip=False)
+    return _compared(row, *order, before=_question(row, prompt), asked=prompt, strip=False)
 
 
 def _weighed(row: Row, prompt: str, first: str, second: str, preference: str) -> Record:
@@ -263,13 +434,15 @@ def _one_answer(row: Row, prompt: str, answer: str) -> Record:
     """A prompt and an answer, which may be text, a message, or the turns that follow the prompt."""
     before, value = _question(row, prompt), row[answer]
     if isinstance(value, list | Mapping):
-        return _answered((*before, *messages(value, answer)), answer)
+        return _answered(continued(before, messages(value, answer), (prompt, answer)), answer)
     return checked(before, [Answer(_finished(string(value, answer), row[prompt]))])
 
 
 def _chat(row: Row, turns: str) -> Record:
     """A conversation; one that ends with a user turn is a prompt without an answer."""
-    whole = messages(row[turns], turns)
+    whole = alternating(row[turns], turns) if turns != "messages" else messages(row[turns], turns)
+    if "prompt" in row:
+        whole = continued(prompt_turns(row["prompt"], "prompt"), whole, ("prompt", turns))
     return _answered(whole, turns) if whole[-1].role == "assistant" else checked(whole, [])
 
 
@@ -279,9 +452,9 @@ def _only_instance(row: Row, instruction: str, instances: str) -> Record:
     if not isinstance(items, list) or len(items) != 1 or not isinstance(items[0], Mapping):
         count = f"{len(items)} items" if isinstance(items, list) else kind(items)
         raise DataError(f'"{instances}" is {count}, not one object; a recipe opens it with rows = "{instances}[]"')
-    instance = {name: value for name, value in items[0].items() if value is not None}
-    if "output" not in instance:
+    if items[0].get("output") is None:
         raise DataError(f'"{instances}[0]" has no output')
+    instance = {name: items[0][name] for name in ("input", "output") if items[0].get(name)}
     return _one_answer({**instance, instruction: row[instruction]}, instruction, "output")
 
 
@@ -295,17 +468,24 @@ def _first_turn(row: Row, turns: str) -> Record:
 
 def _plain_prompt(row: Row, prompt: str) -> Record:
     """A prompt, and nothing beside it that looks like an answer."""
-    if any(str(name).startswith(_MORE_THAN_A_PROMPT) for name in row):
+    answers = [name for name in _NAMES if name.startswith(_MORE_THAN_A_PROMPT)]
+    if any(name.startswith(_MORE_THAN_A_PROMPT) or meant(name, answers) for name in row):
         raise _no_format(row)
     return checked(_question(row, prompt), [])
 
 
 def _plain_text(row: Row, text: str) -> Record:
     """Text for language modelling."""
-    words = string(row[text], text)
-    if not words.strip():
+    said = string(row[text], text)
+    if not said.strip():
         raise DataError("the text is empty")
-    return Record(text=words)
+    turn = next((name for name in row if _ONE_OF_MANY.intersection(words(name))), None)
+    if turn is not None:
+        raise DataError(
+            f'"{turn}" says that the text is one turn of a conversation that is spread over rows; make "messages" of '
+            "them first, or leave the field out if it is plain text"
+        )
+    return Record(text=said)
 
 
 def _as(**templates: Template) -> Callable[..., Record]:
@@ -317,24 +497,48 @@ def _as(**templates: Template) -> Callable[..., Record]:
     return read
 
 
+def _holds_texts(row: Row) -> bool:
+    data = row["data"]
+    return isinstance(data, list) and all(isinstance(item, str) for item in data)
+
+
 def _ends_as_vicuna_does(row: Row) -> bool:
     return isinstance(row["label"], str) and isinstance(row["prompt"], str) and is_transcript(row["prompt"])
 
 
+# UltraFeedback tells with which system text each answer was sampled
+_ULTRA_FEEDBACK = ("completions[].custom_system_prompt",)
 _FORMATS = (
     # UltraFeedback repeats the chosen conversation as `messages`, rm-static the chosen answer as `response`
     _Format("preference", ("prompt", "chosen", "rejected"), _pair_after_prompt, ("messages", "response")),
     _Format("preference", ("question", "chosen", "rejected"), _pair_after_prompt),
     _Format("preference", ("instruction", "chosen", "rejected"), _pair_after_prompt),
-    _Format("preference", ("context", "chosen", "rejected"), _pair_after_turns),
+    _Format("preference", ("query", "chosen", "rejected"), _pair_after_prompt),
+    _Format("preference", ("prompt", "response", "rejected_response"), _pair_after_prompt),
+    _Format("preference", ("query", "response", "rejected_response"), _pair_after_prompt),
+    _Format("preference", ("instruction", "response", "rejected_response"), _pair_after_prompt),
+    _Format("preference", ("prompt", "chosen_response", "rejected_response"), _pair_after_prompt),
+    _Format(
+        *("preference", ("context", "chosen", "rejected"), _pair_after_turns),
+        fits=lambda row: isinstance(row["context"], list) and not is_empty(row["context"]),
+    ),
+    _Format("preference", ("messages", "rejected_response"), _last_turn_and_rejected),
+    _Format("OpenAI preference", ("input", "preferred_output", "non_preferred_output"), _preferred_output),
     _Format("ShareGPT preference", ("conversations", "chosen", "rejected"), _pair_after_turns),
     _Format("preference of conversations", ("chosen", "rejected"), _pair, ("messages",)),
     _Format("preference of conversations", ("chosen_messages", "rejected_messages"), _pair),
     _Format("scored answers", ("prompt", "answers"), _scored_answers),
     _Format("scored answers", ("prompt", "responses"), _scored_answers),
     _Format("scored answers", ("prompt", "completions"), _scored_answers),
-    _Format("scored answers", ("instruction", "completions"), _scored_answers),
-    _Format("sampled solutions", ("query", "response", "score"), _sampled_solutions, ("question", "answer")),
+    _Format("scored answers", ("instruction", "completions"), _scored_answers, aside=_ULTRA_FEEDBACK),
+    _Format(
+        "sampled solutions",
+        ("query", "response", "score"),
+        _sampled_solutions,
+        ("question", "answer"),
+        fits=lambda row: isinstance(row["response"], list),
+        aside=("gt_cot", "pred_score"),
+    ),
     _Format("SafeRLHF", ("prompt", "response_0", "response_1", "better_response_id"), _better_of_two),
     _Format("AlpacaEval", ("instruction", "output_1", "output_2", "preference"), _weighed),
     _Format(
@@ -353,17 +557,18 @@ _FORMATS = (
     ),
     _Format("MIRACL", ("query", "positive_passages", "negative_passages"), _passages),
     # Stanford Alpaca carries instruction, input and output once more, set in its own template, as `text`
-    _Format("alpaca", ("instruction", "output"), _one_answer, ("text",)),
+    _Format("alpaca", ("instruction", "output"), _one_answer, ("text", "input")),
     _Format("alpaca", ("instruction", "response"), _one_answer),
+    _Format("input and output", ("input", "output"), _one_answer),
     # UltraChat repeats the first user message as `prompt`
     _Format("chat", ("messages",), _chat, ("prompt",)),
-    _Format("ShareGPT", ("conversations",), _chat),
+    _Format("ShareGPT", ("conversations",), _chat, ("prompt",)),
+    _Format("UltraChat", ("data",), _chat, fits=_holds_texts),
     _Format("question and answer", ("question", "answer"), _one_answer),
     _Format("question and answer", ("question", "response"), _one_answer),
     _Format("question and answer", ("query", "response"), _one_answer),
     _Format("question and answer", ("problem", "solution"), _one_answer, ("answer",)),
     _Format("question and answer", ("problem", "answer"), _one_answer),
-    _Format("question and answer", ("INSTRUCTION", "RESPONSE"), _one_answer),
     _Format("prompt and answer", ("prompt", "answer"), _one_answer),
     _Format("prompt and answer", ("prompt", "response"), _one_answer),
     _Format("prompt and answer", ("prompt", "completion"), _one_answer),
@@ -381,29 +586,47 @@ _FORMATS = (
     _Format("plain prompt", ("instruction",), _plain_prompt),
     _Format("plain text", ("text",), _plain_text),
 )
+_NAMES = frozenset({*_BESIDE, *(name for format in _FORMATS for name in (*format.required, *format.explains))})
 
 
 # The parts that the formats share.
 
 
 def _question(row: Row, name: str) -> tuple[Message, ...]:
-    """The prompt in a field; an instruction may have an input, and a history of earlier turns, beside it."""
-    if name != "instruction":
-        return prompt_turns(row[name], name)
-    instruction = string(row[name], name)
-    context = string(row.get("input", row.get("context", "")), "input" if "input" in row else "context")
-    history = row.get("history", [])
+    """The prompt in a field, with what may stand beside it: earlier turns in `history`, an input, a context.
+
+    An input, or the context of an instruction, follows it; the context of a question goes before it.
+    """
+    if name == "instruction":
+        string(row[name], name)
+    turns = prompt_turns(row[name], name)
+    beside = "input" if name == "instruction" and "input" in row else "context"
+    added = "" if beside == name or is_empty(row.get(beside)) else string(row[beside], beside)
+    if added and not stands_in(added, turns[-1].content):
+        if len(turns) > 1 or turns[0].role != "user":
+            raise DataError(f'"{name}" is a conversation, and where "{beside}" belongs in it is not known')
+        parts = (turns[0].content, added) if name == "instruction" else (added, turns[0].content)
+        turns = (Message("user", "\n\n".join(parts)),)
+    return (*_history(row), *turns) if name != "history" else turns
+
+
+def _history(row: Row) -> tuple[Message, ...]:
+    """Earlier turns: pairs of what was asked and answered, or messages."""
+    history = row.get("history")
+    if is_empty(history):
+        return ()
+    if isinstance(history, list) and all(isinstance(turn, Mapping) for turn in history):
+        return messages(history, "history")
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
-        raise DataError('"history" is no list of [instruction, answer] pairs')
-    earlier = [
+        raise DataError('"history" is no list of [instruction, answer] pairs and none of messages')
+    return tuple(
         message
         for i, (asked, answer) in enumerate(history)
         for message in (
             Message("user", string(asked, f"history[{i}][0]")),
             Message("assistant", string(answer, f"history[{i}][1]")),
         )
-    ]
-    return (*earlier, Message("user", f"{instruction}\n\n{context}" if context.strip() else instruction))
+    )
 
 
 def _answered(turns: Sequence[Message], name: str) -> Record:
@@ -413,10 +636,12 @@ def _answered(turns: Sequence[Message], name: str) -> Record:
     return checked(turns[:-1], [Answer(turns[-1].content)])
 
 
-def _compared(row: Row, chosen: str, rejected: str, *, before: tuple[Message, ...], strip: bool) -> Record:
-    """The record of two conversations that share all turns but the last."""
-    better = _conversation(row[chosen], chosen, before=before, strip=strip)
-    worse = _conversation(row[rejected], rejected, before=before, strip=strip)
+def _compared(
+    row: Row, chosen: str, rejected: str, *, before: tuple[Message, ...], strip: bool, asked: str = ""
+) -> Record:
+    """The record of two conversations that share all turns but the last, and begin with those in the field `asked`."""
+    better = _conversation(row[chosen], chosen, before=before, asked=asked, strip=strip)
+    worse = _conversation(row[rejected], rejected, before=before, asked=asked, strip=strip)
     for name, turns in ((chosen, better), (rejected, worse)):
         if turns[-1].role != "assistant":
             raise DataError(f'"{name}" ends with a turn of role {turns[-1].role}, not with an answer')
@@ -426,35 +651,49 @@ def _compared(row: Row, chosen: str, rejected: str, *, before: tuple[Message, ..
         )
         raise DataError(f'"{chosen}" and "{rejected}" part at turn {shared + 1}, before their last assistant turn')
     answer, other = better[-1].content, worse[-1].content
+    _refuse_contradiction(row, chosen, rejected)
     return _scored(better[:-1], [answer, other], [0.5, 0.5] if answer == other else [1.0, 0.0])
 
 
-def _conversation(value: Any, name: str, *, before: tuple[Message, ...], strip: bool) -> tuple[Message, ...]:
-    """One side of a pair with its prompt: the turns `before` go first unless the value brings its own."""
+def _refuse_contradiction(row: Row, chosen: str, rejected: str) -> None:
+    """Scores of their own (UltraFeedback has score_chosen and score_rejected) must not call the worse answer better."""
+    said: dict[str, dict[str, float]] = {chosen: {}, rejected: {}}
+    for name, value in row.peek().items() if isinstance(row, Fields) else ():
+        for side, scores in said.items():
+            rest = [word for word in words(name) if word not in words(side)]
+            if _is_number(value) and len(rest) < len(words(name)) and is_score("_".join(rest)):
+                scores["_".join(rest)] = float(value)
+    for name, score in said[chosen].items():
+        if score < said[rejected].get(name, score):
+            raise DataError(f'the {name} of "{rejected}" is higher than that of "{chosen}"; which is better is unknown')
+
+
+def _conversation(
+    value: Any, name: str, *, before: tuple[Message, ...], asked: str, strip: bool
+) -> tuple[Message, ...]:
+    """One side of a pair with its prompt: the turns `before` go first, as far as the value does not bring them."""
     if isinstance(value, str):
         text = string(value, name)
-        if is_transcript(text):
-            return transcript(text)
+        # with a prompt before it, a dialogue between a user and an AI may be what was asked for
+        if is_transcript(text) and (not before or text.lstrip().startswith("Human:")):
+            return continued(before, transcript(text), (asked, name))
         if not before:
             raise DataError(
                 f'"{name}" is neither a transcript (Human: ..., Assistant: ...) nor a list of messages, '
                 "and there is no prompt beside it"
             )
         return (*before, Message("assistant", text.strip() if strip else text))
-    turns = messages(value, name)
-    return (*before, *turns) if turns[0].role == "assistant" else turns
+    return continued(before, messages(value, name), (asked, name))
 
 
 def _scored(prompt: Sequence[Message], contents: Sequence[str], scores: Sequence[Any]) -> Record:
-    """Scores are numbers, None, or marks (true is right): answers that are all marked wrong leave the prompt alone."""
+    """Scores are numbers, None, or marks (true is right)."""
     if len({score is None for score in scores}) == 2:
         raise DataError(f"answer {scores.index(None)} has no score although others have; score all or none")
-    answers = [
-        Answer(content, None if score is None else float(score))
-        for content, score in zip(contents, scores, strict=True)
-    ]
-    record = checked(prompt, answers)
-    return replace(record, answers=()) if all(score is False for score in scores) else record
+    if all(isinstance(score, bool) for score in scores):
+        return checked(prompt, [_marked(content, score) for content, score in zip(contents, scores, strict=True)])
+    scored = zip(contents, (None if score is None else float(score) for score in scores), strict=True)
+    return checked(prompt, [Answer(content, score) for content, score in scored])
 
 
 def _breaks_off(prompt: Any) -> bool:

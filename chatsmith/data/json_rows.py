@@ -6,6 +6,7 @@ JSON, and numbers beyond the range of a float.
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ from chatsmith.errors import DataError
 
 _BLANKS = " \t\n\r"
 _LONGEST_MARK = 16  # an error so near to the end of a text may come from its being cut there, as in "-Infin" or "\\ud8"
+_BEGINS = re.compile(r'\s*(?:\{\s*"[^"]*"\s*:|\[\s*[\[{"]|[\[{]\s*\Z)')
 _NUMBER_GOES_ON = ("", ".", "e", "E")
 
 
@@ -57,10 +59,10 @@ def line_rows(file: Path) -> Iterator[Row]:
         body = text.strip(_BLANKS)
         if not body:
             continue
-        if first:
-            _refuse_json_over_lines(origin, body)
-            first = False
         try:
+            if first:
+                _refuse_json_over_lines(origin, body)
+                first = False
             value, end = _STRICT.raw_decode(body)
             if end < len(body):
                 problem = f"more than one value on the line, the second at column {text.index(body) + end + 1}"
@@ -72,13 +74,27 @@ def line_rows(file: Path) -> Iterator[Row]:
 
 
 def _refuse_json_over_lines(origin: str, first: str) -> None:
-    if first.startswith("["):
+    if first.startswith("[") and not _is_conversation(first):
         raise DataError(f"{origin}: this is a JSON array and not one object per line. Rename it to .json.")
     if first == "{":
         raise DataError(
             f"{origin}: this is JSON over several lines and not one object per line. "
             "Write each object on a line of its own, or put [ ] and commas around them and rename the file to .json."
         )
+
+
+def _is_conversation(line: str) -> bool:
+    """Whether a line is a whole list of objects that say who speaks, and not the beginning of all rows."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return bool(value) and all(isinstance(item, dict) and ("role" in item or "from" in item) for item in value)
+
+
+def is_json(text: str) -> bool:
+    """Whether a text begins as an object with fields does, or a list of objects, lists or strings; or with its mark."""
+    return _BEGINS.match(text) is not None
 
 
 def list_rows(file: Path) -> Iterator[Row]:

@@ -1,7 +1,7 @@
 """From a file, packed or not, to its text: in lines with their numbers, or in blocks; never more than `CAP` at once.
 
-Text is UTF-8 without byte order mark. Only a line feed ends a line: JSON may hold other separators unescaped. What the
-lines mean is decided in `files.py` and `json_rows.py`.
+Text is UTF-8; a byte order mark before it, as Excel writes one, is no part of it. Only a line feed ends a line: JSON
+may hold other separators unescaped. What the lines mean is decided in `files.py` and `json_rows.py`.
 """
 
 import codecs
@@ -91,8 +91,6 @@ def text_blocks(file: Path) -> Iterator[str]:
     try:
         for block in _blocks(file):
             text = decoder.decode(block)
-            if line == 0 and text.startswith("\ufeff"):
-                raise DataError(f"{file}:1: {_BOM}.")
             line = max(1, line)
             if "\0" in text:
                 raise DataError(f"{file}:{line + text[: text.index(chr(0))].count(chr(10))}: {_NUL}.")
@@ -113,7 +111,7 @@ def too_long(place: str, what: str) -> DataError:
     )
 
 
-_BOM = "starts with a UTF-8 byte order mark; save the file as UTF-8 without BOM"
+_BOM = "starts with a byte order mark, which belongs at the beginning of a file; were two files joined? Delete it"
 _NUL = "holds a NUL byte: part of the file is no text, or was never written; make the file again"
 
 
@@ -162,7 +160,7 @@ def _blocks(file: Path) -> Iterator[bytes]:
             blocks = _unpacked(file, stream, packing, size) if packing else _plain(file, stream, size)
             first = next(blocks, b"")
             _refuse_wide_characters(file, first)
-            yield first
+            yield first.removeprefix(codecs.BOM_UTF8)
             yield from blocks
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}. Check the file and its permissions.") from None

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chatsmith.config import SourceConfig
+from chatsmith.data.fields import Fields
 from chatsmith.data.formats import format_names, to_record
 from chatsmith.data.lines import Row
-from chatsmith.data.templates import as_text, at, check, fill
+from chatsmith.data.templates import as_text, at, check, columns, fill
 from chatsmith.errors import ConfigError, DataError
 from chatsmith.functions import load_function
 from chatsmith.types import Message, Record
@@ -65,6 +66,7 @@ class _Mapped:
                 check(template)
             except ValueError as error:
                 raise ConfigError(f"{where}: {name}: {error}.") from None
+        self._read_here = columns(table.system or "")
 
     def __call__(self, row: Row) -> Iterator[Record | Dropped]:
         """The outcomes of one row of the file."""
@@ -99,20 +101,27 @@ class _Mapped:
 
     def _record(self, row: Row, original: Any) -> Record:
         """The record of a row; `original` is the row before the user's function."""
-        value, fields = row.value, original if isinstance(original, Mapping) else {}
+        value, given = row.value, original if isinstance(original, Mapping) else {}
         if isinstance(value, Record):
-            fields = value.fields or fields
+            given = value.fields or given
             value = _as_row(value, self._table.function)
         elif self._function is not None and isinstance(value, Mapping):
-            fields = value
+            given = value
+        fields = Fields(given)
         if self._templates:
             if not isinstance(value, Mapping):
                 raise DataError("the record has no columns to map")
-            value = {name: _part(name, fill(template, value)) for name, template in self._templates.items()}
-        if isinstance(value, Mapping):
-            value = {name: self._renamed(part) for name, part in value.items()}
-        record = to_record(value, row.origin, format=self._table.format)
-        return replace(self._with_system(record, fields), fields=fields)
+            value = {name: _part(name, fill(template, fields)) for name, template in self._templates.items()}
+        if isinstance(value, Mapping | list):
+            value = self._renamed_in(value)
+        record = to_record(value, row.origin, format=self._table.format, used=self._read_here)
+        unused = record.unused
+        if self._templates:  # what they do not name is known to the user
+            unused = (*(name for name in fields.unread() if name not in self._read_here), *unused)
+        return replace(self._with_system(record, fields), fields=given, unused=unused)
+
+    def _renamed_in(self, row: Mapping[str, Any] | list[Any]) -> Any:
+        return self._renamed(row) if isinstance(row, list) else {n: self._renamed(part) for n, part in row.items()}
 
     def _renamed(self, part: Any) -> Any:
         """A message, or the messages in a list, under the names that `formats.py` knows; anything else as it is."""
@@ -195,7 +204,7 @@ def _as_row(record: Record, function: str | None) -> Any:
         prompt = [{"role": turn.role, "content": turn.content} for turn in record.prompt]
         if not record.answers:
             return {"prompt": prompt}
-        scores = [answer.score for answer in record.answers]
+        scores = [a.score if a.score is None or not a.is_marked else a.score > 0 for a in record.answers]
         return {"prompt": prompt, "answers": [answer.content for answer in record.answers], "scores": scores}
     except (AttributeError, TypeError) as error:
         raise DataError(f"{function} returned a record with parts of the wrong type: {error}") from None

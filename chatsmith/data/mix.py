@@ -7,9 +7,11 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from chatsmith.data.formats import NEEDS
 from chatsmith.data.records import Chosen
 from chatsmith.data.sources import Source
 from chatsmith.data.spec import STAGES
@@ -17,13 +19,6 @@ from chatsmith.data.split import assign, bit, held_out
 from chatsmith.data.store import Array
 from chatsmith.errors import DataError
 from chatsmith.types import Record, Stage
-
-_NEEDS: dict[Stage, str] = {
-    "sft": "an answer",
-    "reward": "two answers with scores",
-    "rl": "a prompt",
-    "ptx": "plain text or an answer",
-}
 
 
 @dataclass(frozen=True)
@@ -41,6 +36,7 @@ def mix(
     held_out_fraction: float,
     temperature: float = 1.0,
     stages: Sequence[Stage] = STAGES,
+    on_error: Literal["raise", "skip"] = "raise",
 ) -> dict[Stage, StageData]:
     """Deals all records to the stages; a source of weight w counts w times in training and once in evaluation.
 
@@ -50,14 +46,15 @@ def mix(
     Args:
         temperature: above 1 it evens out what the sources give a stage: their shares become share^(1 / temperature),
             renormalised (Conneau and Lample 2019, arXiv:1901.07291, section 3.1, with α = 1 / temperature).
+        on_error: with "skip" a record goes to those of its source's stages that it can serve.
     Raises:
-        DataError: if a source names a stage that one of its records cannot serve.
+        DataError: with "raise", if a source names a stage that one of its records cannot serve.
         ConfigError: if `split` gives no share to any stage that a record may go to.
     """
     parts = [source.records for source in sources]
     sha256 = hashlib.sha256("".join(source.sha256 for source in sources).encode()).hexdigest()
     starts = np.cumsum([0, *map(len, parts)])
-    allowed = [_allowed(source, stages) for source in sources]
+    allowed = [_allowed(source, stages, on_error) for source in sources]
     learning = [assign(s.points, split=split, allowed=a) for s, a in zip(sources, allowed, strict=True)]
     kept = [held_out(source.points, held_out_fraction) for source in sources]
 
@@ -78,12 +75,24 @@ def mix(
     return {stage: data(stage) for stage in STAGES}
 
 
-def unused(source: Source, stages: Sequence[Stage]) -> int:
+def unused(source: Source, stages: Sequence[Stage], on_error: Literal["raise", "skip"] = "raise") -> int:
     """How many records of a source none of the stages can learn from."""
-    return int((_allowed(source, stages) & _bits(stages) == 0).sum())
+    return int((_allowed(source, stages, on_error) & _bits(stages) == 0).sum())
 
 
-def _allowed(source: Source, stages: Sequence[Stage]) -> Array:
+def why_one_sided(data: StageData, sources: Sequence[Source]) -> str:
+    """What helps a stage of which one side is empty."""
+    numbers = np.concatenate([data.train.numbers, data.held_out.numbers])
+    sides = np.concatenate([source.points["side"] for source in sources]) if len(numbers) else numbers
+    if len(np.unique(numbers)) > 1 and len(np.unique(sides[numbers])) == 1:
+        return (
+            f"all its {len(np.unique(numbers)):,} records have the same first message, and copies stay on one side of "
+            "the split: add records with other prompts"
+        )
+    return ""
+
+
+def _allowed(source: Source, stages: Sequence[Stage], on_error: Literal["raise", "skip"]) -> Array:
     """[records] the stages that each record may go to, as bits."""
     able = source.points["able"]
     named = source.spec.stages
@@ -91,6 +100,9 @@ def _allowed(source: Source, stages: Sequence[Stage]) -> Array:
         return able & _bits(stages)
     # an answered prompt is good text too, but only where the user says so
     able = able | np.where(able & bit("sft"), bit("ptx"), 0).astype(np.uint8)
+    here = [stage for stage in named if stage in stages]
+    if on_error == "skip":
+        return able & _bits(here or named)
     for stage in named:
         unable = (able & bit(stage)) == 0
         if unable.any():
@@ -98,9 +110,9 @@ def _allowed(source: Source, stages: Sequence[Stage]) -> Array:
             can = ", ".join(name for name in STAGES if able[row] & bit(name))
             raise DataError(
                 f"{source.records[row].origin}: cannot serve the stage {stage}, which its source is given to: the "
-                f"record lacks {_NEEDS[stage]}. It can serve {can}; name only these before the source in --data."
+                f"record lacks {NEEDS[stage]}. It can serve {can}; name only these before the source in --data, or "
+                "leave such records out with --data.on_error skip."
             )
-    here = [stage for stage in named if stage in stages]
     return np.full(len(able), _bits(here or named), np.uint8)
 
 

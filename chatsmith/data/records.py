@@ -95,10 +95,11 @@ def to_bytes(record: Record) -> bytes:
     """
     held = {
         "prompt": [[turn.role, turn.content] for turn in record.prompt],
-        "answers": [[answer.content, answer.score] for answer in record.answers],
+        "answers": [[answer.content, answer.score, answer.is_marked] for answer in record.answers],
         "text": record.text,
         "fields": record.fields,
         "origin": record.origin,
+        "unused": record.unused,
     }
     try:
         # half of a surrogate pair may stand in a field that nobody uses, or in the name of a file
@@ -112,8 +113,9 @@ def from_bytes(raw: bytes) -> Record:
     held: dict[str, Any] = json.loads(raw.decode("utf-8", "surrogatepass"))
     return Record(
         prompt=tuple(Message(role, content) for role, content in held["prompt"]),
-        answers=tuple(Answer(content, score) for content, score in held["answers"]),
+        answers=tuple(Answer(*answer) for answer in held["answers"]),
         text=held["text"],
         fields=held["fields"],
         origin=held["origin"],
+        unused=tuple(held["unused"]),
     )

@@ -4,7 +4,6 @@ Read are files of the kinds in `files.py`, directories of them, directories writ
 datasets of the Hugging Face hub. What a row means is decided in `formats.py`; which stage it serves in `mix.py`.
 """
 
-import difflib
 import hashlib
 import json
 import os
@@ -14,7 +13,9 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from chatsmith.data.fields import meant
 from chatsmith.data.files import KINDS, SUFFIXES, read_rows
+from chatsmith.data.formats import NEEDS, unable
 from chatsmith.data.lines import Row
 from chatsmith.data.mapping import Dropped, Reader, reader
 from chatsmith.data.parallel import chunks_of, in_parallel, in_turn
@@ -24,7 +25,7 @@ from chatsmith.data.split import POINT, point
 from chatsmith.data.store import Array, Writer, hash_of, stored
 from chatsmith.data.tables import dataset_rows, root_of
 from chatsmith.errors import DataError
-from chatsmith.types import Record
+from chatsmith.types import Record, Stage
 
 _LICENCE_FILES = ("LICENSE", "LICENCE", "COPYING")
 # what lies beside data and describes them
@@ -72,11 +73,20 @@ class _Read:
     dropped: list[Dropped]
 
 
-def read_source(spec: Spec, *, on_error: Literal["raise", "skip"], split_seed: int) -> Source:
+def read_source(
+    spec: Spec,
+    *,
+    on_error: Literal["raise", "skip"],
+    split_seed: int,
+    on_unfit: Literal["raise", "skip"] | None = None,
+) -> Source:
     """Reads all records that a spec names, in their order.
 
     What was read before and has not changed comes from the cache.
 
+    Args:
+        on_unfit: "skip" leaves out records that serve none of the stages that the spec names, "raise" leaves it to
+            `mix` to refuse them; None: as on_error.
     Raises:
         DataError: if the source cannot be opened, if nothing in one of its files is readable, or, with
             on_error="raise", at the first bad record.
@@ -84,12 +94,13 @@ def read_source(spec: Spec, *, on_error: Literal["raise", "skip"], split_seed: i
     read = reader(spec.table)
     tables, licence = _open(spec)
     calls = spec.table is not None and spec.table.function is not None  # what the user's function does, nobody knows
-    settings = [str(on_error), str(split_seed), spec.table.model_dump_json() if spec.table else ""]
+    named = spec.stages if (on_unfit or on_error) == "skip" else ()
+    settings = [str(on_error), str(split_seed), ",".join(named), spec.table.model_dump_json() if spec.table else ""]
 
     def write(writer: Writer) -> dict[str, str]:
         digest = hashlib.sha256()
         for table in tables:
-            _read(table, read, on_error, split_seed, writer, digest, in_parallel if not calls else in_turn)
+            _read(table, read, on_error, named, split_seed, writer, digest, in_parallel if not calls else in_turn)
             if table.stamp and table.stamp != _stamp(Path(table.name)):
                 raise DataError(f"{table.name}: changed while it was read. Wait until nobody writes it, and try again.")
         return {"sha256": digest.hexdigest()}
@@ -115,13 +126,14 @@ def _read(
     table: _Table,
     read: Reader,
     on_error: Literal["raise", "skip"],
+    named: Sequence[Stage],
     split_seed: int,
     writer: Writer,
     digest: Any,
     run: Callable[..., Iterator["_Read"]],
 ) -> None:
     def read_chunk(rows: list[Row]) -> _Read:
-        good, bad = _outcomes(rows, read, on_error)
+        good, bad = _outcomes(rows, read, on_error, named)
         said = [repr((r.prompt, [(a.content, a.score) for a in r.answers], r.text, r.fields)) for r, _ in good]
         points = [point(record, split_seed) for record, _ in good]
         return _Read([raw for _, raw in good], points, "".join(said).encode(), bad)
@@ -145,13 +157,17 @@ def _read(
 
 
 def _outcomes(
-    rows: Iterable[Row], read: Reader, on_error: Literal["raise", "skip"]
+    rows: Iterable[Row], read: Reader, on_error: Literal["raise", "skip"], named: Sequence[Stage]
 ) -> tuple[list[tuple[Record, bytes]], list[Dropped]]:
-    """Records with their bytes, and what was left out."""
+    """Records with their bytes, and what was left out: bad records, and those that serve none of the `named` stages."""
     good: list[tuple[Record, bytes]] = []
     bad: list[Dropped] = []
     for row in rows:
         for outcome in read(row):
+            if isinstance(outcome, Record) and named and len(unable(outcome, named)) == len(named):
+                lacks = " and ".join(NEEDS[stage] for stage in named)
+                what = f"cannot serve {', '.join(named)}, which its source is given to: the record lacks {lacks}"
+                outcome = Dropped(outcome.origin, what)
             if isinstance(outcome, Record):
                 try:
                     good.append((outcome, to_bytes(outcome)))
@@ -217,8 +233,8 @@ def _looks_like_a_path(location: str) -> bool:
 def _near(path: Path) -> str:
     if not path.parent.is_dir():
         return f' The directory "{path.parent}" does not exist either.'
-    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    return f' Did you mean "{path.parent / near[0]}"?' if near else f' Check the names in "{path.parent}".'
+    near = meant(path.name, [entry.name for entry in path.parent.iterdir()])
+    return f' Did you mean "{path.parent / near}"?' if near else f' Check the names in "{path.parent}".'
 
 
 def _files_in(directory: Path, split: str | None) -> list[Path]:

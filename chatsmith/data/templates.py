@@ -1,26 +1,39 @@
 """Text made from the columns of a row: `"{Body} {Question}"`, or one of several texts chosen by a column's value.
 
 Nothing is evaluated: between braces stands the path of a value, names and indices alone, as in `{answers.en[0].text}`;
-`{name[].text}` gives the list of all; `{{` and `}}` are braces. Used by `mapping.py` for the templates of a recipe and
-by `formats.py` for formats that are others under other names.
+`{name[].text}` gives the list of all; `{{` and `}}` are braces. A part in brackets that holds a placeholder, as in
+`[Context: {context}]`, is left out where that is empty; `[[{name}]]` keeps the brackets instead. Used by `mapping.py`
+for the templates of a recipe and by `formats.py` for formats that are others under other names.
 """
 
-import difflib
 import math
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
+from chatsmith.data.fields import meant
 from chatsmith.errors import DataError
 
 Template = str | float | Sequence["Template"] | Mapping[str, "Template"]
 Row = Mapping[str, Any]
 
 _STEP = re.compile(r"(?:\A|\.)([^.\[\]{}]+)|\[(\d*)\]")
-_PIECE = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<path>[^{}]*)\}|(?P<words>[^{}]+)|(?P<stray>[{}])")
+_INSIDE = r"(?:[^\[\]{}]|\{\{|\}\})*(?:\{[^{}]*\}(?:[^\[\]{}]|\{\{|\}\})*)+"  # of brackets: at least one placeholder
+_PIECE = re.compile(
+    rf"(?P<brace>\{{\{{|\}}\}})|\[\[(?P<kept>{_INSIDE})\]\]|\[(?P<optional>{_INSIDE})\]"
+    r"|\{(?P<path>[^{}]*)\}|(?P<words>[^{}\[]+|\[)|(?P<stray>[{}])"
+)
 _Steps = tuple[str | int | None, ...]  # names, indices, and None for [], which goes through a list
+
+
+class _Piece(NamedTuple):
+    """Literal text, or a path, or an optional part made of pieces."""
+
+    text: str
+    is_path: bool = False
+    parts: tuple["_Piece", ...] = ()
 
 
 def fill(template: Template, row: Row) -> Any:
@@ -35,9 +48,9 @@ def fill(template: Template, row: Row) -> Any:
         return fill(_chosen(template, row), row)
     if isinstance(template, str):
         pieces = _pieces(template)
-        if len(pieces) == 1 and pieces[0][1]:
-            return at(row, pieces[0][0])
-        return "".join(as_text(at(row, piece), piece) if is_path else piece for piece, is_path in pieces)
+        if len(pieces) == 1 and pieces[0].is_path:
+            return at(row, pieces[0].text)
+        return "".join(_filled(piece, row) for piece in pieces)
     return [fill(item, row) for item in template] if isinstance(template, Sequence) else template
 
 
@@ -53,12 +66,22 @@ def check(template: Template) -> None:
             if value != "by":
                 check(item)
     elif isinstance(template, str):
-        for piece, is_path in _pieces(template):
-            if is_path:
-                _steps(piece)
+        for path in _paths(template):
+            _steps(path)
     elif isinstance(template, Sequence):
         for item in template:
             check(item)
+
+
+def columns(template: Template) -> set[str]:
+    """The columns that a template reads."""
+    if isinstance(template, str):
+        paths = list(_paths(template))
+        return {*paths, *(str(_steps(path)[0]) for path in paths)}
+    if isinstance(template, Mapping):
+        by = str(template["by"])
+        return {by, *(name for key, item in template.items() if key != "by" for name in columns(item))}
+    return {name for item in template for name in columns(item)} if isinstance(template, Sequence) else set()
 
 
 def at(row: Row, path: str) -> Any:
@@ -115,17 +138,44 @@ def _chosen(choice: Mapping[str, Template], row: Row) -> Template:
     return choice[value]
 
 
+def _filled(piece: _Piece, row: Row) -> str:
+    if piece.parts:
+        paths = [part.text for part in piece.parts if part.is_path]
+        return "" if any(_is_empty(row, path) for path in paths) else "".join(_filled(p, row) for p in piece.parts)
+    return as_text(at(row, piece.text), piece.text) if piece.is_path else piece.text
+
+
+def _is_empty(row: Row, path: str) -> bool:
+    """Whether there is nothing at a path, or blanks alone; a column that is misspelt is no empty one."""
+    if path not in row:
+        steps = _steps(path)
+        if steps[0] not in row and not meant(str(steps[0]), list(row)):
+            return True
+        if steps[0] in row and row[str(steps[0])] is None:
+            return True
+    value = row[path] if path in row else _walk(row, _steps(path), "")
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
+
+
+def _paths(template: str) -> Iterator[str]:
+    for piece in _pieces(template):
+        yield from (part.text for part in piece.parts or (piece,) if part.is_path)
+
+
 @lru_cache(maxsize=256)
-def _pieces(template: str) -> tuple[tuple[str, bool], ...]:
-    """Literal text and paths in turn, each with whether it is a path."""
-    pieces: list[tuple[str, bool]] = []
+def _pieces(template: str) -> tuple[_Piece, ...]:
+    pieces: list[_Piece] = []
     for match in _PIECE.finditer(template):
         if match["stray"]:
             raise ValueError(f'"{template}" has a single {match["stray"]}; write it twice for the character itself')
         if match["path"] is not None:
-            pieces.append((match["path"], True))
+            pieces.append(_Piece(match["path"], is_path=True))
+        elif match["optional"] is not None:
+            pieces.append(_Piece("", parts=_pieces(match["optional"])))
+        elif match["kept"] is not None:
+            pieces += (_Piece("["), *_pieces(match["kept"]), _Piece("]"))
         else:
-            pieces.append(((match["brace"] or "")[:1] + (match["words"] or ""), False))
+            pieces.append(_Piece((match["brace"] or "")[:1] + (match["words"] or "")))
     return tuple(pieces)
 
 
@@ -158,8 +208,8 @@ def _walk(value: Any, steps: _Steps, walked: str) -> Any:
     if walked and not isinstance(value, Mapping):
         raise DataError(f'"{walked}" is {kind(value)}, not an object with a field "{step}"')
     if step not in value:
-        near = difflib.get_close_matches(step, [str(name) for name in value], n=1)
-        hint = f'; did you mean "{near[0]}"?' if near else "."
+        near = meant(step, [str(name) for name in value])
+        hint = f'; did you mean "{near}"?' if near else "."
         where = f'"{walked}" has no field "{step}"' if walked else f'there is no column "{step}"'
         raise DataError(f"{where}{hint} There are {', '.join(map(str, value)) or 'none'}")
     return _walk(value[step], rest, f"{walked}.{step}" if walked else step)

@@ -4,8 +4,9 @@ Records are read once per source and once per stage, in order, and forgotten: wh
 bytes. Texts are read again only to compare candidates for duplicates and to show examples.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from chatsmith.config import Config
 from chatsmith.data.check import SIGNS
 from chatsmith.data.files import KINDS
 from chatsmith.data.licences import non_commercial
-from chatsmith.data.mix import StageData
+from chatsmith.data.mix import StageData, why_one_sided
 from chatsmith.data.sources import Source, unread_files
-from chatsmith.errors import DataError
+from chatsmith.errors import ChatsmithError, DataError
+from chatsmith.inspection.attempts import Attempts, described
 from chatsmith.inspection.copies import Seen, copies, places_of
 from chatsmith.inspection.counts import (
+    COPIES,
     SourceFacts,
     StageFacts,
     Tally,
@@ -48,6 +51,7 @@ from chatsmith.types import Stage
 ONE_SIDED = 0.8  # share of preferences of one length from which on a reward model learns length
 FEW_PAIRS = 50
 TOO_MANY_LONG = 0.05
+LISTED_FIELDS = 50
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,13 @@ class Facts:
 def check(config: Config, readers: Mapping[Stage, Reader], *, whole_run: bool) -> Facts:
     """Read the sources of a configuration and look at all of their records.
 
-    Bad records and unreadable sources are findings here, and so end nothing.
+    Bad records, unreadable sources and templates that cannot render a record are findings here, and so end nothing.
 
     Args:
         readers: how stages read; empty: lengths are in characters.
         whole_run: every stage of the configuration needs records; else those that get any or are named by a source.
     Raises:
         ConfigError: if the configuration is wrong.
-        ModelError: if a chat template cannot be used.
     """
     sources: list[Source] = []
     findings: list[Finding] = []
@@ -85,6 +88,12 @@ def check(config: Config, readers: Mapping[Stage, Reader], *, whole_run: bool) -
             sources.append(read(config, each, on_error="skip"))
         except DataError as error:
             findings.append(Finding("error", "a source cannot be read", str(error)))
+        except ChatsmithError:
+            raise
+        except Exception as error:
+            where = each if isinstance(each, str) else each.source
+            what = "a source cannot be read: this is a bug in chatsmith, please report it"
+            findings.append(Finding("error", what, f"{where}: {described(error)}"))
     return facts_of(config, sources, readers, findings=findings, whole_run=whole_run)
 
 
@@ -111,8 +120,9 @@ def facts_of(
         found.append(Finding("error", "a source is given to a stage that it cannot serve", str(error)))
     total = sum(len(source.records) for source in sources)
     step = 1 if most is None else max(1, -(-total // most))
+    attempt = Attempts()
     seen = Seen(sum(len(range(0, len(source.records), step)) for source in sources))
-    tallies = [tally_of(source, seen, step) for source in sources]
+    tallies = [tally_of(source, seen, step, attempt) for source in sources]
     places = places_of(data, sources, step)
     facts = []
     start = 0
@@ -123,21 +133,28 @@ def facts_of(
     stages: dict[Stage, StageFacts] = {}
     for stage, sides in data.items():
         if sides.train or sides.held_out:
-            stages[stage] = stage_facts(stage, sides, readers.get(stage))
-    found += _bad_records(sources, config)
+            stages[stage] = stage_facts(stage, sides, readers.get(stage), attempt)
+    looks: list[Callable[[], Iterable[Finding]]] = [partial(_bad_records, sources, config)]
+    looks += [partial(look, source) for source in sources for look in (_of_licence, _unread)]
+    looks.append(partial(_of_signs, tallies))
     if not sources and not found:
         found.append(Finding("error", "nothing to train on", "give a source with records"))
-    found += [finding for source in sources for finding in (*_of_licence(source), *_unread(source))]
-    found += _of_signs(tallies)
     if data:
-        found += _of_stages(config, stages, sources, whole_run=whole_run)
-        found += _of_lengths(stages)
-        found += _unused(sources, places, step)
-    found += _of_preferences(tallies)
-    if step == 1:
-        found += copies(sources, seen, places)
+        looks.append(partial(_of_stages, config, data, sources, whole_run=whole_run))
+        looks.append(partial(_of_lengths, stages))
+        looks.append(partial(_unused, sources, places, step))
+    looks += [partial(_of_preferences, tallies), partial(_of_marks, tallies), partial(_of_fields, tallies)]
+    if step == 1 and not seen.is_broken:
+        found += attempt(COPIES, "", lambda: list(copies(sources, seen, places))) or []
+    for look in looks:
+        found += attempt("a look at the data that failed", "", partial(_all_of, look)) or []
+    found += attempt.findings()
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Facts(tuple(facts), stages, shortened(found, sources), "tokens" if readers else "characters", step)
+
+
+def _all_of(look: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    return list(look())
 
 
 def _bad_records(sources: Sequence[Source], config: Config) -> Iterator[Finding]:
@@ -175,16 +192,17 @@ def _unread(source: Source) -> Iterator[Finding]:
 
 
 def _of_stages(
-    config: Config, stages: Mapping[Stage, StageFacts], sources: Sequence[Source], *, whole_run: bool
+    config: Config, data: Mapping[Stage, StageData], sources: Sequence[Source], *, whole_run: bool
 ) -> Iterator[Finding]:
     named = {stage for source in sources for stage in source.spec.stages}
     for stage in stages_to_train(config):
-        train, held_out = (stages[stage].train, stages[stage].held_out) if stage in stages else (0, 0)
+        train, held_out = len(data[stage].train), len(data[stage].held_out)
         if train and held_out:
             continue
         if train or held_out or whole_run or stage in named:
             what = f"{stage} gets {train} records to train on and {held_out} held out; it needs both"
-            yield Finding("error", what, f"add a source for it (--data {stage}:FILE), or raise --data.held_out")
+            remedy = f"add a source for it (--data {stage}:FILE), or raise --data.held_out"
+            yield Finding("error", what, why_one_sided(data[stage], sources) or remedy)
         else:
             what = f"no record can serve {stage}"
             yield Finding("note", what, f"a run with this stage needs another source (--data {stage}:FILE)")
@@ -241,3 +259,26 @@ def _of_preferences(tallies: Sequence[Tally]) -> Iterator[Finding]:
                 what = f"{name_of(tally.source)}: the better answer is the {word} one"
                 remedy = "add pairs where it is not: a reward model may learn length and nothing else"
                 yield Finding("warning", what, remedy, count, tally.pairs)
+
+
+def _of_marks(tallies: Sequence[Tally]) -> Iterator[Finding]:
+    for tally in tallies:
+        if tally.bad:
+            what = f"{name_of(tally.source)}: answers marked bad, which are never imitated"
+            remedy = "their prompts serve rl; the answers keep their marks"
+            yield Finding("note", what, remedy, tally.bad, tally.bad + tally.answered)
+        if tally.lone:
+            what = f"{name_of(tally.source)}: answers with a score and no other answer beside them"
+            remedy = (
+                "stage 1 learns all of them, the worst too: leave those out, or put the answers of a prompt together"
+            )
+            yield Finding("warning", what, remedy, tally.lone, tally.records)
+
+
+def _of_fields(tallies: Sequence[Tally]) -> Iterator[Finding]:
+    for tally in tallies:
+        if tally.unused:
+            named = [f"{name} ({count:,})" for name, count in tally.unused.most_common(LISTED_FIELDS)]
+            more = f" and {len(tally.unused) - LISTED_FIELDS} more" if len(tally.unused) > LISTED_FIELDS else ""
+            what = f"{name_of(tally.source)}: fields that no part of a record is made of: {', '.join(named)}{more}"
+            yield Finding("note", what, "reward functions find them in record.fields; a mapping can use them")

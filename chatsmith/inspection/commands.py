@@ -1,6 +1,7 @@
 """`chatsmith data check` and `chatsmith data show`. Everything heavy is imported inside."""
 
 import sys
+import tomllib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,14 @@ Specs = Annotated[
 ]
 Recipe = Annotated[str, typer.Option(help="A recipe or a TOML file: its sources, stages and limits.")]
 Model = Annotated[str | None, typer.Option("--actor-model", help="Whose tokens to count: a directory or a hub id.")]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="KEY=VALUE",
+        help='A key of a [[data.sources]] table for all SPECs, as in prompt="{Body} {Question}"; several may be given.',
+    ),
+]
 RewardBase = Annotated[str | None, typer.Option("--reward-model", help="Base of the reward model, if another.")]
 
 
@@ -26,12 +35,13 @@ RewardBase = Annotated[str | None, typer.Option("--reward-model", help="Base of 
 def check(
     context: typer.Context,
     specs: Specs = None,
+    map: Map = None,
     recipe: Recipe = "",
     actor_model: Model = None,
     reward_model: RewardBase = None,
 ) -> None:
     """Say what is in the data, who gets it, how long it is and what looks wrong. Exit code 1 if a run would fail."""
-    config = _config(context.obj, specs, recipe, actor_model, reward_model)
+    config = _config(context.obj, specs, map, recipe, actor_model, reward_model)
 
     from chatsmith.console import Screen
     from chatsmith.inspection.check import check as look
@@ -50,6 +60,7 @@ def show(
     context: typer.Context,
     specs: Specs = None,
     count: Annotated[int, typer.Option("-n", min=1, help="How many records.")] = 5,
+    map: Map = None,
     stage: Annotated[str, typer.Option(help="As which stage sees them: sft, reward, rl or ptx.")] = "sft",
     recipe: Recipe = "",
     actor_model: Model = None,
@@ -58,7 +69,7 @@ def show(
     seed: Annotated[int, typer.Option(help="Which records are drawn.")] = 1,
 ) -> None:
     """Show records token by token as a stage sees them, and which tokens it learns."""
-    config = _config(context.obj, specs, recipe, actor_model, reward_model)
+    config = _config(context.obj, specs, map, recipe, actor_model, reward_model)
 
     from chatsmith.data.spec import STAGES
     from chatsmith.intake import read, share
@@ -93,13 +104,18 @@ def show(
 def _config(
     overrides: Mapping[str, Any],
     specs: list[str] | None,
+    map: list[str] | None,
     recipe: str,
     actor_model: str | None,
     reward_model: str | None,
 ) -> "Config":
     from chatsmith.resolve import nested, read_recipe, resolve
 
-    given = {"data.sources": specs or None, "actor_model": actor_model, "reward_model": reward_model}
+    if map and not specs:
+        raise ConfigError("--map says what the columns of sources are: name these as SPECs before it.")
+    mapping = dict(_mapped(entry) for entry in map or ())
+    sources = [{"source": spec, **mapping} for spec in specs or ()] if mapping else specs
+    given = {"data.sources": sources or None, "actor_model": actor_model, "reward_model": reward_model}
     named = nested({key: value for key, value in given.items() if value is not None})
     layers = [(recipe, read_recipe(recipe))] if recipe else []
     config = resolve([*layers, ("command line", named), ("command line", overrides)])
@@ -110,3 +126,14 @@ def _config(
     if sys.stderr.isatty():
         typer.echo("Reading ...", err=True)  # torch and transformers alone take seconds
     return config
+
+
+def _mapped(entry: str) -> tuple[str, Any]:
+    """A key and its value: TOML where it is valid (a choice, a list), else the text as it stands."""
+    key, found, text = entry.partition("=")
+    if not found or not key:
+        raise ConfigError(f'--map "{entry}": write KEY=VALUE, as in --map prompt="{{question}}".')
+    try:
+        return key, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, text

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from chatsmith.data.check import excerpt
 from chatsmith.data.duplicates import BANDS, near_duplicates, similarity, sketch, words
-from chatsmith.data.formats import best_answer
+from chatsmith.data.formats import best_answer, imitable
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Source
 from chatsmith.data.spec import STAGES
@@ -26,12 +26,13 @@ class Seen:
     def __init__(self, count: int) -> None:
         self.whole, self.question, self.answer = np.zeros((3, count), dtype=np.int64)
         self.sketches = np.zeros((count, BANDS), dtype=np.uint32)
+        self.is_broken = False
         self._count = 0
         self._waiting: list[list[str]] = []
 
     def add(self, record: Record) -> None:
         asked = words(question(record))
-        answer = best_answer(record).content if record.answers else ""
+        answer = best_answer(record).content if imitable(record) else ""
         self.whole[self._count] = hash((record.prompt, record.answers, record.text))
         self.question[self._count] = hash(tuple(asked))
         self.answer[self._count] = hash(answer) if len(answer) >= LONG_ANSWER else 0

@@ -4,24 +4,29 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chatsmith.data.check import script, signs
-from chatsmith.data.formats import best_answer
+from chatsmith.data.formats import best_answer, imitable
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mapping import Dropped
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Source
 from chatsmith.data.spec import STAGES
+from chatsmith.inspection.attempts import Attempts
 from chatsmith.inspection.copies import Seen, bit
 from chatsmith.inspection.findings import EXAMPLES, Example, question
 from chatsmith.inspection.reading import Length, Reader, character_lengths, token_lengths
-from chatsmith.types import Stage
+from chatsmith.types import Record, Stage
 
 REASONS = 5  # of bad records, listed per source
 BATCH = 256  # records that are tokenised together
+LOOKED_AT = "records that cannot be looked at"
+COPIES = "copies cannot be looked for"
+MEASURED_RECORDS = "records whose tokens cannot be counted"
 MEASURED = 2_000  # records of a stage whose lengths are measured, spread evenly over it
 
 
@@ -83,6 +88,9 @@ class Tally:
     scripts: Counter[str] = field(default_factory=Counter)
     signs: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[Example]] = field(default_factory=dict)
+    unused: Counter[str] = field(default_factory=Counter)  # fields that were not read
+    bad: int = 0  # answers marked bad
+    lone: int = 0  # answers with a score, and no other one beside them
     pairs: int = 0  # records with a better and a worse answer
     longer: int = 0  # of them, those whose best answer is longer than the worst
     shorter: int = 0
@@ -94,27 +102,41 @@ class Tally:
         return self.answered if sign in ("speaker", "unended", "echo", "refusal") else self.records
 
 
-def tally_of(source: Source, seen: Seen, step: int) -> Tally:
+def tally_of(source: Source, seen: Seen, step: int, attempt: Attempts) -> Tally:
     tally = Tally(source)
     for index in range(0, len(source.records), step):
         record = source.records[index]
-        seen.add(record)
         tally.records += 1
-        tally.answered += bool(record.answers)
-        said = best_answer(record).content if record.answers else ""
-        tally.scripts[script(f"{question(record)}\n{said}")] += 1
-        for name, text in signs(record):
-            tally.signs[name] += 1
-            examples = tally.examples.setdefault(name, [])
-            if len(examples) < EXAMPLES:
-                examples.append(Example(record.origin, text))
-        scored = [answer for answer in record.answers if answer.score is not None]
-        if len({answer.score for answer in scored}) > 1:
-            best, worst = best_answer(record), min(scored, key=lambda answer: answer.score or 0.0)
-            tally.pairs += 1
-            tally.longer += len(best.content) > len(worst.content)
-            tally.shorter += len(best.content) < len(worst.content)
+        if not seen.is_broken:
+            seen.is_broken = attempt(COPIES, record.origin, partial(_seen, seen, record)) is None
+        attempt(LOOKED_AT, record.origin, partial(_count, tally, record))
     return tally
+
+
+def _seen(seen: Seen, record: Record) -> bool:
+    seen.add(record)
+    return True
+
+
+def _count(tally: Tally, record: Record) -> None:
+    good = imitable(record)
+    tally.answered += bool(good)
+    tally.bad += len(record.answers) - len(good)
+    tally.lone += len(record.answers) == 1 and record.answers[0].score is not None and not record.answers[0].is_marked
+    tally.unused.update(record.unused)
+    said = best_answer(record).content if good else ""
+    tally.scripts[script(f"{question(record)}\n{said}")] += 1
+    for name, text in signs(record):
+        tally.signs[name] += 1
+        examples = tally.examples.setdefault(name, [])
+        if len(examples) < EXAMPLES:
+            examples.append(Example(record.origin, text))
+    scored = [answer for answer in record.answers if answer.score is not None]
+    if good and len({answer.score for answer in scored}) > 1:
+        best, worst = best_answer(record), min(scored, key=lambda answer: answer.score or 0.0)
+        tally.pairs += 1
+        tally.longer += len(best.content) > len(worst.content)
+        tally.shorter += len(best.content) < len(worst.content)
 
 
 def source_facts(source: Source, tally: Tally, places: NDArray[np.uint8], step: int) -> SourceFacts:
@@ -150,19 +172,23 @@ def reasons_of(dropped: Iterable[Dropped]) -> list[Reason]:
     return [Reason(first[kind].reason, count, first[kind].origin) for kind, count in counts.most_common(REASONS)]
 
 
-def stage_facts(stage: Stage, sides: StageData, reader: Reader | None) -> StageFacts:
+def stage_facts(stage: Stage, sides: StageData, reader: Reader | None, attempt: Attempts) -> StageFacts:
+    def measured(batch: list[Record]) -> tuple[list[Length], int]:
+        return (character_lengths(stage, batch), 0) if reader is None else token_lengths(stage, batch, reader)
+
     records = sides.train or sides.held_out
     chosen = range(0, len(records), -(-len(records) // MEASURED))
     lengths: list[Length] = []
     dropped = 0
     for start in range(0, len(chosen), BATCH):
         batch = [records[index] for index in chosen[start : start + BATCH]]
-        if reader is None:
-            lengths += character_lengths(stage, batch)
-        else:
-            measured, too_long = token_lengths(stage, batch, reader)
-            lengths += measured
-            dropped += too_long
+        try:
+            parts = [measured(batch)]
+        except Exception:  # by themselves, to find the one
+            alone = [attempt(f"{stage}: {MEASURED_RECORDS}", r.origin, partial(measured, [r])) for r in batch]
+            parts = [part for part in alone if part is not None]
+        lengths += [length for part, _ in parts for length in part]
+        dropped += sum(too_long for _, too_long in parts)
     named = {"prompt": [x.prompt for x in lengths], "answer": [x.answer for x in lengths if x.answer]}
     if stage == "ptx":
         named = {"text": [x.whole for x in lengths]}

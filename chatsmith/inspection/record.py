@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from chatsmith.checkpoint import finite, save_text
 from chatsmith.config import Config
 from chatsmith.data.sources import Source
+from chatsmith.inspection.attempts import Attempts
 from chatsmith.inspection.check import Facts, facts_of
 from chatsmith.inspection.reading import readers
 from chatsmith.inspection.show import View, sample, view
@@ -17,28 +19,46 @@ from chatsmith.intake import share, stages_to_train
 FILE = "data.json"
 MOST = 50_000  # records that a run looks at
 MOST_TOKENS = 400  # of one row of an example
+LOOK = "the data could not be looked at"
 TRIED = 20  # records of which the first that is short enough is the example
 
 
 def write_facts(config: Config, sources: Sequence[Source], directory: Path) -> Facts:
     """Look at the data of a run, and write `data.json` with what was found and an example per stage.
 
-    Raises:
-        ModelError: if a tokenizer cannot be loaded or its chat template cannot be used.
+    Whatever goes wrong while it looks is a finding: a run does not end for it.
     """
-    reading = readers(config)
-    facts = facts_of(config, sources, reading, most=MOST)
-    data = share(config, sources)
+    attempt = Attempts()
+    facts = attempt(LOOK, "", partial(_facts, config, sources)) or Facts((), {}, (), "characters", 1)
+    examples = attempt(LOOK, "", partial(_examples, config, sources, attempt)) or []
+    facts = replace(facts, findings=(*facts.findings, *attempt.findings()))
+    text = json.dumps(finite(asdict(facts) | {"examples": examples}), ensure_ascii=False)
+    # a path may hold bytes that are no text
+    save_text(directory / FILE, text.encode(errors="backslashreplace").decode() + "\n")
+    return facts
+
+
+def _facts(config: Config, sources: Sequence[Source]) -> Facts:
+    return facts_of(config, sources, readers(config), most=MOST)
+
+
+def _examples(config: Config, sources: Sequence[Source], attempt: Attempts) -> list[dict[str, Any]]:
+    """Of each stage the first of some records that is short enough to be shown whole, or else the first."""
+    reading, data = readers(config), share(config, sources)
     examples = []
     for stage in stages_to_train(config):
         if data[stage].train:
             records = sample(data, stage, TRIED, seed=config.seed)
-            views = (view(record, stage, reading[stage], config) for record in records)
-            short = next(filter(_fits, views), None)
-            examples.append(_written(short or view(records[0], stage, reading[stage], config)))
-    text = json.dumps(finite(asdict(facts) | {"examples": examples}), ensure_ascii=False)
-    save_text(directory / FILE, text + "\n")
-    return facts
+            views = (
+                attempt(
+                    f"{stage}: examples that cannot be shown", r.origin, partial(view, r, stage, reading[stage], config)
+                )
+                for r in records
+            )
+            shown = [each for each in views if each is not None]
+            if shown:
+                examples.append(_written(next(filter(_fits, shown), shown[0])))
+    return examples
 
 
 def _fits(view: View) -> bool:

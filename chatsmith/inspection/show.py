@@ -9,7 +9,7 @@ from typing import Any
 from chatsmith.algo.losses import pairs_of
 from chatsmith.config import Config
 from chatsmith.data.chat import Encoded, encode_texts, token_texts
-from chatsmith.data.formats import stages_of
+from chatsmith.data.formats import stages_of, unable
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Source
 from chatsmith.errors import DataError
@@ -74,7 +74,7 @@ def at(sources: Sequence[Source], place: str, stage: Stage) -> Record:
     for source in sources:
         for record in source.records:
             if record.origin == place or record.origin.endswith(f"/{place}"):
-                if stage not in stages_of(record) and not (stage == "ptx" and record.answers):
+                if unable(record, [stage]):
                     raise DataError(f"{place}: cannot serve {stage}. Give --stage {', '.join(stages_of(record))}.")
                 return record
         for dropped in source.dropped:

@@ -49,6 +49,10 @@ def test_check_takes_a_recipe_and_overrides(chatsmith, pairs, tmp_path, model_di
         (["check", "--recipe", "tiny-cpu"], "makes its own data"),
         (["check", "x.jsonl", "--data.max_token", "3"], "did you mean"),
         (["show", "x.jsonl"], "give --actor-model"),
+        (["check", "x.jsonl", "--map", "{prompt}"], "write KEY=VALUE"),
+        (["check", "--map", "prompt={q}"], "name these as SPECs"),
+        (["check", "x.jsonl", "--map", "promt={q}"], 'did you mean "prompt"?'),
+        (["check", "x.jsonl", "--map", "answer={a}"], "which is no record"),
         (["show", "x.jsonl", "--stage", "sfd", "--actor-model", "m"], "the stages are sft, reward, rl, ptx"),
     ],
 )
@@ -59,6 +63,25 @@ def test_a_wrong_command_is_one_line(monkeypatch, capsys, arguments, message):
     said = capsys.readouterr().err
     assert stopped.value.code == 1
     assert said.startswith("ConfigError: ") and said.count("\n") == 1 and message in said
+
+
+def test_a_mapping_is_tried_without_a_recipe(monkeypatch, capsys, tmp_path):
+    rows = [
+        {"Body": f"Ann has {i}.", "Question": f"Why {i * i}?", "good": "So.", "bad": "No.", "best": "1"}
+        for i in range(50)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen, rejected = '{ by = "best", "1" = "{good}", "0" = "{bad}" }', "{bad}"
+    given = ("prompt={Body} {Question}", f"chosen={chosen}", f"rejected={rejected}")
+    mapping = [word for entry in given for word in ("--map", entry)]
+    command = ["chatsmith", "data", "check", f"reward:{tmp_path / 'a.jsonl'}", *mapping, "--data.held_out", "0.2"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr().out
+    assert stopped.value.code == 0, said
+    assert "50 records" in said and "the better answer is" not in said
+    assert "no part of a record is made of" not in said  # every column is used
 
 
 def test_show_shows_the_same_records_again_and_one_by_its_place(chatsmith, pairs, model_directory):

@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from tiny import SHARED, require
+from tiny import SHARED, byte_tokenizer, require
 
 from chatsmith.config import Config
 from chatsmith.data.check import SIGNS, ends, excerpt, script, signs
 from chatsmith.data.licences import non_commercial
-from chatsmith.errors import ConfigError
+from chatsmith.errors import ConfigError, DataError, ModelError
 from chatsmith.inspection.check import check, facts_of
-from chatsmith.inspection.reading import readers
+from chatsmith.inspection.reading import Reader, readers
 from chatsmith.types import Answer, Message, Record
 
 
@@ -455,3 +455,131 @@ def test_real_data_is_what_its_readme_says():
         "instruction-wild/user_3.jsonl",
     }
     assert found(facts, "garbled").of == 1000  # a thousand stories, some with â€œ
+
+
+# What goes wrong while one looks
+
+
+def test_whatever_is_raised_by_a_look_is_a_warning_with_its_place(tmp_path, monkeypatch):
+    from chatsmith.inspection import counts, record
+
+    def strange(found):
+        if "Question 7?" in found.prompt[0].content:
+            raise ZeroDivisionError("strange\nindeed")
+        return signs(found)
+
+    file = lines(tmp_path / "a.jsonl", [{"prompt": f"Question {i}?", "answer": f"Fine {i}."} for i in range(50)])
+    monkeypatch.setattr(counts, "signs", strange)
+    given = config(str(file))
+    facts = check(given, {}, whole_run=False)
+    failure = found(facts, "cannot be looked at")
+    assert (failure.severity, failure.count, failure.of) == ("warning", 1, 50)
+    assert failure.examples[0].where.endswith("a.jsonl:8")
+    assert failure.examples[0].text.startswith("ZeroDivisionError: strange indeed")
+    assert facts.sources[0].records == 50
+
+    from chatsmith.inputs import read_sources
+
+    written = record.write_facts(given, read_sources(given), tmp_path)
+    assert found(written, "cannot be looked at").count == 1
+    assert "Question 1" not in json.dumps([f.what for f in written.findings])
+
+
+LOOKS = ("facts_of", "readers", "sample", "view", "share")
+
+
+@pytest.mark.parametrize("name", LOOKS)
+@pytest.mark.parametrize(
+    "error", [RuntimeError("strange"), KeyError("x"), ModelError("a template"), DataError("a row")]
+)
+def test_no_part_of_the_look_ends_a_run(tmp_path, monkeypatch, model_directory, name, error):
+    from chatsmith.inputs import read_sources
+    from chatsmith.inspection import record
+
+    def fails(*args, **settings):
+        raise error
+
+    file = lines(tmp_path / "a.jsonl", [{"prompt": f"Question {i}?", "answer": f"Fine {i}."} for i in range(50)])
+    given = config(str(file)).model_copy(update={"actor_model": str(model_directory("llama"))})
+    monkeypatch.setattr(record, name, fails)
+    facts = record.write_facts(given, read_sources(given), tmp_path)
+    written = json.loads((tmp_path / "data.json").read_text())
+    assert [finding["what"] for finding in written["findings"]] == [finding.what for finding in facts.findings]
+    assert any(str(error).strip("'") in example.text for f in facts.findings for example in f.examples)
+
+
+def test_a_sketch_that_fails_leaves_out_the_copies_alone(tmp_path, monkeypatch):
+    from chatsmith.inspection import copies
+
+    def fails(words):
+        raise OverflowError("too many words")
+
+    monkeypatch.setattr(copies, "sketch", fails)
+    file = lines(tmp_path / "a.jsonl", [{"prompt": f"Question {i}?", "answer": f"Fine {i}."} for i in range(300)])
+    facts = check(config(str(file)), {}, whole_run=False)
+    assert found(facts, "copies cannot be looked for").severity == "warning"
+    assert facts.sources[0].records == 300
+
+
+def test_the_cause_of_an_empty_side_is_named(tmp_path):
+    alike = [{"prompt": "Write a review.", "chosen": f"good {i}", "rejected": "bad"} for i in range(200)]
+    facts = check(config(f"reward:{lines(tmp_path / 'a.jsonl', alike)}"), {}, whole_run=False)
+    finding = found(facts, "it needs both")
+    assert "all its 200 records have the same first message" in finding.remedy
+    assert "held_out" not in finding.remedy
+    few = [{"prompt": f"Question {i}?", "answer": "So."} for i in range(2)]
+    facts = check(config(f"sft:{lines(tmp_path / 'b.jsonl', few)}"), {}, whole_run=False)
+    assert "raise --data.held_out" in found(facts, "it needs both").remedy
+
+
+def test_fields_that_nobody_reads_are_named_with_their_counts(tmp_path):
+    rows = [
+        {"prompt": f"Question {i}?", "answer": "So.", "id": i} | ({"topic": "x"} if i < 3 else {}) for i in range(9)
+    ]
+    file = lines(tmp_path / "a.jsonl", rows)
+    finding = found(check(config(str(file)), {}, whole_run=False), "no part of a record")
+    assert finding.severity == "note"
+    assert finding.what.endswith(": id (9), topic (3)")
+    mapped = {"source": str(file), "prompt": "{prompt} {id}", "answer": "{answer}"}
+    finding = found(check(Config(data={"sources": (mapped,)}), {}, whole_run=False), "no part of a record")
+    assert finding.what.endswith(": topic (3)")
+
+
+def test_marked_and_lonely_scored_answers_are_counted(tmp_path):
+    marked = [{"prompt": f"Question {i}?", "answer": "So.", "label": i % 2} for i in range(8)]
+    scored = [{"prompt": f"Query {i}?", "answer": "So.", "score": i} for i in range(8)]
+    facts = check(
+        config(str(lines(tmp_path / "a.jsonl", marked)), str(lines(tmp_path / "b.jsonl", scored))), {}, whole_run=False
+    )
+    assert (found(facts, "marked bad").count, found(facts, "marked bad").of) == (4, 8)
+    assert (found(facts, "no other answer beside").severity, found(facts, "no other answer beside").count) == (
+        "warning",
+        8,
+    )
+
+
+def test_a_template_that_cannot_render_one_record_is_a_warning_and_one_that_renders_none_an_error(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+        "{{ m.role[0] }}:{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}a:{% endif %}"
+    )
+    reader = Reader(tokenizer, (tokenizer.eos_token_id,), 100)
+    asked = [
+        [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": "So."}] for i in range(40)
+    ]
+    for number in range(5, 10):
+        asked[number] = [{"role": "system", "content": "Be brief."}, *asked[number]]
+    file = lines(tmp_path / "a.jsonl", [{"messages": turns} for turns in asked])
+    facts = check(config(f"sft:{file}"), {"sft": reader}, whole_run=False)
+    failure = found(facts, "sft: records whose tokens cannot be counted")
+    assert failure.severity == "warning"
+    assert 0 < failure.count <= 5  # some are held out
+    assert {int(example.where.rpartition(":")[2]) for example in failure.examples} <= set(range(6, 11))
+    assert "no system turn" in failure.examples[0].text
+    assert not facts.failed
+
+    tokenizer.chat_template = "{{ raise_exception('no turn at all') }}"
+    facts = check(config(f"sft:{file}"), {"sft": reader}, whole_run=False)
+    assert found(facts, "sft: records whose tokens cannot be counted").severity == "error"

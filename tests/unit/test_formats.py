@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatsmith.data.formats import _FORMATS, format_names, stages_of, to_record
+from chatsmith.data.formats import _FORMATS, best_answer, format_names, imitable, stages_of, to_record
 from chatsmith.errors import DataError
 from chatsmith.types import Answer, Message, Record
 
@@ -199,25 +199,31 @@ def test_prompt_beside_unknown_answers_is_not_read_as_a_prompt_alone() -> None:
     ],
 )
 def test_an_answer_with_a_thumb_down_is_no_answer_to_imitate(row: dict[str, Any], thumb: str) -> None:
-    assert to_record(row | {thumb: True}, "") == to_record(row, "") == Record(PROMPT, (Answer("Red."),))
+    assert to_record(row, "") == Record(PROMPT, (Answer("Red."),))
+    assert to_record(row | {thumb: True}, "") == Record(PROMPT, (Answer("Red.", 1.0, is_marked=True),))
     bad = to_record(row | {thumb: False}, "")
-    assert bad == Record(PROMPT)
+    assert bad == Record(PROMPT, (Answer("Red.", -1.0, is_marked=True),))
+    assert imitable(bad) == ()
     assert stages_of(bad) == ("rl",)
     assert bad.fields == row | {thumb: False}
 
 
-def test_answers_that_are_all_marked_wrong_leave_the_prompt_alone() -> None:
+def test_answers_that_are_all_marked_wrong_serve_the_prompt_alone() -> None:
     row = {"prompt": "Name a colour.", "answers": ["One.", "Two."]}
-    assert to_record(row | {"scores": [False, False]}, "") == Record(PROMPT)
+    wrong = to_record(row | {"scores": [False, False]}, "")
+    assert wrong.answers == (Answer("One.", -1.0, is_marked=True), Answer("Two.", -1.0, is_marked=True))
+    assert stages_of(wrong) == ("rl",)
     marked = to_record(row | {"scores": [False, True]}, "")
-    assert [answer.score for answer in marked.answers] == [0.0, 1.0]
+    assert [answer.score for answer in marked.answers] == [-1.0, 1.0]
+    assert best_answer(marked).content == "Two."
+    assert stages_of(marked) == ("sft", "reward", "rl")
     assert len(to_record(row | {"scores": [0, 0]}, "").answers) == 2  # a tie of numbers says nothing of good or bad
     assert "answer 2 is empty" in refusal({"prompt": "p", "answers": ["a", ""], "scores": [False, False]})
 
 
-def test_a_label_that_is_no_thumb_is_left_to_reward_functions() -> None:
+def test_a_label_beside_a_prompt_alone_is_left_to_reward_functions() -> None:
     assert to_record({"prompt": "Name a colour.", "label": "Red"}, "") == Record(PROMPT)
-    assert to_record({"messages": [USER, RED], "label": "colours"}, "").answers == (Answer("Red."),)
+    assert "neither as good nor as bad" in refusal({"messages": [USER, RED], "label": "colours"})
 
 
 def test_row_that_no_format_fits_lists_its_fields_and_the_nearest() -> None:
@@ -225,7 +231,7 @@ def test_row_that_no_format_fits_lists_its_fields_and_the_nearest() -> None:
     assert "prompt (null), height" in words
     assert "Did you mean" not in words
     assert "Missing" not in words
-    assert '"Prompt" as "prompt", "choosen" as "chosen"' in refusal({"Prompt": "p", "choosen": "a", "height": 3})
+    assert 'Did you mean "promt" as "prompt", "choosen" as "chosen"?' in refusal({"promt": "p", "choosen": "a"})
     assert "Missing is rejected. " in refusal({"prompt": [USER], "chosen": [RED]})
     assert "Missing is better_response_id. " in refusal({"prompt": "p", "response_0": "a", "response_1": "b"})
     assert 'rows = "data[]"' in refusal({"data": [{"prompt": "p"}], "version": 1})
@@ -422,7 +428,7 @@ def test_sampled_solutions_are_scored_by_their_marks() -> None:
     row = {"question": "1 + 1?", "query": "1 + 1?", "answer": "2", "gt": "2", "response": ["2", "3"], "history": []}
     record = to_record(row | {"score": [True, False], "system": "Think."}, "")
     assert record.prompt == (Message("system", "Think."), Message("user", "1 + 1?"))
-    assert record.answers == (Answer("2", 1.0), Answer("3", 0.0))
+    assert record.answers == (Answer("2", 1.0, is_marked=True), Answer("3", -1.0, is_marked=True))
     assert record.fields["gt"] == "2"
     assert stages_of(to_record(row | {"score": [False, False]}, "")) == ("rl",)
 

@@ -424,3 +424,54 @@ def test_the_document_lists_the_keys_of_a_source() -> None:
     section = DOCUMENT.read_text().partition("## Columns of your own")[2].partition("\n- ")[0]
     listed = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)))
     assert sorted(listed) == sorted(SourceConfig.model_fields)
+
+
+# Parts in brackets
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "expected"),
+    [
+        ("{q}[ Hint: {h}]", {"q": "Why?", "h": "So."}, "Why? Hint: So."),
+        ("{q}[ Hint: {h}]", {"q": "Why?", "h": ""}, "Why?"),
+        ("{q}[ Hint: {h}]", {"q": "Why?", "h": " \n"}, "Why?"),
+        ("{q}[ Hint: {h}]", {"q": "Why?", "h": None}, "Why?"),
+        ("{q}[ Hint: {h}]", {"q": "Why?"}, "Why?"),
+        ("{q}[ Hint: {h}]", {"q": "Why?", "h": 0}, "Why? Hint: 0"),
+        ("{q}[ {a} or {b}]", {"q": "Why?", "a": "x", "b": ""}, "Why?"),
+        ("{q}[ {a[0].text}]", {"q": "Why?", "a": [{"text": "x"}]}, "Why? x"),
+        ("{q}[ {a.b}]", {"q": "Why?", "a": None}, "Why?"),
+        ("{q} [[{h}]]", {"q": "Why?", "h": "So."}, "Why? [So.]"),
+        ("[INST] {q} [/INST]", {"q": "Why?"}, "[INST] Why? [/INST]"),
+        ("{q} [1] [[x]] []", {"q": "Why?"}, "Why? [1] [[x]] []"),
+        ("{q}[ {{{h}}}]", {"q": "Why?", "h": "So."}, "Why? {So.}"),
+        ("[{q}]", {"q": "Why?"}, "Why?"),
+    ],
+)
+def test_a_part_in_brackets_is_left_out_where_its_column_is_empty(
+    template: str, row: dict[str, Any], expected: str
+) -> None:
+    assert record(row, prompt=template) == asked(expected)
+
+
+def test_a_misspelt_column_in_brackets_is_an_error() -> None:
+    assert 'no column "contxt"; did you mean "context"' in refusal(
+        {"q": "Why?", "context": "x"}, prompt="{q}[ {contxt}]"
+    )
+    with pytest.raises(ConfigError, match="is no path"):
+        reader(SourceConfig(source="x.jsonl", prompt="{q}[ {a..b}]"))
+
+
+def test_what_a_mapping_does_not_name_is_named() -> None:
+    row = {"q": "Why?", "a": "So.", "context": "It is dusk.", "id": 3}
+    assert record(row, prompt="{q}", answer="{a}").unused == ("context", "id")
+    assert record(row, prompt="{q}", answer="{a}", system="{context}").unused == ("id",)
+    talk = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}], "tools": "f(x)"}
+    assert record(talk, system="Tools: {tools}").unused == ()
+    assert '"tools" seems to hold' in refusal(talk, roles={"a": "user"})
+
+
+@pytest.mark.parametrize("name", ["response_1", "selected", "answer_b"])
+def test_no_hint_names_another_column(name: str) -> None:
+    row = {"q": "Why?", "response_2": "x", "rejected": "y", "answer_a": "z"}
+    assert "did you mean" not in refusal(row, prompt="{q}", answer=f"{{{name}}}")

@@ -3,6 +3,7 @@
 import hashlib
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from chatsmith.config import Config, SourceConfig
 from chatsmith.data import split
-from chatsmith.data.mix import mix, unused
+from chatsmith.data.mix import mix, unused, why_one_sided
 from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import STAGES, Spec
 from chatsmith.data.store import Array
@@ -273,6 +274,25 @@ def test_text_goes_to_ptx_and_answered_prompts_only_where_it_is_named() -> None:
 def test_stage_that_a_record_cannot_serve_is_refused_by_name(record: Record, stage: Stage, words: str) -> None:
     with pytest.raises(DataError, match=rf"f:3: cannot serve the stage {stage}.*{words}"):
         mix([source([record], (stage,))], split=SPLIT, held_out_fraction=0.0)
+
+
+def test_with_skip_a_record_goes_to_those_of_its_stages_that_it_can_serve() -> None:
+    asked = Record(prompt=PAIRS[0].prompt, origin="f:3")
+    both = [source([asked, PAIRS[1]], ("sft", "reward"))]
+    dealt = mix(both, split=SPLIT, held_out_fraction=0.0, on_error="skip")
+    assert [asked in data.train for data in dealt.values()] == [False] * 4
+    assert sum(PAIRS[1] in data.train for data in dealt.values()) == 1
+    assert unused(both[0], ("sft", "reward"), "skip") == 1
+    dealt = mix([source([asked], ("sft", "rl"))], split=SPLIT, held_out_fraction=0.0, on_error="skip")
+    assert list(dealt["rl"].train) == [asked]
+
+
+def test_why_a_side_is_empty_is_said_where_all_records_share_a_prompt() -> None:
+    alike = [replace(record, prompt=PAIRS[0].prompt) for record in PAIRS[:50]]
+    sources = [source(PAIRS[100:101], ("rl",)), source(alike, ("sft",))]
+    dealt = mix(sources, split=SPLIT, held_out_fraction=0.2)
+    assert "all its 50 records have the same first message" in why_one_sided(dealt["sft"], sources)
+    assert why_one_sided(dealt["rl"], sources) == why_one_sided(dealt["reward"], sources) == ""
 
 
 @pytest.mark.skipif(not HH.exists(), reason="the real data samples are not beside the repository")

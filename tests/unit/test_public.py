@@ -55,8 +55,8 @@ COMMANDS = {
         *("seeds", "endpoint", "model", "number", "output", "budget", "price_input", "price_output"),
         *("temperature", "max_tokens", "parallel", "seed"),
     },
-    "data check": {"specs", "recipe", "actor_model", "reward_model"},
-    "data show": {"specs", "count", "stage", "recipe", "actor_model", "reward_model", "at", "seed"},
+    "data check": {"specs", "map", "recipe", "actor_model", "reward_model"},
+    "data show": {"specs", "map", "count", "stage", "recipe", "actor_model", "reward_model", "at", "seed"},
 }
 
 
