@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
-from chatsmith.checkpoint import save_directory
 from chatsmith.config import EngineConfig
 from chatsmith.data.chat import AnswerStream, encode_prompts, stop_strings
 from chatsmith.data.formats import to_record
@@ -26,6 +25,7 @@ from chatsmith.models.load import context_length, load_actor, load_stop_ids, loa
 from chatsmith.runtime import choose_device, choose_dtype
 from chatsmith.seeds import derive_seed
 from chatsmith.types import FinishReason, Message
+from chatsmith.writing import replace_directory
 
 Conversation = str | Sequence[Message | Mapping[str, Any]]
 SpeakingStage = Literal["sft", "rl", "ema"]
@@ -129,7 +129,7 @@ class Assistant:
     def save(self, directory: str | Path) -> None:
         """Write the model as a complete Hugging Face directory that `load` and plain transformers read."""
         card = "# Assistant\n\nTrained with chatsmith.\n"
-        save_directory(
+        replace_directory(
             Path(directory),
             lambda path: save_model(self.model, self.tokenizer, path, stops=self.stops, card=card),
         )

@@ -3,16 +3,19 @@
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chatsmith.checkpoint import save_directory, save_jsonl
+from chatsmith.checkpoint import save_jsonl
 from chatsmith.config import STAGES, Config, DataConfig, StageName
 from chatsmith.console import Screen
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Source
+from chatsmith.engine.forward import check_compiler
 from chatsmith.errors import ConfigError, DataError, GateFailed, RunError, TrainingStopped
 from chatsmith.inputs import (
     STANDARDISING_SAMPLES,
@@ -46,7 +49,7 @@ from chatsmith.models.load import (
 from chatsmith.models.reward import RewardModel, critic_for, parse_reward
 from chatsmith.report.page import write_report
 from chatsmith.run import Run, lock, model_card, open_run
-from chatsmith.runtime import Interrupted, StopSignals
+from chatsmith.runtime import Interrupted, StopSignals, choose_device
 from chatsmith.seeds import permutation
 from chatsmith.stages import final_judge
 from chatsmith.stages.loop import total_steps
@@ -58,6 +61,7 @@ from chatsmith.trackers import check_installed, open_trackers
 from chatsmith.types import Stage
 from chatsmith.verdicts import judge_reward, judge_rl, judge_sft
 from chatsmith.world import evaluation, material
+from chatsmith.writing import replace_directory
 
 SHOWN_ANSWERS = 5
 SHOWN_FINDINGS = 3
@@ -95,11 +99,12 @@ def train(
             config, directory, recipe=recipe, force=force, restart_from=restart_from, screen=screen, stop=stop
         )
         try:
-            with open_trackers(config, directory) as run.trackers:
+            with open_trackers(config, directory, partial(screen.line, style="yellow")) as run.trackers:
                 _run_stages(run, [stage for stage in config.stages if stage in only])
         except BaseException as error:
             run.manifest["status"] = "interrupted" if isinstance(error, Interrupted) else "failed"
-            run.save()
+            with suppress(RunError):  # of both errors the first is the one to tell
+                run.save()
             if isinstance(error, GateFailed | TrainingStopped):
                 _draw(run)
             raise
@@ -114,7 +119,7 @@ def check(config: Config) -> None:
 
     Raises:
         ConfigError: if there is no model to start from, if the task world is given a model or data, if PPO has no
-            reward, or if a tracker's package is missing.
+            reward, if a tracker's package is missing, or if torch is to compile and cannot.
     """
     check_installed(config.trackers)
     given = {
@@ -132,6 +137,8 @@ def check(config: Config) -> None:
         raise ConfigError("no model to train: give --actor-model DIR_OR_ID, or no arguments at all for the tiny demo.")
     if "rl" in config.stages and "reward" not in config.stages and "trained" in reward_targets(config):
         raise ConfigError("rl has no reward: give --reward DIR or --reward FILE.py:function, or let stage 2 train one.")
+    if "rl" in config.stages and config.engine.compile:
+        check_compiler(choose_device(config.engine))
 
 
 def plan(config: Config, directory: Path, screen: Screen) -> None:
@@ -335,7 +342,7 @@ def _rl(run: Run, sources: list[Source]) -> None:
     verdict, gain = judge_rl(report, config.gates, judged)
     _save(run, policy.model, policy.tokenizer, "rl/actor", policy.stops, what="Assistant after PPO", base=location)
     _save(run, average, policy.tokenizer, "rl/ema", policy.stops, what="Assistant after PPO, averaged", base=location)
-    save_directory(run.directory / "rl" / "critic", critic.save)
+    replace_directory(run.directory / "rl" / "critic", critic.save)
     save_jsonl(run.directory / "rl" / "samples.jsonl", report.samples())
     summary = {
         "reward_mean_first": report.before.reward_mean,
@@ -392,7 +399,7 @@ def _draw(run: Run) -> None:
     """The report, which must not decide how a run ends."""
     try:
         path = write_report(run.directory)
-    except RunError as error:
+    except (RunError, OSError) as error:  # the library that draws keeps files of its own
         run.screen.line(f"no report: {error}", "yellow")
     else:
         run.screen.line("What happened, drawn (open it in a browser):")
@@ -425,7 +432,7 @@ def _next_commands(run: Run) -> list[tuple[str, str]]:
 
 def _save(run: Run, model: Any, tokenizer: Any, where: str, stops: Sequence[int], *, what: str, base: str) -> None:
     card = model_card(run, what=what, base=base, sources=run.manifest.get("data", []))
-    save_directory(run.directory / where, lambda path: save_model(model, tokenizer, path, stops=stops, card=card))
+    replace_directory(run.directory / where, lambda path: save_model(model, tokenizer, path, stops=stops, card=card))
 
 
 def _show_answers(run: Run, report: RlReport) -> None:

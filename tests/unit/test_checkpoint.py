@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from chatsmith.checkpoint import load_checkpoint, save_checkpoint, save_directory, save_json
+from chatsmith.checkpoint import load_checkpoint, save_checkpoint, save_json
 from chatsmith.errors import RunError
+from chatsmith.writing import replace_directory
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
@@ -25,15 +26,15 @@ def test_numbers_that_are_not_finite_become_null(tmp_path):
 
 
 def test_a_failure_half_way_leaves_the_old_file_and_no_rubbish(tmp_path):
-    save_directory(tmp_path / "model", lambda path: (path / "weights").write_text("old"))
+    replace_directory(tmp_path / "model", lambda path: (path / "weights").write_text("old"))
 
     def fill(path):
         (path / "weights").write_text("new")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(RunError, match=r"No space left on device.*type the same command again"):
-        save_directory(tmp_path / "model", fill)
+        replace_directory(tmp_path / "model", fill)
     assert (tmp_path / "model" / "weights").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    save_directory(tmp_path / "model", lambda path: (path / "weights").write_text("new"))
+    replace_directory(tmp_path / "model", lambda path: (path / "weights").write_text("new"))
     assert (tmp_path / "model" / "weights").read_text() == "new"

@@ -21,7 +21,7 @@ def config(*names):
 
 
 def log(directory, name, steps, offset=0):
-    with open_trackers(config(name), directory) as opened:
+    with open_trackers(config(name), directory, pytest.fail) as opened:
         for step in steps:
             feed(opened, offset, step, {"rl/kl": step / 8, "rl/entropy": float("nan")})
 
@@ -94,7 +94,7 @@ from chatsmith.errors import ConfigError
 from chatsmith.trackers import open_trackers
 
 try:
-    with open_trackers(resolve([("test", {"trackers": ["wandb"]})]), Path(sys.argv[1])):
+    with open_trackers(resolve([("test", {"trackers": ["wandb"]})]), Path(sys.argv[1]), print):
         print("opened")
 except ConfigError as error:
     print("refused:", error)
@@ -164,7 +164,7 @@ def test_only_known_trackers_are_taken():
 
 
 def test_nothing_is_imported_or_written_where_nothing_is_tracked(tmp_path):
-    with open_trackers(Config(), tmp_path) as opened:
+    with open_trackers(Config(), tmp_path, pytest.fail) as opened:
         assert opened == []
     assert list(tmp_path.iterdir()) == []
     assert set(trackers.OPEN) == {"tensorboard", "wandb", "trackio"}
