@@ -380,6 +380,16 @@ def prepare_streams() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+def check_place() -> None:
+    """Raises:
+    ConfigError: if the directory that the command was typed in has been deleted: libraries die of it without a word.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the current directory does not exist any more. Go to another one: cd.") from None
+
+
 def refuse_bytes(arguments: Sequence[str]) -> None:
     """Raises:
     ConfigError: if an argument is no UTF-8 text; what libraries write into JSON and pages must be.
@@ -405,8 +415,8 @@ def explain(error: Exception) -> int:
         return 1
     refused = refusal(error)
     if refused is not None:
-        where = f"{place(refused)}: " if place(refused) else ""
-        typer.echo(one_line(f"RunError: {where}{in_words(refused)}. Then type the same command again."), err=True)
+        where = place(refused) or "standard output, or a file that the system does not name"
+        typer.echo(one_line(f"RunError: {where}: {in_words(refused)}. Then type the same command again."), err=True)
         return 1
     from chatsmith.runtime import Interrupted
 
@@ -428,6 +438,7 @@ def main() -> None:
     try:
         from chatsmith.resolve import parse_overrides
 
+        check_place()
         refuse_bytes(sys.argv[1:])
         overrides, rest = split_arguments(sys.argv[1:])
         if overrides and rest and rest[0] not in _CONFIGURED:

@@ -168,3 +168,27 @@ def test_nothing_is_imported_or_written_where_nothing_is_tracked(tmp_path):
         assert opened == []
     assert list(tmp_path.iterdir()) == []
     assert set(trackers.OPEN) == {"tensorboard", "wandb", "trackio"}
+
+
+def test_a_tracker_that_fails_is_left_out_and_it_is_said_once(tmp_path):
+    class Broken:
+        logged = 0
+
+        def log(self, step, metrics):
+            self.logged += 1
+            if step == 2:
+                raise OSError(28, "No space left on device")
+
+        def close(self):
+            raise AssertionError("it has failed before")
+
+    broken, said = Broken(), []
+    tracker = trackers.Dispensable("tensorboard", broken, said.append)
+    for step in range(5):
+        tracker.log(step, {"rl/kl": 1.0})
+    tracker.close()
+    assert broken.logged == 3
+    assert said == [
+        "tensorboard: failed, and gets no more metrics ([Errno 28] No space left on device); "
+        "metrics.jsonl holds all of them"
+    ]
