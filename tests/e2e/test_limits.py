@@ -43,18 +43,17 @@ def test_a_planted_bug_is_a_bug_with_a_traceback_and_leaves_no_lock(arguments, t
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "failed"
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9", b"\xff"])
-def test_a_name_that_is_no_text_is_refused_and_works_by_a_link_or_from_within(arguments, pairs, tmp_path, name):
+def test_a_name_that_is_no_text_is_refused_and_works_by_a_link_or_from_within(arguments, pairs, tmp_path):
+    name = b"caf\xe9"
     place = os.path.join(os.fsencode(tmp_path), name)
-    os.mkdir(place)
+    os.makedirs(os.path.join(place, b"data"))
     for option in (b"--run-dir", b"--data", b"--actor-model", b"--rl.rewards"):
-        refused(start([*arguments, option, place]), "ConfigError: ", "\\x", "not UTF-8 text", "ln -s")
-    if name == b"\xff":
-        shutil.copy(pairs, os.path.join(place, name + b".jsonl"))
-        (tmp_path / "linked").symlink_to(place)
-        linked = start([*arguments, "--data", tmp_path / "linked", "--run-dir", "run"], cwd=place)
-        assert linked.returncode == 0, linked.stderr
-        assert start([*arguments[:3], "report", "run"], cwd=place).returncode == 0
+        refused(start([*arguments, option, place]), "ConfigError: ", "caf\\xe9", "not UTF-8 text", "ln -s")
+    shutil.copy(pairs, os.path.join(place, b"data", name + b".jsonl"))
+    (tmp_path / "linked").symlink_to(os.path.join(place, b"data"))
+    linked = start([*arguments, "--data", tmp_path / "linked", "--run-dir", "run"], cwd=place)
+    assert linked.returncode == 0, linked.stderr
+    assert start([*arguments[:3], "report", "run"], cwd=place).returncode == 0
 
 
 def test_where_it_can_print_nothing_it_says_so(arguments, tmp_path):
