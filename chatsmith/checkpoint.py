@@ -5,6 +5,7 @@ And the other files of a run: JSON, lines of JSON, text. `writing.py` puts them 
 
 import json
 import math
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what is damaged
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a zip archive, of a pickle, of tensors: whatever is wrong, it cannot be continued
         if refusal(error) is not None or out_of_memory(error):
             raise
