@@ -19,7 +19,6 @@ from pydantic import ValidationError
 
 from chatsmith import __version__
 from chatsmith.card import card, stated_licence
-from chatsmith.checkpoint import save_directory
 from chatsmith.config import EngineConfig
 from chatsmith.data.chat import AnswerStream, encode_prompts, stop_strings
 from chatsmith.data.formats import to_record
@@ -28,6 +27,7 @@ from chatsmith.errors import ConfigError, DataError, ModelError, RequestError, R
 from chatsmith.runtime import choose_device, choose_dtype
 from chatsmith.seeds import derive_seed
 from chatsmith.types import FinishReason, Message
+from chatsmith.writing import replace_directory
 
 Conversation = str | Sequence[Message | Mapping[str, Any]]
 SpeakingStage = Literal["sft", "rl", "ema"]
@@ -140,7 +140,7 @@ class Assistant:
             base=base,
             licences=[(f"base {base}" if base else "base", stated_licence(base)), ("data since then", None)],
         )
-        save_directory(
+        replace_directory(
             Path(directory),
             lambda path: save_model(self.model, self.tokenizer, path, stops=self.stops, card=text),
         )

@@ -4,6 +4,8 @@ Exit codes: 0 done (gates held, or --force), 1 the user's mistake, 2 a gate fail
 130 and 143 interrupted after saving a checkpoint.
 """
 
+import errno
+import io
 import json
 import os
 import re
@@ -20,6 +22,8 @@ from chatsmith import __version__
 from chatsmith.errors import ChatsmithError, ConfigError
 from chatsmith.help import Configured, HelpAll
 from chatsmith.inspection.commands import data as data_commands
+from chatsmith.machine import in_words, out_of_memory, place, refusal
+from chatsmith.text import one_line, printable
 
 app = typer.Typer(
     add_completion=False,
@@ -405,13 +409,6 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return overrides, rest
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether torch or Python could not get memory, on a GPU or on the CPU."""
-    torch = sys.modules.get("torch")  # one that was never loaded has raised nothing
-    kinds = MemoryError if torch is None else MemoryError | torch.OutOfMemoryError
-    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
-
-
 def silence_deprecations() -> None:
     """What libraries tell programmers about their next versions is no news for a user; tests and `python -W` see it."""
     if not sys.warnoptions:
@@ -420,14 +417,74 @@ def silence_deprecations() -> None:
         warnings.filterwarnings("ignore", message="(?is).*deprecat")
 
 
+def prepare_streams() -> None:
+    """What a terminal's encoding lacks is replaced; where a stream is closed, what is written to it goes nowhere."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, open until the end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def check_place() -> None:
+    """Raises:
+    ConfigError: if the directory that the command was typed in has been deleted: libraries die of it without a word.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the current directory does not exist any more. Go to another one: cd.") from None
+
+
+def refuse_bytes(arguments: Sequence[str]) -> None:
+    """Raises:
+    ConfigError: if an argument is no UTF-8 text; what libraries write into JSON and pages must be.
+    """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            written = os.fsencode(argument).decode(errors="backslashreplace")
+            raise ConfigError(f"{written}: not UTF-8 text. Rename it, or give a link to it (ln -s).") from None
+
+
+def explain(error: Exception) -> int:
+    """Say what ended the command, and with which code it exits."""
+    if out_of_memory(error):
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        typer.echo(
+            f"Out of memory: {reason} Lower --engine.max_batch_tokens (training and scoring), --engine.max_batch "
+            "(generating) or --engine.max_logits_mib (vocabulary); the same command then continues after its last "
+            "checkpoint.",
+            err=True,
+        )
+        return 1
+    refused = refusal(error)
+    if refused is not None:
+        where = place(refused) or "standard output, or a file that the system does not name"
+        typer.echo(one_line(f"RunError: {where}: {in_words(refused)}. Then type the same command again."), err=True)
+        return 1
+    from chatsmith.runtime import Interrupted
+
+    if isinstance(error, Interrupted):
+        typer.echo(f"\n{error}. The same command (without --from) continues from there.", err=True)
+        return error.exit_code
+    traceback.print_exception(error)
+    typer.echo("This is a bug in chatsmith, not your mistake. Please report it with the lines above.", err=True)
+    return 3
+
+
 def main() -> None:
     """Entry point of the `chatsmith` command."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     silence_deprecations()
+    prepare_streams()
+    code: int | str | None = 0
     try:
         from chatsmith.resolve import parse_overrides
 
+        check_place()
+        refuse_bytes(sys.argv[1:])
         overrides, rest = split_arguments(sys.argv[1:])
         if overrides and rest and rest[0] not in _CONFIGURED:
             raise ConfigError(f"{overrides[0]}: `chatsmith {rest[0]}` takes no configuration. Leave it out.")
@@ -435,27 +492,14 @@ def main() -> None:
     except SystemExit as stop:  # the command-line library reports usage errors with 2, which here means a failed gate
         code = 1 if stop.code == 2 else stop.code
     except ChatsmithError as error:
-        from chatsmith.text import printable
-
         typer.echo(f"{type(error).__name__}: {printable(str(error))}", err=True)
         code = error.exit_code
     except Exception as error:
-        from chatsmith.runtime import Interrupted
-
-        if isinstance(error, Interrupted):
-            typer.echo(f"\n{error}. The same command (without --from) continues from there.", err=True)
-            code = error.exit_code
-        elif out_of_memory(error):
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            typer.echo(
-                f"Out of memory: {reason} Lower --engine.max_batch_tokens (training and scoring), --engine.max_batch "
-                "(generating) or --engine.max_logits_mib (vocabulary); the same command then continues after its last "
-                "checkpoint.",
-                err=True,
-            )
-            code = 1
-        else:
-            traceback.print_exc()
-            typer.echo("This is a bug in chatsmith, not your mistake. Please report it with the lines above.", err=True)
-            code = 3
+        code = explain(error)
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # what is left to be written goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if code == 0 and error.errno != errno.EPIPE:
+            code = explain(error)
     raise SystemExit(code)

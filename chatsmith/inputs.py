@@ -1,7 +1,6 @@
 """What the stages are given: records, models ready to be asked, rewards, a critic."""
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from chatsmith.assistant import Assistant
+from chatsmith.checkpoint import save_jsonl
 from chatsmith.config import Config
 from chatsmith.data.chat import Encoded, encode_texts
 from chatsmith.data.licences import non_commercial
@@ -89,9 +89,8 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
             )
     run.manifest["data"] = entries
     if any(source.dropped for source in sources):
-        with (run.directory / DROPPED).open("w", encoding="utf-8") as file:
-            for record in itertools.chain.from_iterable(source.dropped for source in sources):
-                file.write(json.dumps(asdict(record)) + "\n")
+        records = itertools.chain.from_iterable(source.dropped for source in sources)
+        save_jsonl(run.directory / DROPPED, map(asdict, records))
     for entry in entries:
         unused_ones = f", {entry['unused']} of them of use to no stage of this run" if entry["unused"] else ""
         dropped = f", {entry['dropped_count']} left out (listed in {DROPPED})" if entry["dropped"] else ""

@@ -4,16 +4,19 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chatsmith.checkpoint import save_directory, save_jsonl
+from chatsmith.checkpoint import save_jsonl
 from chatsmith.config import STAGES, Config, StageName
 from chatsmith.console import Screen
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Source
+from chatsmith.engine.forward import check_compiler
 from chatsmith.errors import ConfigError, DataError, GateFailed, RunError, TrainingStopped
 from chatsmith.inputs import (
     STANDARDISING_SAMPLES,
@@ -57,6 +60,7 @@ from chatsmith.trackers import open_trackers
 from chatsmith.types import Stage
 from chatsmith.verdicts import judge_reward, judge_rl, judge_sft
 from chatsmith.world import evaluation, material
+from chatsmith.writing import replace_directory
 
 SHOWN_ANSWERS = 5
 SHOWN_FINDINGS = 3
@@ -95,7 +99,9 @@ def train(
     screen = Screen()
     if sources is None:
         sources = take_in(config, None if dry_run else directory, restart_from=restart_from)
-    choose_device(config.engine)  # one that is not here is refused now
+    device = choose_device(config.engine)  # one that is not here is refused now
+    if "rl" in config.stages and config.engine.compile:
+        check_compiler(device)
     if dry_run:
         plan(config, directory, screen, sources)
         return
@@ -104,11 +110,12 @@ def train(
             config, directory, recipe=recipe, force=force, restart_from=restart_from, screen=screen, stop=stop
         )
         try:
-            with open_trackers(config, directory) as run.trackers:
+            with open_trackers(config, directory, partial(screen.line, style="yellow")) as run.trackers:
                 _run_stages(run, sources, [stage for stage in config.stages if stage in only])
         except BaseException as error:
             run.manifest["status"] = "interrupted" if isinstance(error, Interrupted) else "failed"
-            run.save()
+            with suppress(RunError):  # of both errors the first is the one to tell
+                run.save()
             if isinstance(error, GateFailed | TrainingStopped):
                 _draw(run)
             raise
@@ -317,7 +324,7 @@ def _rl(run: Run, sources: Sequence[Source]) -> None:
     verdict, gain = judge_rl(report, config.gates, judged)
     _save(run, policy.model, policy.tokenizer, "rl/actor", policy.stops, what="Assistant after PPO", base=location)
     _save(run, average, policy.tokenizer, "rl/ema", policy.stops, what="Assistant after PPO, averaged", base=location)
-    save_directory(run.directory / "rl" / "critic", critic.save)
+    replace_directory(run.directory / "rl" / "critic", critic.save)
     samples = report.samples()
     if config.world is not None:
         samples = evaluation.marked(samples, material.prompt_tasks(config, config.world))
@@ -377,7 +384,7 @@ def _draw(run: Run) -> None:
     """The report, which must not decide how a run ends."""
     try:
         path = write_report(run.directory)
-    except RunError as error:
+    except (RunError, OSError) as error:  # the library that draws keeps files of its own
         run.screen.line(f"no report: {error}", "yellow")
     else:
         run.screen.line("What happened, drawn (open it in a browser):")
@@ -419,7 +426,7 @@ def _next_commands(run: Run) -> list[tuple[str, str]]:
 
 def _save(run: Run, model: Any, tokenizer: Any, where: str, stops: Sequence[int], *, what: str, base: str) -> None:
     card = model_card(run, what=what, base=base, tags=TAGS[where])
-    save_directory(run.directory / where, lambda path: save_model(model, tokenizer, path, stops=stops, card=card))
+    replace_directory(run.directory / where, lambda path: save_model(model, tokenizer, path, stops=stops, card=card))
 
 
 def _show_answers(run: Run, report: RlReport) -> None:

@@ -11,12 +11,12 @@ DIR/sft/model  reward/model  rl/actor  rl/critic  rl/ema
 
 import fcntl
 import json
+import os
 import platform
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -31,6 +31,7 @@ from chatsmith.errors import RunError
 from chatsmith.runtime import StageRun, StopSignals, choose_device, choose_dtype
 from chatsmith.text import one_line
 from chatsmith.trackers import Tracker, feed, first_step, forget
+from chatsmith.writing import forget_unfinished, make_directory, remove
 
 if TYPE_CHECKING:
     import torch
@@ -182,13 +183,14 @@ def open_run(
         "seconds_before": manifest["summary"]["seconds"],
     }
     run = Run(config, directory, screen, stop, force, manifest)
+    forget_unfinished(directory)
     run.save()
     if restarted:
         forget(directory)
     if restart_from == "sft":
-        (directory / "data.json").unlink(missing_ok=True)
+        remove(directory / "data.json")
     for stage in restarted:  # only now: a stage that the manifest calls finished must have its model
-        shutil.rmtree(directory / stage, ignore_errors=True)
+        remove(directory / stage)
     return run
 
 
@@ -203,7 +205,7 @@ def check_directory(config: Config, directory: Path, restart_from: StageName | N
         manifest = _read_manifest(path)
         _check_same(manifest["config"], config, directory, restart_from)
         return manifest
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and (not directory.is_dir() or not all(map(is_unfinished, directory.iterdir()))):
         raise RunError(f"{directory}: exists and is no run of chatsmith. Choose another --run-dir.")
     return None
 
@@ -213,19 +215,36 @@ def lock(directory: Path) -> Iterator[None]:
     """Hold the run directory; the system lets go of it however the process ends.
 
     Raises:
-        RunError: if another process holds it.
+        RunError: if another process holds it, or the lock cannot be made.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(directory.parent)
     path = directory.parent / f".{directory.name}.lock"
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(
-                f"{directory}: another chatsmith is working on this run. Wait for it, or stop it."
-            ) from error
+    descriptor = None
+    while descriptor is None:
+        descriptor = _locked(path, directory)
+    try:
         yield
-    path.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):
+            path.unlink()  # while it is held: nobody else's is deleted
+        os.close(descriptor)
+
+
+def _locked(path: Path, directory: Path) -> int | None:
+    """The file, open and locked; None if the one who held it has deleted it meanwhile."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise RunError(f"{directory}: another chatsmith is working on this run. Wait for it, or stop it.") from error
+    except OSError as error:
+        os.close(descriptor)
+        raise OSError(error.errno, error.strerror, str(path)) from error  # flock does not say where
+    os.close(descriptor)
+    return None
 
 
 def commit() -> str | None:
@@ -265,12 +284,12 @@ def model_card(run: Run, *, what: str, base: str, tags: Sequence[str]) -> str:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise RunError(
             f"{path}: not valid JSON ({error}). Move the directory away, or choose another --run-dir."
         ) from error
-    if manifest.get("version") != MANIFEST_VERSION:
+    if not isinstance(manifest, dict) or manifest.get("version") != MANIFEST_VERSION:
         raise RunError(f"{path}: written by another version of chatsmith. Choose another --run-dir.")
     return manifest
 

@@ -1,17 +1,17 @@
 """What a stage runs in: device, interruption, its checkpoint and its metrics."""
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from chatsmith.checkpoint import finite, load_checkpoint, read_jsonl, save_checkpoint, save_jsonl
+from chatsmith.checkpoint import append_jsonl, load_checkpoint, read_jsonl, save_checkpoint, save_jsonl
 from chatsmith.config import EngineConfig
 from chatsmith.errors import ConfigError, RunError
+from chatsmith.writing import append, make_directory
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ class StageRun:
         self._show = show
         self._track = track
         self.directory = directory
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_directory(self.directory)
         self._save_every_s = save_every_s
         self._stop = stop
         self._saved_at = time.monotonic()
@@ -127,8 +127,7 @@ class StageRun:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one step's metrics to `metrics.jsonl`, show them, and pass them on to the trackers."""
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite(metrics)}, allow_nan=False) + "\n")
+        append_jsonl(self._metrics, [{"step": step, **metrics}])
         if self._shown is not None:
             self._shown.update(step, metrics)
         if self._track is not None:
@@ -136,8 +135,7 @@ class StageRun:
 
     def log_answers(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
         """Append prompts and answers of this step to `answers.jsonl`, and show them."""
-        with self._answers.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
+        append_jsonl(self._answers, [{"step": step, **row} for row in rows])
         if self._shown is not None:
             self._shown.answers(rows)
 
@@ -145,16 +143,15 @@ class StageRun:
         """Append a warning to `warnings.jsonl`, where the stage's verdict finds it, and show it."""
         if text in self.warnings():  # of an attempt that was interrupted
             return
-        with self._warnings.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self._step, "warning": text}, ensure_ascii=False) + "\n")
+        append_jsonl(self._warnings, [{"step": self._step, "warning": text}])
         if self._shown is not None:
             self._shown.warn(text)
 
     def skipped(self, reason: str, batch: list[str]) -> None:
         """Warn of a refused optimizer step, and keep its batch to be looked at."""
         path = self.directory / f"skipped-{self._step}.txt"
-        with path.open("a", encoding="utf-8") as file:  # a step of PPO has several optimizer steps
-            file.write(f"==== {reason}\n\n" + "\n\n----\n\n".join(batch) + "\n\n")
+        # a step of PPO has several optimizer steps
+        append(path, f"==== {reason}\n\n" + "\n\n----\n\n".join(batch) + "\n\n")
         self.warn(f"step {self._step} was skipped: {reason}; its batch is in {path.parent.name}/{path.name}")
 
     def warnings(self) -> list[str]:
@@ -180,8 +177,9 @@ class StageRun:
             raise Interrupted(self._stop.received)
 
     def discard_checkpoint(self) -> None:
-        """The stage's result is saved; its checkpoint is no longer needed."""
-        self._checkpoint_path.unlink(missing_ok=True)
+        """The stage's result is saved; its checkpoint is no longer needed, and harms nobody where it must stay."""
+        with suppress(OSError):
+            self._checkpoint_path.unlink()
 
     @property
     def _checkpoint_path(self) -> Path:

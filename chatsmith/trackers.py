@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from chatsmith.checkpoint import save_text
 from chatsmith.config import STAGES, Config, StageName, TrackerName
 from chatsmith.errors import ConfigError
+from chatsmith.writing import make_directory, remove
 
 PROJECT = "chatsmith"  # in W&B and trackio
 
@@ -63,7 +64,7 @@ class WandB:
     def __init__(self, config: Config, directory: Path) -> None:
         import wandb
 
-        (directory / "trackers").mkdir(parents=True, exist_ok=True)
+        make_directory(directory / "trackers")
         try:
             with _no_questions():
                 self._run: Any = wandb.init(
@@ -118,6 +119,29 @@ class Trackio:
             self._finish()
 
 
+class Dispensable:
+    """A tracker that may fail: the run goes on without it, and says so once."""
+
+    def __init__(self, name: str, tracker: Tracker, warn: Callable[[str], None]) -> None:
+        self._name, self._tracker, self._warn = name, tracker, warn
+        self._works = True
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._try(lambda: self._tracker.log(step, metrics))
+
+    def close(self) -> None:
+        self._try(self._tracker.close)
+
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            if self._works:
+                call()
+        except Exception as error:  # a full disk, its own data base, a network: each package has errors of its own
+            self._works = False
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            self._warn(f"{self._name}: failed, and gets no more metrics ({reason}); metrics.jsonl holds all of them")
+
+
 OPEN: dict[TrackerName, Callable[[Config, Path], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": WandB,
@@ -138,16 +162,18 @@ def check_installed(names: Sequence[TrackerName]) -> None:
 
 
 @contextmanager
-def open_trackers(config: Config, directory: Path) -> Iterator[list[Tracker]]:
+def open_trackers(config: Config, directory: Path, warn: Callable[[str], None]) -> Iterator[list[Tracker]]:
     """The run's trackers, closed at the end of the context.
 
+    Args:
+        warn: told when one of them fails later on.
     Raises:
         ConfigError: if one of them cannot be opened.
     """
     with ExitStack() as stack:
-        trackers = []
+        trackers: list[Tracker] = []
         for name in dict.fromkeys(config.trackers):
-            tracker = OPEN[name](config, directory)
+            tracker = Dispensable(name, OPEN[name](config, directory), warn)
             stack.callback(tracker.close)
             trackers.append(tracker)
         yield trackers
@@ -177,7 +203,7 @@ def run_id(directory: Path) -> str:
 
 def forget(directory: Path) -> None:
     """The run's history changes from here on: trackers that cannot forget a step begin a new run."""
-    (directory / "trackers" / "id").unlink(missing_ok=True)
+    remove(directory / "trackers" / "id")
 
 
 @contextmanager

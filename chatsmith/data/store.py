@@ -7,17 +7,19 @@ it was made from, this package's code included: nothing in it can be out of date
 goes.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +30,7 @@ from numpy.typing import NDArray
 
 from chatsmith.directories import cache_directory
 from chatsmith.errors import RunError
+from chatsmith.text import printable
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -90,12 +93,14 @@ class Writer:
     def rows(self, name: str, rows: Sequence[bytes]) -> None:
         """Append ragged rows, as the bytes of their numbers."""
         lengths = np.fromiter(map(len, rows), np.int64, len(rows)) // np.dtype(self._ragged[name]).itemsize
-        self._files[f"{name}.lengths"].write(lengths.data)
-        self._files[name].writelines(rows)
+        with _writing(str(self._directory.parent)):
+            self._files[f"{name}.lengths"].write(lengths.data)
+            self._files[name].writelines(rows)
 
     def numbers(self, name: str, values: Sequence[Any] | Array) -> None:
         """Append numbers."""
-        self._files[name].write(np.asarray(values, self._numbers[name]).tobytes())
+        with _writing(str(self._directory.parent)):
+            self._files[name].write(np.asarray(values, self._numbers[name]).tobytes())
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Close the files; an entry is complete once its facts and their sizes stand beside them."""
@@ -149,35 +154,84 @@ def stored(
         write: fills the columns; returns facts about them.
         ragged, numbers: names and dtypes of the two kinds of columns.
     """
-    root = cache_directory()
-    place = None if key is None else root / f"{kind}-{hash_of(kind, code_hash(), *key)}"
-    if place is not None and (found := _found(place, ragged, numbers)) is not None:
+    name = None if key is None else f"{kind}-{hash_of(kind, code_hash(), *key)}"
+    if name is not None and (found := _found(name, ragged, numbers)) is not None:
         return found
+    try:
+        return _made(cache_directory, name, write, ragged, numbers)
+    except _Unwritable as error:
+        _say_that_nothing_is_kept(str(error))
+    try:  # a cache saves time and no more: without one the rows lie elsewhere, as long as this process needs them
+        return _made(lambda: Path(tempfile.gettempdir()), None, write, ragged, numbers)
+    except _Unwritable as error:
+        raise RunError(
+            f"{error}: prepared data cannot be written here either. Set the environment variable CHATSMITH_CACHE to a "
+            "directory with room."
+        ) from error
+
+
+def _made(
+    root_of: Callable[[], Path],
+    name: str | None,
+    write: Callable[[Writer], dict[str, Any]],
+    ragged: Mapping[str, str],
+    numbers: Mapping[str, Any],
+) -> Entry:
+    """The entry, made anew; it stays under its name if it has one.
+
+    Raises:
+        _Unwritable: if the system refuses to write it.
+    """
     making = None
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        _forget_unused(root)
-        making = Path(tempfile.mkdtemp(dir=root, prefix="making-"))
-        writer = Writer(making, ragged, numbers)
-        writer.finish(write(writer))
-        entry = Entry(making, ragged, numbers)  # open files outlive their names
-        if place is not None:
+        with _writing("a place for prepared data"):
+            root = root_of()
+        with _writing(str(root)):
+            root.mkdir(parents=True, exist_ok=True)
+            if name is not None:
+                _forget_unused(root)
+            making = Path(tempfile.mkdtemp(dir=root, prefix="making-"))
+            writer = Writer(making, ragged, numbers)
+        facts = write(writer)
+        with _writing(str(root)):
+            writer.finish(facts)
+            entry = Entry(making, ragged, numbers)  # open files outlive their names
+        if name is not None:
             with suppress(OSError):  # another process made the same meanwhile
-                making.rename(place)
+                making.rename(root / name)
         return entry
-    except OSError as error:
-        raise RunError(
-            f"{root}: prepared data cannot be written here: {error.strerror}. Set the environment variable "
-            "CHATSMITH_CACHE to a directory with room."
-        ) from None
     finally:
         if making is not None:
             shutil.rmtree(making, ignore_errors=True)
 
 
-def _found(place: Path, ragged: Mapping[str, str], numbers: Mapping[str, Any]) -> Entry | None:
-    """The entry at `place`, if it is there and whole; what is broken goes."""
-    if not place.exists():
+class _Unwritable(Exception):
+    """Where, and why."""
+
+
+@contextmanager
+def _writing(where: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # which is the same everywhere
+            raise
+        raise _Unwritable(f"{where}: {error.strerror}") from error
+
+
+@cache
+def _say_that_nothing_is_kept(reason: str) -> None:
+    """Once per process."""
+    print(printable(f"{reason}: prepared data is not kept, and made anew by the next command"), file=sys.stderr)
+
+
+def _found(name: str, ragged: Mapping[str, str], numbers: Mapping[str, Any]) -> Entry | None:
+    """The entry of that name in the cache, if it is there and whole; what is broken goes."""
+    try:
+        place = cache_directory() / name
+        if not place.exists():
+            return None
+    except OSError:
         return None
     try:
         entry = Entry(place, ragged, numbers)

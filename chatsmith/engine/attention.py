@@ -51,8 +51,8 @@ def compiled_attention() -> Any:
         return None
     command = [compiler, *_FLAGS, *_MATH]
     name = hashlib.sha256(repr([_SOURCE.read_text(encoding="utf-8"), *command]).encode()).hexdigest()[:16]
-    library = (cache_directory() / f"attention-{name}.so").absolute()
     try:
+        library = (cache_directory() / f"attention-{name}.so").absolute()
         if _is_ours(library):
             with suppress(OSError):  # damaged, or made where the C library is another
                 return ctypes.CDLL(str(library))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 from transformers import DynamicCache
 
 from chatsmith.engine.attention import decode_attention
@@ -19,6 +20,7 @@ from chatsmith.engine.cache import SlotCache, prefill_cache, rounded_up
 from chatsmith.engine.linears import PackedLinears
 from chatsmith.engine.memory import free_bytes
 from chatsmith.engine.scheduler import Running, prompts_of
+from chatsmith.errors import ConfigError
 from chatsmith.models.arguments import cache_argument, takes_positions
 from chatsmith.models.packing import Layout, packed_attention
 from chatsmith.models.way import way_of
@@ -86,7 +88,7 @@ class Together:
         self._packs = way_of(model).rows == "packed"
         self._linears = PackedLinears(model)
         self._logits = logits_of(model)
-        self._step = torch.compile(self._logits, dynamic=True) if compiled else self._logits
+        self._step = compile_(self._logits) if compiled else self._logits
         self.stride = STRIDE if self._device.type == "cuda" else 1
         self._records = self._device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self._records else None
@@ -251,6 +253,37 @@ class Together:
             self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
             self._recorded_logits = torch.empty(0)
             torch.cuda.empty_cache()
+
+
+def compile_(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function, which torch compiles at its first call.
+
+    Raises:
+        ConfigError: when it is called, if torch cannot.
+    """
+    compiled = torch.compile(function, dynamic=True)
+
+    def call(*arguments: Any, **options: Any) -> Tensor:
+        try:
+            result: Tensor = compiled(*arguments, **options)
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise ConfigError(
+                f"engine.compile: torch cannot compile here: {reason}. Install a C++ compiler (g++), or leave out "
+                "--engine.compile."
+            ) from error
+        return result
+
+    return call
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile something small.
+
+    Raises:
+        ConfigError: if torch cannot.
+    """
+    compile_(lambda x: 2 * x + 1)(torch.ones(8, device=device))
 
 
 class ChunkedPrompt:

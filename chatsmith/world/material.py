@@ -4,13 +4,14 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from chatsmith.checkpoint import save_directory, save_jsonl
+from chatsmith.checkpoint import save_jsonl
 from chatsmith.config import Config, WorldConfig
 from chatsmith.types import Message, Record, Sample
 from chatsmith.world.demonstrations import demonstrations, label, minimal_pairs, offline_pairs
 from chatsmith.world.judge import Gold, judge
 from chatsmith.world.model import build_model, build_tokenizer
 from chatsmith.world.tasks import Task, held_out_tasks, train_tasks
+from chatsmith.writing import replace_directory
 
 EVALUATION_SEED = 7
 DEMONSTRATIONS, PROMPTS, PREFERENCES = "demonstrations.jsonl", "prompts.jsonl", "preferences.jsonl"
@@ -29,7 +30,7 @@ def write_material(config: Config, world: WorldConfig, data: Path, base: Path) -
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
 
-    save_directory(base, fill)
+    replace_directory(base, fill)
 
 
 def prompt_tasks(config: Config, world: WorldConfig) -> list[Task]:

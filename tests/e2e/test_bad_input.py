@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import SHARED, byte_tokenizer, require, tiny_model
 
-from chatsmith.cli import out_of_memory
+from chatsmith.machine import out_of_memory
 
 
 def refused(result, *parts, code=1):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from chatsmith.checkpoint import load_checkpoint, save_checkpoint, save_directory, save_json
+from chatsmith.checkpoint import load_checkpoint, save_checkpoint, save_json
 from chatsmith.errors import RunError
+from chatsmith.writing import replace_directory
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
@@ -37,7 +38,7 @@ def test_what_is_written_has_the_mode_that_the_umask_leaves(tmp_path, umask, mod
 
     before = os.umask(umask)
     try:
-        save_directory(tmp_path / "model", fill)
+        replace_directory(tmp_path / "model", fill)
         save_checkpoint(tmp_path / "c.pt", {"a": 1})
         save_json(tmp_path / "m.json", {})
     finally:
@@ -48,15 +49,15 @@ def test_what_is_written_has_the_mode_that_the_umask_leaves(tmp_path, umask, mod
 
 
 def test_a_failure_half_way_leaves_the_old_file_and_no_rubbish(tmp_path):
-    save_directory(tmp_path / "model", lambda path: (path / "weights").write_text("old"))
+    replace_directory(tmp_path / "model", lambda path: (path / "weights").write_text("old"))
 
     def fill(path):
         (path / "weights").write_text("new")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(RunError, match=r"No space left on device.*type the same command again"):
-        save_directory(tmp_path / "model", fill)
+        replace_directory(tmp_path / "model", fill)
     assert (tmp_path / "model" / "weights").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    save_directory(tmp_path / "model", lambda path: (path / "weights").write_text("new"))
+    replace_directory(tmp_path / "model", lambda path: (path / "weights").write_text("new"))
     assert (tmp_path / "model" / "weights").read_text() == "new"

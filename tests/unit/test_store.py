@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,19 +126,43 @@ def test_a_cache_that_may_only_be_read_is_read(root: Path, monkeypatch: pytest.M
     assert entry(["k"], [[1]], []).rows("rows")[0].tolist() == [1]
 
 
-def test_a_full_disk_is_one_error(root: Path) -> None:
-    def write(writer: Writer) -> dict[str, Any]:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """A limit on the size of files stands for a full disk: writes past it fail in the same place."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    with pytest.raises(RunError, match=r"No space left.*CHATSMITH_CACHE"):
+
+def test_a_full_disk_is_one_error(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_files: None
+) -> None:
+    monkeypatch.setattr(store.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(RunError, match=r"File too large.*CHATSMITH_CACHE"):
+        entry(["k"], [[0] * 5000], [])
+    assert list(root.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [root]
+
+
+def test_where_no_cache_can_be_the_rows_lie_elsewhere_and_it_is_said_once(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store._say_that_nothing_is_kept.cache_clear()
+    root.write_text("a file in its place")
+    for _ in range(2):
+        assert entry(["k"], [[1, 2]], []).rows("rows")[0].tolist() == [1, 2]
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"{root}: File exists: prepared data is not kept, and made anew by the next command"]
+
+
+def test_a_refusal_while_the_source_is_read_is_not_blamed_on_the_cache(root: Path) -> None:
+    def write(writer: Writer) -> dict[str, Any]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "data.jsonl")
+
+    with pytest.raises(PermissionError, match=r"data\.jsonl"):
         stored("test", ["k"], write, ragged={"rows": "i4"}, numbers={})
     assert list(root.iterdir()) == []
-
-
-def test_a_place_where_nothing_can_be_written_is_one_error(root: Path) -> None:
-    root.write_text("a file in its place")
-    with pytest.raises(RunError, match="CHATSMITH_CACHE"):
-        entry(["k"], [[1]], [])
 
 
 def test_a_record_comes_back_from_its_bytes() -> None:

@@ -21,7 +21,7 @@ def config(*names):
 
 
 def log(directory, name, steps, offset=0):
-    with open_trackers(config(name), directory) as opened:
+    with open_trackers(config(name), directory, pytest.fail) as opened:
         for step in steps:
             feed(opened, offset, step, {"rl/kl": step / 8, "rl/entropy": float("nan")})
 
@@ -94,7 +94,7 @@ from chatsmith.errors import ConfigError
 from chatsmith.trackers import open_trackers
 
 try:
-    with open_trackers(resolve([("test", {"trackers": ["wandb"]})]), Path(sys.argv[1])):
+    with open_trackers(resolve([("test", {"trackers": ["wandb"]})]), Path(sys.argv[1]), print):
         print("opened")
 except ConfigError as error:
     print("refused:", error)
@@ -164,7 +164,31 @@ def test_only_known_trackers_are_taken():
 
 
 def test_nothing_is_imported_or_written_where_nothing_is_tracked(tmp_path):
-    with open_trackers(Config(), tmp_path) as opened:
+    with open_trackers(Config(), tmp_path, pytest.fail) as opened:
         assert opened == []
     assert list(tmp_path.iterdir()) == []
     assert set(trackers.OPEN) == {"tensorboard", "wandb", "trackio"}
+
+
+def test_a_tracker_that_fails_is_left_out_and_it_is_said_once(tmp_path):
+    class Broken:
+        logged = 0
+
+        def log(self, step, metrics):
+            self.logged += 1
+            if step == 2:
+                raise OSError(28, "No space left on device")
+
+        def close(self):
+            raise AssertionError("it has failed before")
+
+    broken, said = Broken(), []
+    tracker = trackers.Dispensable("tensorboard", broken, said.append)
+    for step in range(5):
+        tracker.log(step, {"rl/kl": 1.0})
+    tracker.close()
+    assert broken.logged == 3
+    assert said == [
+        "tensorboard: failed, and gets no more metrics ([Errno 28] No space left on device); "
+        "metrics.jsonl holds all of them"
+    ]
