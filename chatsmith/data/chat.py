@@ -4,21 +4,26 @@ A conversation is rendered by the tokenizer's own chat template and then cut at 
 each piece is tokenised by itself. So the prompt of a training example has exactly the tokens that generation starts
 from, and the answer exactly the tokens that a policy could have sampled. Masks are made here and travel with the
 data: nobody later guesses what a token is from its value.
+
+The template sees a placeholder for each answer, and the answer is put where the placeholder came out: nobody searches
+for a text that may stand there twice. In data the template must not treat the answer in any other way; what a policy
+says is taken as it is. What the template itself puts in front of every answer (`wrap`, such as an empty think block) is
+no part of the answer's text.
 """
 
-import copy
 import itertools
-import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 
-from chatsmith.errors import ModelError
+from chatsmith.data.control import Control, control_of
+from chatsmith.errors import ConversationError, ForeignError, ModelError, foreign
 from chatsmith.types import Message
+
+T = TypeVar("T")
 
 # The answer starts on a line of its own: no tokenizer then joins its first word with what stands before it.
 DEFAULT_TEMPLATE = (
@@ -50,7 +55,9 @@ def oddities(tokenizer: Any) -> list[str]:
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
         found.append("the tokenizer pads with EOS, so an end could not be told from padding: a pad token was added")
     if tokenizer.chat_template and tokenizer.bos_token is not None:
-        rendered = _render(tokenizer, (Message("user", "question"),), generation_prompt=True)
+        question = {"role": "user", "content": "question"}
+        (rendered,) = _render_all(tokenizer, control_of(tokenizer), [[question]], generation_prompt=True)
+        rendered = _or_raise(rendered)
         leading = rendered.lstrip().startswith(tokenizer.bos_token) + rendered.lstrip().startswith(
             2 * tokenizer.bos_token
         )
@@ -89,10 +96,10 @@ def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
     """
     extra = getattr(generation_config, "eos_token_id", None)
     named = extra if isinstance(extra, list) else [] if extra is None else [extra]
-    probe = (Message("user", "question"), Message("assistant", "answer"))
-    behind = _render(tokenizer, probe, generation_prompt=False).rpartition("answer")[2].lstrip()
-    template = [id for token, id in tokenizer.get_added_vocab().items() if behind.startswith(token)]
-    return tuple(dict.fromkeys([tokenizer.eos_token_id, *named, *template]))
+    behind = _probe(tokenizer, control_of(tokenizer))[1].lstrip()
+    template = [token for token in tokenizer.get_added_vocab() if behind.startswith(token)]
+    ends = [tokenizer.get_added_vocab()[max(template, key=len)]] if template else []
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *named, *ends]))
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[Sequence[Message]], *, stops: Sequence[int]) -> list[list[int]]:
@@ -101,13 +108,17 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Sequence[Message]], *, stop
     Args:
         stops: ids that end an answer.
     Raises:
-        ModelError: as `encode`.
+        ConversationError: for the first that the template or the tokenizer cannot carry.
     """
-    wholes = _render_all(tokenizer, prompts, generation_prompt=True)
-    pieces = _pieces(tokenizer, prompts, wholes, stops, complete=None)
-    for said, whole in zip(pieces, wholes, strict=True):
-        said.append((whole[sum(len(text) for text, _ in said) :], False))
-    return [row.tokens for row in _tokenise_pieces(tokenizer, pieces)]
+    return [_or_raise(tokens) for tokens in try_encode_prompts(tokenizer, prompts, stops=stops)]
+
+
+def try_encode_prompts(
+    tokenizer: Any, prompts: Sequence[Sequence[Message]], *, stops: Sequence[int]
+) -> list[list[int] | ConversationError]:
+    """The same, with the error in the place of each that cannot be carried."""
+    rows = _encode(tokenizer, prompts, stops=stops, complete=None, open_ended=True, as_said=True)
+    return [row if isinstance(row, ConversationError) else row.tokens for row in rows]
 
 
 def encode(
@@ -126,11 +137,31 @@ def encode(
         complete: per conversation, False if its last answer was cut off at a length limit: then no stop token is
             appended. None: all are complete.
     Raises:
-        ModelError: if the chat template does not render answers so that they can be found and end with a stop token,
-            or cannot render a conversation at all.
+        ConversationError: for the first that the template or the tokenizer cannot carry as it is.
+        ModelError: if the chat template opens answers otherwise than its generation prompt, or does not end them.
     """
-    wholes = _render_all(tokenizer, conversations, generation_prompt=False)
-    return _tokenise_pieces(tokenizer, _pieces(tokenizer, conversations, wholes, stops, complete=complete))
+    rows = _encode(tokenizer, conversations, stops=stops, complete=complete, open_ended=False, as_said=False)
+    return [_or_raise(row) for row in rows]
+
+
+def try_encode(
+    tokenizer: Any, conversations: Sequence[Sequence[Message]], *, stops: Sequence[int]
+) -> list[Encoded | ConversationError]:
+    """The same of complete ones, with the error in the place of each that cannot be carried."""
+    return _encode(tokenizer, conversations, stops=stops, complete=None, open_ended=False, as_said=False)
+
+
+def encode_said(
+    tokenizer: Any, conversations: Sequence[Sequence[Message]], *, stops: Sequence[int], complete: Sequence[bool]
+) -> list[Encoded | ConversationError]:
+    """The same of answers that a policy has said, whatever they are: the template is not asked to treat them."""
+    return _encode(tokenizer, conversations, stops=stops, complete=complete, open_ended=False, as_said=True)
+
+
+def _or_raise(outcome: T | ConversationError) -> T:
+    if isinstance(outcome, ConversationError):
+        raise outcome
+    return outcome
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[Encoded]:
@@ -154,10 +185,25 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> li
     return rows
 
 
-def decode_answer(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of sampled tokens, without special tokens and surrounding white space."""
-    text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
-    return text.strip()
+def decode_answer(tokenizer: Any, ids: Sequence[int], *, stops: Sequence[int] = ()) -> str:
+    """The text of sampled tokens: see `decode_answers`."""
+    return decode_answers(tokenizer, [ids], stops=stops)[0]
+
+
+def decode_answers(tokenizer: Any, rows: Sequence[Sequence[int]], *, stops: Sequence[int]) -> list[str]:
+    """The text of each row of sampled tokens, as data would have it.
+
+    That is without the stop token, special tokens, what the template puts in front of every answer, and surrounding
+    white space. The token for what the vocabulary has none for is shown by its name.
+    """
+    control = control_of(tokenizer)
+    wrap = _wrap(tokenizer, control)
+    texts = []
+    for ids in rows:
+        said = ids[:-1] if ids and ids[-1] in stops else ids
+        text: str = tokenizer.decode([id for id in said if id not in control.quiet])
+        texts.append(_unwrapped(text.strip(), wrap))
+    return texts
 
 
 class TextStream:
@@ -262,126 +308,251 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return texts
 
 
-def _pieces(
+def _encode(
     tokenizer: Any,
     conversations: Sequence[Sequence[Message]],
-    wholes: Sequence[str],
-    stops: Sequence[int],
     *,
+    stops: Sequence[int],
     complete: Sequence[bool] | None,
-) -> list[list[tuple[str, bool]]]:
-    """Rendered conversations up to their last answers, cut where the assistant begins and ends to speak.
+    open_ended: bool,
+    as_said: bool,
+) -> list[Encoded | ConversationError]:
+    """Conversations as tokens, or why one cannot be.
 
-    Returns:
-        per conversation (text, is it the assistant's?) of each piece.
+    Args:
+        open_ended: whether they end with a user's turn, after which the assistant is about to speak.
+        as_said: whether answers are taken as they are, also where the template would change them.
     """
-    stop_tokens = tokenizer.convert_ids_to_tokens(list(stops))
-    hide = _hider(tokenizer)
-    answers = [
-        (number, turn)
-        for number, messages in enumerate(conversations)
-        for turn, message in enumerate(messages)
-        if message.role == "assistant"
+    control = control_of(tokenizer, (turn.content for turns in conversations for turn in turns))
+    wrap = _wrap(tokenizer, control)
+    contents = [
+        [_unwrapped(t.content, wrap) if t.role == "assistant" else t.content for t in turns] for turns in conversations
     ]
-    befores = _render_all(tokenizer, [conversations[n][:turn] for n, turn in answers], generation_prompt=True)
-    pieces: list[list[tuple[str, bool]]] = [[] for _ in conversations]
-    cursors = [0] * len(wholes)
-    for (number, turn), before in zip(answers, befores, strict=True):
-        messages, whole = conversations[number], wholes[number]
-        content = hide(messages[turn].content.strip())
-        begin = whole.find(content, len(before))
-        if not whole.startswith(before) or begin < 0:
+    stop_tokens = [token for token in tokenizer.convert_ids_to_tokens(list(stops)) if token]
+    stop_tokens.sort(key=len, reverse=True)
+
+    def turns(number: int, end: int | None = None, *, answers_shown: bool = False) -> list[_Turn]:
+        return [
+            {"role": turn.role, "content": _as_template_sees(control, place, turn, text, shown=answers_shown)}
+            for place, (turn, text) in enumerate(zip(conversations[number][:end], contents[number], strict=False))
+        ]
+
+    everyone = range(len(conversations))
+    wholes = _render_all(tokenizer, control, [turns(n) for n in everyone], generation_prompt=open_ended)
+    answers = [(n, place) for n in everyone for place, turn in enumerate(conversations[n]) if turn.role == "assistant"]
+    opened = iter(_render_all(tokenizer, control, [turns(n, place) for n, place in answers], generation_prompt=True))
+    befores = {answer: next(opened) for answer in answers}
+    results: list[_Pieces | ConversationError] = []
+    changed = {} if as_said else _changed(tokenizer, control, wholes, contents, turns)
+    for number in everyone:
+        whole = wholes[number]
+        if isinstance(whole, ConversationError):
+            results.append(whole)
+        elif number in changed:
+            results.append(changed[number])
+        else:
+            said = {
+                place: (control.hide(text.strip()), befores[number, place])
+                for place, text in enumerate(contents[number])
+                if (number, place) in befores
+            }
+            cut_off = complete is not None and not complete[number]
+            results.append(_cut(tokenizer, control, whole, said, stop_tokens, cut_off, open_ended, as_said))
+    return _tokenised(tokenizer, control, results)
+
+
+_Turn = dict[str, str]
+_Pieces = list[tuple[str, bool]]  # of a rendered conversation: text, and whether it is the assistant's
+
+
+def _placeholder(control: Control, place: int) -> str:
+    return f"{control.placeholder}{place}{control.placeholder}"
+
+
+def _as_template_sees(control: Control, place: int, turn: Message, text: str, *, shown: bool) -> str:
+    """White space around an answer is the template's affair, the rest of it is not."""
+    if turn.role != "assistant":
+        return control.hide(text)
+    if shown:
+        return text
+    bare = text.strip()
+    begin = text.find(bare)
+    return f"{text[:begin]}{_placeholder(control, place)}{text[begin + len(bare) :]}"
+
+
+def _changed(
+    tokenizer: Any,
+    control: Control,
+    wholes: Sequence[str | ConversationError],
+    contents: Sequence[Sequence[str]],
+    turns: Callable[..., list[_Turn]],
+) -> dict[int, ConversationError]:
+    """Conversations whose answers the template treats in some other way than to put them in their place."""
+    everyone = [number for number, whole in enumerate(wholes) if not isinstance(whole, ConversationError)]
+    real = _render_all(tokenizer, control, [turns(n, answers_shown=True) for n in everyone], generation_prompt=False)
+    changed = {}
+    for number, rendered in zip(everyone, real, strict=True):
+        expected = wholes[number]
+        for place, text in enumerate(contents[number]):
+            expected = str(expected).replace(_placeholder(control, place), text.strip())
+        if isinstance(rendered, ConversationError):
+            changed[number] = rendered
+        elif rendered != expected:
+            changed[number] = ConversationError(
+                f"the chat template of {tokenizer.name_or_path!r} changes an answer in the conversation that begins "
+                f'"{_beginning(contents[number][0])}", so it could not be learned as it stands. Take out what the '
+                "template treats by itself, such as a think block, or give the model another template."
+            )
+    return changed
+
+
+def _cut(
+    tokenizer: Any,
+    control: Control,
+    whole: str,
+    said: dict[int, tuple[str, str | ConversationError]],
+    stop_tokens: Sequence[str],
+    cut_off: bool,
+    open_ended: bool,
+    as_said: bool,
+) -> _Pieces | ConversationError:
+    """A rendered conversation up to its last answer, cut where the assistant begins and ends to speak.
+
+    Args:
+        said: by the place of its turn, each answer and what is rendered before it with the generation prompt.
+        cut_off: whether the last answer has no end.
+    """
+    pieces: _Pieces = []
+    cursor = 0
+    for place, (answer, before) in said.items():
+        placeholder = _placeholder(control, place)
+        at = whole.find(placeholder, cursor)
+        if at < 0 or whole.count(placeholder) > 1:
+            return ConversationError(
+                f"the chat template of {tokenizer.name_or_path!r} leaves out an answer of this conversation, or "
+                "writes it more than once. Give the model another template."
+            )
+        begin = at
+        if isinstance(before, str) and whole.startswith(before) and cursor <= len(before) <= at:
+            begin = len(before)
+        elif not as_said:
             raise ModelError(
                 f"the chat template of {tokenizer.name_or_path!r} renders an answer differently inside a conversation "
                 "than after its generation prompt, so training and generation would disagree. Use a template whose "
                 "generation prompt is how it opens assistant turns."
             )
-        end = begin + len(content)
-        if complete is None or complete[number] or turn < len(messages) - 1:
-            end = _end_of_stop(whole, end, stop_tokens, tokenizer.name_or_path)
-        pieces[number] += [(whole[cursors[number] : len(before)], False), (whole[len(before) : end], True)]
-        cursors[number] = end
+        behind = end = at + len(placeholder)
+        if open_ended or not cut_off or place < max(said):
+            end = _end_of_stop(whole, behind, stop_tokens)
+            if end == behind and not as_said:
+                raise ModelError(
+                    f"the chat template of {tokenizer.name_or_path!r} does not end an assistant turn with a stop token "
+                    f"({', '.join(stop_tokens)}), so the model could never learn to stop. Add the EOS token after the "
+                    "content of assistant turns."
+                )
+        pieces += [(whole[cursor:begin], False), (f"{whole[begin:at]}{answer}{whole[behind:end]}", True)]
+        cursor = end
+    if open_ended:
+        pieces.append((whole[cursor:], False))
     return pieces
 
 
-def _end_of_stop(text: str, start: int, stop_tokens: Sequence[str], origin: str) -> int:
+def _end_of_stop(text: str, start: int, stop_tokens: Sequence[str]) -> int:
+    """Behind the stop token that follows, after white space; `start` if none does."""
     begin = start
     while begin < len(text) and text[begin].isspace():
         begin += 1
-    for stop in stop_tokens:
-        if text.startswith(stop, begin):
-            return begin + len(stop)
-    raise ModelError(
-        f"the chat template of {origin!r} does not end an assistant turn with a stop token ({', '.join(stop_tokens)}), "
-        "so the model could never learn to stop. Add the EOS token after the content of assistant turns."
-    )
+    return next((begin + len(stop) for stop in stop_tokens if text.startswith(stop, begin)), start)
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str:
-    return _render_all(tokenizer, [messages], generation_prompt=generation_prompt)[0]
+def _probe(tokenizer: Any, control: Control) -> tuple[str, str]:
+    """What the chat template writes between its generation prompt and an answer, and behind the answer.
+
+    Raises:
+        ModelError: if it cannot render the simplest conversation.
+    """
+    asked = {"role": "user", "content": "question"}
+    answered = {"role": "assistant", "content": _placeholder(control, 1)}
+    (before,) = _render_all(tokenizer, control, [[asked]], generation_prompt=True)
+    (whole,) = _render_all(tokenizer, control, [[asked, answered]], generation_prompt=False)
+    before, whole = _or_raise(before), _or_raise(whole)
+    ahead, _, behind = whole.partition(_placeholder(control, 1))
+    return ahead[len(before) :] if ahead.startswith(before) else "", behind
 
 
-def _render_all(tokenizer: Any, conversations: Sequence[Sequence[Message]], *, generation_prompt: bool) -> list[str]:
+def _wrap(tokenizer: Any, control: Control) -> str:
+    """What the chat template puts in front of every answer, without white space around it."""
+    if control.wrap is None:
+        try:
+            control.wrap = _probe(tokenizer, control)[0].strip()
+        except ConversationError:  # then each conversation says so
+            control.wrap = ""
+    return control.wrap
+
+
+def _unwrapped(text: str, wrap: str) -> str:
+    bare = text.lstrip()
+    return bare[len(wrap) :].lstrip() if wrap and bare.startswith(wrap) else text
+
+
+def _render_all(
+    tokenizer: Any, control: Control, conversations: Sequence[list[_Turn]], *, generation_prompt: bool
+) -> list[str | ConversationError]:
+    """What the chat template makes of conversations."""
     if not conversations:
         return []
-    hide = _hider(tokenizer)
-    turns = [[{"role": turn.role, "content": hide(turn.content)} for turn in turns] for turns in conversations]
     try:
-        texts: list[str] = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
-    except TemplateError as error:
+        with foreign():
+            return list(
+                tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=generation_prompt)
+            )
+    except ForeignError as error:
         if len(conversations) > 1:  # by themselves, to find the one
-            return [_render(tokenizer, each, generation_prompt=generation_prompt) for each in conversations]
-        begins = textwrap.shorten(conversations[0][0].content, 60, placeholder="…")
-        raise ModelError(
-            f"the chat template of {tokenizer.name_or_path!r} cannot render the conversation that begins "
-            f'"{begins}": {error}. Change such conversations (a system text, for one, can open the first user turn), '
-            "or give the model another template."
-        ) from error
-    return texts
+            return [
+                _render_all(tokenizer, control, [each], generation_prompt=generation_prompt)[0]
+                for each in conversations
+            ]
+        reason = error.__cause__ if isinstance(error.__cause__, TemplateError) else error
+        first = control.show(conversations[0][0]["content"]) if conversations[0] else ""
+        return [
+            ConversationError(
+                f"the chat template of {tokenizer.name_or_path!r} cannot render the conversation that begins "
+                f'"{_beginning(first)}": {reason}. Change such conversations (a system text, for one, can open the '
+                "first user turn), or give the model another template."
+            )
+        ]
 
 
-# Text that spells a special token ("</s>") must stay text: else a prompt could end turns or forge them. Such spellings
-# travel through the template between two private-use characters and are then tokenised as ordinary text.
-_HIDDEN = re.compile("\ue000(.*?)\ue001", re.DOTALL)
+def _beginning(text: str) -> str:
+    return textwrap.shorten(text, 60, placeholder="…")
 
 
-def _hider(tokenizer: Any) -> Callable[[str], str]:
-    special = "|".join(re.escape(token) for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True))
-    return partial(re.compile(special).sub, "\ue000\\g<0>\ue001")
-
-
-def _tokenise_pieces(tokenizer: Any, conversations: Sequence[Sequence[tuple[str, bool]]]) -> list[Encoded]:
+def _tokenised(
+    tokenizer: Any, control: Control, conversations: Sequence[_Pieces | ConversationError]
+) -> list[Encoded | ConversationError]:
     """Tokenise every piece by itself and join those of a conversation."""
-    # Every second part of a piece that is split at hidden spellings is one of them.
-    parts = [_HIDDEN.split(text) for pieces in conversations for text, _ in pieces]
-    plain = iter(_ids(tokenizer, [part for split in parts for part in split[::2]], spelled=False))
-    spelled = iter(_ids(tokenizer, [part for split in parts for part in split[1::2]], spelled=True))
-    splits = iter(parts)
-    rows = []
+    texts = [text for pieces in conversations if isinstance(pieces, list) for text, _ in pieces]
+    try:
+        with foreign():
+            ids = iter(control.encode(texts))
+    except ForeignError as error:
+        if len(conversations) > 1:
+            return [_tokenised(tokenizer, control, [each])[0] for each in conversations]
+        return [
+            ConversationError(
+                f"the tokenizer of {tokenizer.name_or_path!r} cannot read the conversation that begins "
+                f'"{_beginning(control.show(texts[0]))}": {error}. Change it, or leave it out.'
+            )
+        ]
+    rows: list[Encoded | ConversationError] = []
     for pieces in conversations:
+        if isinstance(pieces, ConversationError):
+            rows.append(pieces)
+            continue
         row = Encoded([], [])
         for _, is_target in pieces:
-            before = len(row.tokens)
-            for index in range(len(next(splits))):
-                row.tokens.extend(next(spelled if index % 2 else plain))
-            row.targets.extend([is_target] * (len(row.tokens) - before))
+            tokens = next(ids)
+            row.tokens.extend(tokens)
+            row.targets.extend([is_target] * len(tokens))
         rows.append(row)
     return rows
-
-
-def _ids(tokenizer: Any, texts: list[str], *, spelled: bool) -> list[list[int]]:
-    """Token ids of texts; where special tokens are `spelled`, they are read as ordinary text."""
-    if not texts:
-        return []
-    # The template writes BOS itself: the tokenizer must not add a second one.
-    if not tokenizer.is_fast:
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=spelled).input_ids
-        return ids
-    # What calling the tokenizer adds, masks and offsets, takes a third of the time and is used by nobody here.
-    backend = tokenizer.backend_tokenizer
-    if spelled:  # rare, so a copy of its own: threads share the other one
-        backend = copy.deepcopy(backend)
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = spelled
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]

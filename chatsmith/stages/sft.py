@@ -12,9 +12,9 @@ from torch import Tensor
 from chatsmith.algo.losses import language_model_loss
 from chatsmith.config import Config
 from chatsmith.data.batch import batches, best_fit, micro_batches, pad, pad_mask
-from chatsmith.data.chat import Encoded, encode, encode_prompts
+from chatsmith.data.chat import Encoded, try_encode, try_encode_prompts
 from chatsmith.data.formats import best_answer
-from chatsmith.data.tokens import EncodedRows, encoded, lengths_of
+from chatsmith.data.tokens import EncodedRows, OnError, encoded, lengths_of, place_errors
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import DataError
 from chatsmith.models.packing import packs
@@ -69,8 +69,9 @@ def train_sft(
         Interrupted, TrainingStopped: see `runtime` and `loop`.
     """
     settings = config.sft
-    rows, dropped = encode_best_answers(tokenizer, train, stops=stops, max_tokens=max_tokens)
-    held_out_rows, also_dropped = encode_best_answers(tokenizer, held_out, stops=stops, max_tokens=max_tokens)
+    options: dict[str, Any] = {"stops": stops, "max_tokens": max_tokens, "on_error": config.data.on_error}
+    rows, dropped = encode_best_answers(tokenizer, train, **options)
+    held_out_rows, also_dropped = encode_best_answers(tokenizer, held_out, **options)
     if not rows or not held_out_rows:
         raise DataError(
             f"sft: no usable record: {len(train)} for training and {len(held_out)} held out, of which "
@@ -126,22 +127,28 @@ def train_sft(
 
 
 def encode_best_answers(
-    tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int
+    tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int, on_error: OnError = "raise"
 ) -> tuple[EncodedRows, int]:
-    """Each record's conversation with its best-scored answer, and how many were longer than `max_tokens`."""
+    """Each record's conversation with its best-scored answer, and how many were left out: see `best_answers`."""
 
     def encode_chunk(chunk: list[Record]) -> list[Encoded]:
-        return best_answers(tokenizer, chunk, stops=stops, max_tokens=max_tokens)
+        return best_answers(tokenizer, chunk, stops=stops, max_tokens=max_tokens, on_error=on_error)
 
-    rows = encoded("sft", tokenizer, records, encode_chunk, settings=[list(stops), max_tokens])
+    rows = encoded("sft", tokenizer, records, encode_chunk, settings=[list(stops), max_tokens, on_error])
     return rows, len(records) - len(rows)
 
 
-def best_answers(tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int) -> list[Encoded]:
-    """Conversations with their best-scored answers, as long as they have at most `max_tokens`."""
+def best_answers(
+    tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int, on_error: OnError
+) -> list[Encoded]:
+    """Conversations with their best-scored answers, as long as they have at most `max_tokens`.
+
+    Raises:
+        DataError: at the first that the chat template cannot carry, unless `on_error` is "skip".
+    """
     conversations = [(*record.prompt, Message("assistant", best_answer(record).content)) for record in records]
-    rows = encode(tokenizer, conversations, stops=stops)
-    return [row for row in rows if len(row.tokens) <= max_tokens]
+    rows = place_errors(records, try_encode(tokenizer, conversations, stops=stops), on_error)
+    return [row for row in rows if row is not None and len(row.tokens) <= max_tokens]
 
 
 def language_model_backward(
@@ -217,7 +224,8 @@ def _greedy_habits(
     prompts: list[list[int]] = []
     for start in range(0, len(records), GREEDY_SAMPLES):
         asked = [record.prompt for record in records[start : start + GREEDY_SAMPLES]]
-        prompts += [p for p in encode_prompts(tokenizer, asked, stops=stops) if len(p) + limit <= max_tokens]
+        encoded_prompts = try_encode_prompts(tokenizer, asked, stops=stops)
+        prompts += [p for p in encoded_prompts if isinstance(p, list) and len(p) + limit <= max_tokens]
         if len(prompts) >= GREEDY_SAMPLES:
             break
     prompts = prompts[:GREEDY_SAMPLES]
