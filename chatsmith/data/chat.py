@@ -65,6 +65,18 @@ def oddities(tokenizer: Any) -> list[str]:
             found.append("the chat template begins with BOS twice: models are trained with one")
         elif leading == 0 and tokenizer("a").input_ids[0] == tokenizer.bos_token_id:
             found.append("the chat template leaves out BOS, which the tokenizer puts before plain text")
+    if tokenizer.chat_template:
+        control = control_of(tokenizer)
+        if wrap := _wrap(tokenizer, control):
+            found.append(
+                f"the chat template puts {wrap!r} in front of every answer: it is learned with the answers, and is no "
+                "part of their text"
+            )
+        if unspeakable := control.unspeakable():
+            found.append(
+                f"the tokenizer has no ordinary tokens for the letters of {unspeakable[0]!r} and "
+                f"{len(unspeakable) - 1} other control tokens: where such a text is typed, it is read as unknown"
+            )
     return found
 
 
@@ -323,7 +335,17 @@ def _encode(
         open_ended: whether they end with a user's turn, after which the assistant is about to speak.
         as_said: whether answers are taken as they are, also where the template would change them.
     """
-    control = control_of(tokenizer, (turn.content for turns in conversations for turn in turns))
+    try:
+        control = control_of(tokenizer, (turn.content for turns in conversations for turn in turns))
+    except ConversationError as error:
+        if len(conversations) == 1:
+            return [error]
+        options: dict[str, Any] = {"stops": stops, "open_ended": open_ended, "as_said": as_said}
+        ended = complete or [True] * len(conversations)
+        return [
+            _encode(tokenizer, [each], complete=[end], **options)[0]
+            for each, end in zip(conversations, ended, strict=True)
+        ]
     wrap = _wrap(tokenizer, control)
     contents = [
         [_unwrapped(t.content, wrap) if t.role == "assistant" else t.content for t in turns] for turns in conversations
@@ -443,7 +465,7 @@ def _cut(
             )
         behind = end = at + len(placeholder)
         if open_ended or not cut_off or place < max(said):
-            end = _end_of_stop(whole, behind, stop_tokens)
+            end = _end_of_stop(whole, behind, stop_tokens, control)
             if end == behind and not as_said:
                 raise ModelError(
                     f"the chat template of {tokenizer.name_or_path!r} does not end an assistant turn with a stop token "
@@ -457,12 +479,20 @@ def _cut(
     return pieces
 
 
-def _end_of_stop(text: str, start: int, stop_tokens: Sequence[str]) -> int:
-    """Behind the stop token that follows, after white space; `start` if none does."""
-    begin = start
-    while begin < len(text) and text[begin].isspace():
-        begin += 1
-    return next((begin + len(stop) for stop in stop_tokens if text.startswith(stop, begin)), start)
+def _end_of_stop(text: str, start: int, stop_tokens: Sequence[str], control: Control) -> int:
+    """Behind the stop token that follows, after white space, and what it swallows; `start` if none does."""
+    begin = _behind_space(text, start)
+    stop = next((stop for stop in stop_tokens if text.startswith(stop, begin)), None)
+    if stop is None:
+        return start
+    end = begin + len(stop)
+    return _behind_space(text, end) if stop in control.strips_right else end
+
+
+def _behind_space(text: str, start: int) -> int:
+    while start < len(text) and text[start].isspace():
+        start += 1
+    return start
 
 
 def _probe(tokenizer: Any, control: Control) -> tuple[str, str]:

@@ -10,6 +10,7 @@ for their letters. So everything that was typed is read as the words around it a
 
 import json
 import re
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -49,13 +50,14 @@ def control_of(tokenizer: Any, typed: Iterable[str] = ()) -> "Control":
 class Control:
     """See above.
 
-    `reserved` are the characters used as names and marks, `quiet` the ids that give no text when tokens are decoded:
+    `reserved` are the characters used as names and marks, `strips_right` the spellings of tokens that swallow the white
+    space behind them, `quiet` the ids that give no text when tokens are decoded:
     the special ones, but not the one for what the vocabulary has no token for, which must be seen.
     """
 
     def __init__(self, tokenizer: Any, first: int) -> None:
         self.state = _state(tokenizer)
-        self._tokenizer = tokenizer if not tokenizer.is_fast else None
+        self._tokenizer = weakref.proxy(tokenizer)
         added: dict[int, AddedToken] = tokenizer.added_tokens_decoder
         self._ids = {token.content: id for id, token in added.items() if _is_control(token, tokenizer)}
         letters = sorted({_first_letter(spelling) for spelling in self._ids})
@@ -68,6 +70,7 @@ class Control:
         self._shown = dict(zip(map(ord, marks), letters, strict=True))
         self._names = names
         self._spelled = _pattern(token for token in added.values() if token.content in self._ids)
+        self.strips_right = {token.content for token in added.values() if token.rstrip}
         special = {id for id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
         self.quiet = frozenset(special - {unknown_id(tokenizer)})
         self.wrap: str | None = None  # see chat.py
@@ -85,11 +88,19 @@ class Control:
         """The text that was hidden."""
         return text.translate(self._shown)
 
+    def unspeakable(self) -> list[str]:
+        """Spellings that cannot be read as text, because the vocabulary has nothing for some letter of them."""
+        unknown = unknown_id(self._tokenizer)
+        if unknown is None:
+            return []
+        rows = self.encode([self.hide(spelling) for spelling in self._ids])
+        return [spelling for spelling, row in zip(self._ids, rows, strict=True) if unknown in row]
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of pieces of rendered conversations. None is added, no BOS either: the template writes it."""
         if not texts:
             return []
-        if self._tokenizer is not None:
+        if not self._tokenizer.is_fast:
             return [self._encode_slowly(text) for text in texts]
         named = [self.show(self._spelled.sub(lambda found: self._names[found[0]], text)) for text in texts]
         # what calling the tokenizer adds, masks and offsets, takes a third of the time and is used by nobody here
@@ -103,8 +114,8 @@ class Control:
         for found in [*self._spelled.finditer(text), None]:
             words = self.show(text[end : found.start() if found else len(text)])
             if words:
-                tokens = self._tokenizer.tokenize(words, split_special_tokens=True)  # type: ignore[union-attr]
-                ids += self._tokenizer.convert_tokens_to_ids(tokens)  # type: ignore[union-attr]
+                tokens = self._tokenizer.tokenize(words, split_special_tokens=True)
+                ids += self._tokenizer.convert_tokens_to_ids(tokens)
             if found:
                 ids.append(self._ids[found[0]])
                 end = found.end()

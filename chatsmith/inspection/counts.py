@@ -17,7 +17,7 @@ from chatsmith.data.sources import Source
 from chatsmith.data.spec import STAGES
 from chatsmith.inspection.copies import Seen, bit
 from chatsmith.inspection.findings import EXAMPLES, Example, question
-from chatsmith.inspection.reading import Length, Reader, character_lengths, token_lengths
+from chatsmith.inspection.reading import Length, Reader, character_lengths, measured
 from chatsmith.types import Stage
 
 REASONS = 5  # of bad records, listed per source
@@ -62,7 +62,8 @@ class Histogram:
 class StageFacts:
     """One stage: examples for training (copies by weight included) and held out, and how long they are.
 
-    `too_long` of the `measured` records exceed `limit` and are dropped; all three are 0 without a tokenizer.
+    `too_long` of the `measured` records exceed `limit` and are dropped; all three are 0 without a tokenizer. So are the
+    `tokens` in them, of which the tokenizer does not know `unknown`, and what it or the chat template `refused`.
     """
 
     train: int
@@ -71,6 +72,9 @@ class StageFacts:
     measured: int
     too_long: int
     limit: int
+    tokens: int = 0
+    unknown: int = 0
+    refused: tuple[Example, ...] = ()
 
 
 @dataclass
@@ -154,15 +158,18 @@ def stage_facts(stage: Stage, sides: StageData, reader: Reader | None) -> StageF
     records = sides.train or sides.held_out
     chosen = range(0, len(records), -(-len(records) // MEASURED))
     lengths: list[Length] = []
-    dropped = 0
+    dropped = tokens = unknown = 0
+    refused: list[Example] = []
     for start in range(0, len(chosen), BATCH):
         batch = [records[index] for index in chosen[start : start + BATCH]]
         if reader is None:
             lengths += character_lengths(stage, batch)
         else:
-            measured, too_long = token_lengths(stage, batch, reader)
-            lengths += measured
-            dropped += too_long
+            found = measured(stage, batch, reader)
+            lengths += found.lengths
+            dropped += found.too_long
+            tokens, unknown = tokens + found.tokens, unknown + found.unknown
+            refused += [Example(origin, reason) for origin, reason in found.refused]
     named = {"prompt": [x.prompt for x in lengths], "answer": [x.answer for x in lengths if x.answer]}
     if stage == "ptx":
         named = {"text": [x.whole for x in lengths]}
@@ -175,6 +182,9 @@ def stage_facts(stage: Stage, sides: StageData, reader: Reader | None) -> StageF
         measured=len(chosen) if reader else 0,
         too_long=dropped,
         limit=reader.limit if reader else 0,
+        tokens=tokens,
+        unknown=unknown,
+        refused=tuple(refused),
     )
 
 

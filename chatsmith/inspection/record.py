@@ -1,7 +1,8 @@
 """What a run writes down about its data: `data.json`, from a look whose cost does not grow with the data."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 from chatsmith.checkpoint import finite, save_text
 from chatsmith.config import Config
 from chatsmith.data.sources import Source
+from chatsmith.errors import DataError
 from chatsmith.inputs import share, stages_to_train
 from chatsmith.inspection.check import Facts, facts_of
-from chatsmith.inspection.reading import readers
+from chatsmith.inspection.reading import Reader, readers
 from chatsmith.inspection.show import View, sample, view
+from chatsmith.types import Record, Stage
 
 FILE = "data.json"
 MOST = 50_000  # records that a run looks at
@@ -33,12 +36,20 @@ def write_facts(config: Config, sources: Sequence[Source], directory: Path) -> F
     for stage in stages_to_train(config):
         if data[stage].train:
             records = sample(data, stage, TRIED, seed=config.seed)
-            views = (view(record, stage, reading[stage], config) for record in records)
-            short = next(filter(_fits, views), None)
-            examples.append(_written(short or view(records[0], stage, reading[stage], config)))
+            first = next(_views(records, stage, reading[stage], config), None)
+            short = next(filter(_fits, _views(records, stage, reading[stage], config)), first)
+            if short is not None:
+                examples.append(_written(short))
     text = json.dumps(finite(asdict(facts) | {"examples": examples}), ensure_ascii=False)
     save_text(directory / FILE, text + "\n")
     return facts
+
+
+def _views(records: Sequence[Record], stage: Stage, reader: Reader, config: Config) -> Iterator[View]:
+    """Of those that can be seen so: what cannot is among the findings."""
+    for record in records:
+        with suppress(DataError):
+            yield view(record, stage, reader, config)
 
 
 def _fits(view: View) -> bool:

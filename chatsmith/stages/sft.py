@@ -13,6 +13,7 @@ from chatsmith.algo.losses import language_model_loss
 from chatsmith.config import Config
 from chatsmith.data.batch import batches, best_fit, micro_batches, pad, pad_mask
 from chatsmith.data.chat import Encoded, try_encode, try_encode_prompts
+from chatsmith.data.control import unknown_id
 from chatsmith.data.formats import best_answer
 from chatsmith.data.tokens import EncodedRows, OnError, encoded, lengths_of, place_errors
 from chatsmith.engine.engine import Engine, Request, Sampling
@@ -25,6 +26,8 @@ from chatsmith.types import Message, Record
 
 EVALUATIONS = 10  # held-out evaluations per run
 GREEDY_SAMPLES = 64
+MANY_UNKNOWN = 0.02  # share of unknown tokens from which on an assistant will say them
+COUNTED = 2_000  # rows in which they are counted
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class SftReport:
     dropped_too_long: int
     steps: int
     skipped_steps: int
+    unknown_share: float = 0.0  # of the tokens, those for what the vocabulary has none for
 
     @property
     def perplexity(self) -> float:
@@ -123,6 +127,7 @@ def train_sft(
         dropped_too_long=dropped + also_dropped,
         steps=total,
         skipped_steps=guard.skipped,
+        unknown_share=_unknown_share(tokenizer, rows),
     )
 
 
@@ -214,6 +219,13 @@ def _target_logprobs(
         max_logits_bytes=config.engine.max_logits_mib << 20,
     )
     return logprobs, mask
+
+
+def _unknown_share(tokenizer: Any, rows: EncodedRows) -> float:
+    """Of the tokens in rows that are spread evenly over all."""
+    unknown = unknown_id(tokenizer)
+    counted = [rows[i].tokens for i in range(0, len(rows), -(-len(rows) // COUNTED))]
+    return 0.0 if unknown is None else sum(row.count(unknown) for row in counted) / sum(map(len, counted))
 
 
 def _greedy_habits(
