@@ -4,26 +4,17 @@ A conversation is rendered by the tokenizer's own chat template and then cut at 
 each piece is tokenised by itself. So the prompt of a training example has exactly the tokens that generation starts
 from, and the answer exactly the tokens that a policy could have sampled. Masks are made here and travel with the
 data: nobody later guesses what a token is from its value.
-
-The template sees a placeholder for each answer, and the answer is put where the placeholder came out: nobody searches
-for a text that may stand there twice. In data the template must not treat the answer in any other way; what a policy
-says is taken as it is. What the template itself puts in front of every answer (`wrap`, such as an empty think block) is
-no part of the answer's text.
 """
 
 import itertools
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from jinja2 import TemplateError
+from typing import Any
 
 from chatsmith.data.control import Control, control_of
+from chatsmith.data.rendering import Pieces, Renderer, beginning, or_raise, unwrapped
 from chatsmith.errors import ConversationError, ForeignError, ModelError, foreign
 from chatsmith.types import Message
-
-T = TypeVar("T")
 
 # The answer starts on a line of its own: no tokenizer then joins its first word with what stands before it.
 DEFAULT_TEMPLATE = (
@@ -56,8 +47,8 @@ def oddities(tokenizer: Any) -> list[str]:
         found.append("the tokenizer pads with EOS, so an end could not be told from padding: a pad token was added")
     if tokenizer.chat_template and tokenizer.bos_token is not None:
         question = {"role": "user", "content": "question"}
-        (rendered,) = _render_all(tokenizer, control_of(tokenizer), [[question]], generation_prompt=True)
-        rendered = _or_raise(rendered)
+        renderer = Renderer(tokenizer, control_of(tokenizer))
+        rendered = or_raise(renderer.render([[question]], generation_prompt=True)[0])
         leading = rendered.lstrip().startswith(tokenizer.bos_token) + rendered.lstrip().startswith(
             2 * tokenizer.bos_token
         )
@@ -67,7 +58,7 @@ def oddities(tokenizer: Any) -> list[str]:
             found.append("the chat template leaves out BOS, which the tokenizer puts before plain text")
     if tokenizer.chat_template:
         control = control_of(tokenizer)
-        if wrap := _wrap(tokenizer, control):
+        if wrap := Renderer(tokenizer, control).wrap():
             found.append(
                 f"the chat template puts {wrap!r} in front of every answer: it is learned with the answers, and is no "
                 "part of their text"
@@ -108,7 +99,7 @@ def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
     """
     extra = getattr(generation_config, "eos_token_id", None)
     named = extra if isinstance(extra, list) else [] if extra is None else [extra]
-    behind = _probe(tokenizer, control_of(tokenizer))[1].lstrip()
+    behind = Renderer(tokenizer, control_of(tokenizer)).probe()[1].lstrip()
     template = [token for token in tokenizer.get_added_vocab() if behind.startswith(token)]
     ends = [tokenizer.get_added_vocab()[max(template, key=len)]] if template else []
     return tuple(dict.fromkeys([tokenizer.eos_token_id, *named, *ends]))
@@ -122,7 +113,7 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Sequence[Message]], *, stop
     Raises:
         ConversationError: for the first that the template or the tokenizer cannot carry.
     """
-    return [_or_raise(tokens) for tokens in try_encode_prompts(tokenizer, prompts, stops=stops)]
+    return [or_raise(tokens) for tokens in try_encode_prompts(tokenizer, prompts, stops=stops)]
 
 
 def try_encode_prompts(
@@ -153,7 +144,7 @@ def encode(
         ModelError: if the chat template opens answers otherwise than its generation prompt, or does not end them.
     """
     rows = _encode(tokenizer, conversations, stops=stops, complete=complete, open_ended=False, as_said=False)
-    return [_or_raise(row) for row in rows]
+    return [or_raise(row) for row in rows]
 
 
 def try_encode(
@@ -168,12 +159,6 @@ def encode_said(
 ) -> list[Encoded | ConversationError]:
     """The same of answers that a policy has said, whatever they are: the template is not asked to treat them."""
     return _encode(tokenizer, conversations, stops=stops, complete=complete, open_ended=False, as_said=True)
-
-
-def _or_raise(outcome: T | ConversationError) -> T:
-    if isinstance(outcome, ConversationError):
-        raise outcome
-    return outcome
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[Encoded]:
@@ -209,12 +194,12 @@ def decode_answers(tokenizer: Any, rows: Sequence[Sequence[int]], *, stops: Sequ
     white space. The token for what the vocabulary has none for is shown by its name.
     """
     control = control_of(tokenizer)
-    wrap = _wrap(tokenizer, control)
+    wrap = Renderer(tokenizer, control).wrap()
     texts = []
     for ids in rows:
         said = ids[:-1] if ids and ids[-1] in stops else ids
         text: str = tokenizer.decode([id for id in said if id not in control.quiet])
-        texts.append(_unwrapped(text.strip(), wrap))
+        texts.append(unwrapped(text.strip(), wrap))
     return texts
 
 
@@ -262,12 +247,13 @@ class TextStream:
 class AnswerStream:
     """A `TextStream` that ends before a stop string, of which nothing is ever given.
 
-    Text that may turn out to be the beginning of a stop string is held back until that is known. If several are
-    found, the one that is complete first counts.
+    Nor is what the template puts in front of every answer. Text that may turn out to be the beginning of one of them is
+    held back until that is known. If several stop strings are found, the one that is complete first counts.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
         self._text = TextStream(tokenizer)
+        self._wrap = Renderer(tokenizer, control_of(tokenizer)).wrap()
         self._stop = stop
         self._held = ""
         self.ended = False  # by a stop string
@@ -279,13 +265,17 @@ class AnswerStream:
     def finish(self) -> str:
         """What is still held back where no stop string has come."""
         piece = self._give(self._text.finish())
-        held, self._held = self._held, ""
+        held, self._held = unwrapped(self._held, self._wrap), ""
         return piece + held
 
     def _give(self, text: str) -> str:
         if self.ended:
             return ""
         text = self._held + text
+        if self._wrap.startswith(text.lstrip()) and self._wrap:
+            self._held = text
+            return ""
+        text, self._wrap = unwrapped(text, self._wrap), ""
         if found := [(begin + len(stop), begin) for stop in self._stop if (begin := text.find(stop)) >= 0]:
             self.ended, self._held = True, ""
             return text[: min(found)[1]]
@@ -329,236 +319,24 @@ def _encode(
     open_ended: bool,
     as_said: bool,
 ) -> list[Encoded | ConversationError]:
-    """Conversations as tokens, or why one cannot be.
-
-    Args:
-        open_ended: whether they end with a user's turn, after which the assistant is about to speak.
-        as_said: whether answers are taken as they are, also where the template would change them.
-    """
+    """Conversations as tokens, or why one cannot be: see `Renderer.pieces`."""
+    cut_off = [complete is not None and not complete[number] for number in range(len(conversations))]
     try:
         control = control_of(tokenizer, (turn.content for turns in conversations for turn in turns))
     except ConversationError as error:
         if len(conversations) == 1:
             return [error]
         options: dict[str, Any] = {"stops": stops, "open_ended": open_ended, "as_said": as_said}
-        ended = complete or [True] * len(conversations)
-        return [
-            _encode(tokenizer, [each], complete=[end], **options)[0]
-            for each, end in zip(conversations, ended, strict=True)
-        ]
-    wrap = _wrap(tokenizer, control)
-    contents = [
-        [_unwrapped(t.content, wrap) if t.role == "assistant" else t.content for t in turns] for turns in conversations
-    ]
-    stop_tokens = [token for token in tokenizer.convert_ids_to_tokens(list(stops)) if token]
-    stop_tokens.sort(key=len, reverse=True)
-
-    def turns(number: int, end: int | None = None, *, answers_shown: bool = False) -> list[_Turn]:
-        return [
-            {"role": turn.role, "content": _as_template_sees(control, place, turn, text, shown=answers_shown)}
-            for place, (turn, text) in enumerate(zip(conversations[number][:end], contents[number], strict=False))
-        ]
-
-    everyone = range(len(conversations))
-    wholes = _render_all(tokenizer, control, [turns(n) for n in everyone], generation_prompt=open_ended)
-    answers = [(n, place) for n in everyone for place, turn in enumerate(conversations[n]) if turn.role == "assistant"]
-    opened = iter(_render_all(tokenizer, control, [turns(n, place) for n, place in answers], generation_prompt=True))
-    befores = {answer: next(opened) for answer in answers}
-    results: list[_Pieces | ConversationError] = []
-    changed = {} if as_said else _changed(tokenizer, control, wholes, contents, turns)
-    for number in everyone:
-        whole = wholes[number]
-        if isinstance(whole, ConversationError):
-            results.append(whole)
-        elif number in changed:
-            results.append(changed[number])
-        else:
-            said = {
-                place: (control.hide(text.strip()), befores[number, place])
-                for place, text in enumerate(contents[number])
-                if (number, place) in befores
-            }
-            cut_off = complete is not None and not complete[number]
-            results.append(_cut(tokenizer, control, whole, said, stop_tokens, cut_off, open_ended, as_said))
-    return _tokenised(tokenizer, control, results)
-
-
-_Turn = dict[str, str]
-_Pieces = list[tuple[str, bool]]  # of a rendered conversation: text, and whether it is the assistant's
-
-
-def _placeholder(control: Control, place: int) -> str:
-    return f"{control.placeholder}{place}{control.placeholder}"
-
-
-def _as_template_sees(control: Control, place: int, turn: Message, text: str, *, shown: bool) -> str:
-    """White space around an answer is the template's affair, the rest of it is not."""
-    if turn.role != "assistant":
-        return control.hide(text)
-    if shown:
-        return text
-    bare = text.strip()
-    begin = text.find(bare)
-    return f"{text[:begin]}{_placeholder(control, place)}{text[begin + len(bare) :]}"
-
-
-def _changed(
-    tokenizer: Any,
-    control: Control,
-    wholes: Sequence[str | ConversationError],
-    contents: Sequence[Sequence[str]],
-    turns: Callable[..., list[_Turn]],
-) -> dict[int, ConversationError]:
-    """Conversations whose answers the template treats in some other way than to put them in their place."""
-    everyone = [number for number, whole in enumerate(wholes) if not isinstance(whole, ConversationError)]
-    real = _render_all(tokenizer, control, [turns(n, answers_shown=True) for n in everyone], generation_prompt=False)
-    changed = {}
-    for number, rendered in zip(everyone, real, strict=True):
-        expected = wholes[number]
-        for place, text in enumerate(contents[number]):
-            expected = str(expected).replace(_placeholder(control, place), text.strip())
-        if isinstance(rendered, ConversationError):
-            changed[number] = rendered
-        elif rendered != expected:
-            changed[number] = ConversationError(
-                f"the chat template of {tokenizer.name_or_path!r} changes an answer in the conversation that begins "
-                f'"{_beginning(contents[number][0])}", so it could not be learned as it stands. Take out what the '
-                "template treats by itself, such as a think block, or give the model another template."
-            )
-    return changed
-
-
-def _cut(
-    tokenizer: Any,
-    control: Control,
-    whole: str,
-    said: dict[int, tuple[str, str | ConversationError]],
-    stop_tokens: Sequence[str],
-    cut_off: bool,
-    open_ended: bool,
-    as_said: bool,
-) -> _Pieces | ConversationError:
-    """A rendered conversation up to its last answer, cut where the assistant begins and ends to speak.
-
-    Args:
-        said: by the place of its turn, each answer and what is rendered before it with the generation prompt.
-        cut_off: whether the last answer has no end.
-    """
-    pieces: _Pieces = []
-    cursor = 0
-    for place, (answer, before) in said.items():
-        placeholder = _placeholder(control, place)
-        at = whole.find(placeholder, cursor)
-        if at < 0 or whole.count(placeholder) > 1:
-            return ConversationError(
-                f"the chat template of {tokenizer.name_or_path!r} leaves out an answer of this conversation, or "
-                "writes it more than once. Give the model another template."
-            )
-        begin = at
-        if isinstance(before, str) and whole.startswith(before) and cursor <= len(before) <= at:
-            begin = len(before)
-        elif not as_said:
-            raise ModelError(
-                f"the chat template of {tokenizer.name_or_path!r} renders an answer differently inside a conversation "
-                "than after its generation prompt, so training and generation would disagree. Use a template whose "
-                "generation prompt is how it opens assistant turns."
-            )
-        behind = end = at + len(placeholder)
-        if open_ended or not cut_off or place < max(said):
-            end = _end_of_stop(whole, behind, stop_tokens, control)
-            if end == behind and not as_said:
-                raise ModelError(
-                    f"the chat template of {tokenizer.name_or_path!r} does not end an assistant turn with a stop token "
-                    f"({', '.join(stop_tokens)}), so the model could never learn to stop. Add the EOS token after the "
-                    "content of assistant turns."
-                )
-        pieces += [(whole[cursor:begin], False), (f"{whole[begin:at]}{answer}{whole[behind:end]}", True)]
-        cursor = end
-    if open_ended:
-        pieces.append((whole[cursor:], False))
-    return pieces
-
-
-def _end_of_stop(text: str, start: int, stop_tokens: Sequence[str], control: Control) -> int:
-    """Behind the stop token that follows, after white space, and what it swallows; `start` if none does."""
-    begin = _behind_space(text, start)
-    stop = next((stop for stop in stop_tokens if text.startswith(stop, begin)), None)
-    if stop is None:
-        return start
-    end = begin + len(stop)
-    return _behind_space(text, end) if stop in control.strips_right else end
-
-
-def _behind_space(text: str, start: int) -> int:
-    while start < len(text) and text[start].isspace():
-        start += 1
-    return start
-
-
-def _probe(tokenizer: Any, control: Control) -> tuple[str, str]:
-    """What the chat template writes between its generation prompt and an answer, and behind the answer.
-
-    Raises:
-        ModelError: if it cannot render the simplest conversation.
-    """
-    asked = {"role": "user", "content": "question"}
-    answered = {"role": "assistant", "content": _placeholder(control, 1)}
-    (before,) = _render_all(tokenizer, control, [[asked]], generation_prompt=True)
-    (whole,) = _render_all(tokenizer, control, [[asked, answered]], generation_prompt=False)
-    before, whole = _or_raise(before), _or_raise(whole)
-    ahead, _, behind = whole.partition(_placeholder(control, 1))
-    return ahead[len(before) :] if ahead.startswith(before) else "", behind
-
-
-def _wrap(tokenizer: Any, control: Control) -> str:
-    """What the chat template puts in front of every answer, without white space around it."""
-    if control.wrap is None:
-        try:
-            control.wrap = _probe(tokenizer, control)[0].strip()
-        except ConversationError:  # then each conversation says so
-            control.wrap = ""
-    return control.wrap
-
-
-def _unwrapped(text: str, wrap: str) -> str:
-    bare = text.lstrip()
-    return bare[len(wrap) :].lstrip() if wrap and bare.startswith(wrap) else text
-
-
-def _render_all(
-    tokenizer: Any, control: Control, conversations: Sequence[list[_Turn]], *, generation_prompt: bool
-) -> list[str | ConversationError]:
-    """What the chat template makes of conversations."""
-    if not conversations:
-        return []
-    try:
-        with foreign():
-            return list(
-                tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=generation_prompt)
-            )
-    except ForeignError as error:
-        if len(conversations) > 1:  # by themselves, to find the one
-            return [
-                _render_all(tokenizer, control, [each], generation_prompt=generation_prompt)[0]
-                for each in conversations
-            ]
-        reason = error.__cause__ if isinstance(error.__cause__, TemplateError) else error
-        first = control.show(conversations[0][0]["content"]) if conversations[0] else ""
-        return [
-            ConversationError(
-                f"the chat template of {tokenizer.name_or_path!r} cannot render the conversation that begins "
-                f'"{_beginning(first)}": {reason}. Change such conversations (a system text, for one, can open the '
-                "first user turn), or give the model another template."
-            )
-        ]
-
-
-def _beginning(text: str) -> str:
-    return textwrap.shorten(text, 60, placeholder="…")
+        alone = zip(conversations, cut_off, strict=True)
+        return [_encode(tokenizer, [each], complete=[not cut], **options)[0] for each, cut in alone]
+    pieces = Renderer(tokenizer, control).pieces(
+        conversations, stops=stops, cut_off=cut_off, open_ended=open_ended, as_said=as_said
+    )
+    return _tokenised(tokenizer, control, pieces)
 
 
 def _tokenised(
-    tokenizer: Any, control: Control, conversations: Sequence[_Pieces | ConversationError]
+    tokenizer: Any, control: Control, conversations: Sequence[Pieces | ConversationError]
 ) -> list[Encoded | ConversationError]:
     """Tokenise every piece by itself and join those of a conversation."""
     texts = [text for pieces in conversations if isinstance(pieces, list) for text, _ in pieces]
@@ -571,7 +349,7 @@ def _tokenised(
         return [
             ConversationError(
                 f"the tokenizer of {tokenizer.name_or_path!r} cannot read the conversation that begins "
-                f'"{_beginning(control.show(texts[0]))}": {error}. Change it, or leave it out.'
+                f'"{beginning(control.show(texts[0]))}": {error}. Change it, or leave it out.'
             )
         ]
     rows: list[Encoded | ConversationError] = []

@@ -65,7 +65,7 @@ class Control:
         self.reserved = range(first, end)
         names = dict(zip(self._ids, map(chr, self.reserved), strict=False))
         marks = [chr(end - 2 - number) for number in range(len(letters))]
-        self.placeholder = chr(end - 1)  # see chat.py
+        self.placeholder = chr(end - 1)  # see rendering.py
         self._hidden = dict(zip(map(ord, letters), marks, strict=True))
         self._shown = dict(zip(map(ord, marks), letters, strict=True))
         self._names = names
@@ -73,7 +73,7 @@ class Control:
         self.strips_right = {token.content for token in added.values() if token.rstrip}
         special = {id for id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
         self.quiet = frozenset(special - {unknown_id(tokenizer)})
-        self.wrap: str | None = None  # see chat.py
+        self.wrap: str | None = None  # see rendering.py
         if tokenizer.is_fast:
             self._backend = _renamed(tokenizer.backend_tokenizer, names)
             here = self._backend.token_to_id

@@ -10,6 +10,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import ByT5Tokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from chatsmith.data.chat import (
+    AnswerStream,
     Encoded,
     decode_answer,
     encode,
@@ -347,6 +348,34 @@ def test_templates_that_open_answers_otherwise_than_in_conversations_are_refused
     (prompt,) = encode_prompts(tokenizer, [talk], stops=stops)
     assert tokenizer.decode(prompt).endswith("so</think>Yes.<｜end▁of▁sentence｜><｜User｜>Hi<｜Assistant｜><think>\n")
     assert encode_samples(tokenizer, [Sample(talk[:1], "so</think>Yes.", "stop", Record())], stops=stops)[0]
+
+
+def test_an_answer_that_begins_as_the_template_s_own_words_do_keeps_its_beginning():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '[' + m.role + ']: ' + m.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+    )
+    prepare_tokenizer(tokenizer, "test")
+    (row,) = encode(tokenizer, [(Message("user", "Well?"), Message("assistant", ":)"))], stops=(2,))
+    assert tokenizer.decode(row.tokens) == "[user]: Well?</s>[assistant]: :)</s>"
+    assert decode_answer(tokenizer, spoken(row), stops=(2,)) == ":)"
+
+
+def test_what_the_template_puts_in_front_of_answers_is_not_spoken_in_chat():
+    tokenizer = tokenizer_of("qwen3")
+    for said, given in {
+        "<think>\n\n</think>\n\nhi <think>": "hi <think>",
+        "<think>\n\n</think>": "",
+        "<think>\nno": "<think>\nno",
+        "<think>\n\n</thin": "<think>\n\n</thin",
+        "\nhi": "hi",
+        "": "",
+    }.items():
+        ids = tokenizer(said).input_ids
+        stream = AnswerStream(tokenizer, [])
+        assert "".join([*map(stream.add, ids), stream.finish()]).strip() == given
+        assert decode_answer(tokenizer, ids) == given
 
 
 # stop tokens
