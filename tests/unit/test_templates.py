@@ -1,5 +1,7 @@
 """Ten shapes of chat templates, four kinds of tokenizers: what is typed stays text, what is sampled never raises."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +11,7 @@ from tiny import byte_tokenizer, tiny_model, tiny_reward_model
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import ByT5Tokenizer, GenerationConfig, PreTrainedTokenizerFast
 
+from chatsmith.config import Config, DataConfig
 from chatsmith.data.chat import (
     AnswerStream,
     Encoded,
@@ -24,6 +27,8 @@ from chatsmith.data.chat import (
 )
 from chatsmith.data.control import control_of
 from chatsmith.errors import ConversationError, DataError, ModelError
+from chatsmith.inspection.check import check
+from chatsmith.inspection.reading import Reader
 from chatsmith.models.load import load_actor, load_tokenizer, save_model
 from chatsmith.models.reward import RewardModel, encode_samples
 from chatsmith.stages.reward import encode_ranked
@@ -32,7 +37,7 @@ from chatsmith.stages.sft import encode_best_answers
 from chatsmith.types import Answer, Message, Record, Sample
 
 QUICK = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
-SWEEP = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+SWEEP = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 SPELLINGS = sorted({t for s in SHAPES.values() for t in (s.bos, s.eos, *s.special, *s.added) if t and "▁" not in t})
 FRAGMENTS = [
     "<",
@@ -364,7 +369,7 @@ def test_an_answer_that_begins_as_the_template_s_own_words_do_keeps_its_beginnin
 
 def test_what_the_template_puts_in_front_of_answers_is_not_spoken_in_chat():
     tokenizer = tokenizer_of("qwen3")
-    for said, given in {
+    for said, heard in {
         "<think>\n\n</think>\n\nhi <think>": "hi <think>",
         "<think>\n\n</think>": "",
         "<think>\nno": "<think>\nno",
@@ -374,8 +379,8 @@ def test_what_the_template_puts_in_front_of_answers_is_not_spoken_in_chat():
     }.items():
         ids = tokenizer(said).input_ids
         stream = AnswerStream(tokenizer, [])
-        assert "".join([*map(stream.add, ids), stream.finish()]).strip() == given
-        assert decode_answer(tokenizer, ids) == given
+        assert "".join([*map(stream.add, ids), stream.finish()]).strip() == heard
+        assert decode_answer(tokenizer, ids) == heard
 
 
 # stop tokens
@@ -420,6 +425,39 @@ def test_unknown_letters_are_seen_in_answers():
     ids = tokenizer("a dog Ж", add_special_tokens=False).input_ids
     assert tokenizer.unk_token_id in ids
     assert decode_answer(tokenizer, [*ids, tokenizer.eos_token_id], stops=stop_ids(tokenizer)) == "a dog <unk>"
+
+
+def test_data_check_says_how_much_is_unknown_and_what_the_template_refuses(tmp_path):
+    rows = [{"prompt": f"is a dog {i}", "answer": "Ж a Ж dog Ж" if i % 2 else "a dog"} for i in range(20)]
+    thought = {"prompt": "Think.", "answer": "<think>so</think>Yes."}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, thought]))
+    expected = {
+        ("plain", "pieces"): [("warning", "<unk> tokens")],
+        ("plain", "pieces and bytes"): [],
+        ("qwen3", "bytes"): [("warning", "cannot carry as they are")],
+    }
+    for (name, kind), said in expected.items():
+        tokenizer = tokenizer_of(name, kind)
+        config = Config(data=DataConfig(sources=[f"sft:{tmp_path / 'a.jsonl'}"], on_error="skip", held_out=0.01))
+        facts = check(config, {"sft": Reader(tokenizer, stop_ids(tokenizer), 256)}, whole_run=False)
+        found = {finding.what: finding for finding in facts.findings}
+        for severity, words in said:
+            (finding,) = (finding for what, finding in found.items() if words in what)
+            assert finding.severity == severity
+        assert len(said) == sum("<unk> tokens" in what or "cannot carry" in what for what in found)
+        if name == "qwen3":
+            assert [example.where for example in finding.examples] == ["a.jsonl:21"]
+            refused = check(
+                config.model_copy(update={"data": config.data.model_copy(update={"on_error": "raise"})}),
+                {"sft": Reader(tokenizer, stop_ids(tokenizer), 256)},
+                whole_run=False,
+            )
+            assert refused.failed
+        elif said:
+            (whole,) = (stage for stage in facts.stages.values())
+            letters = sum(row["answer"].count("Ж") for row in rows)
+            assert letters - 3 <= finding.count == whole.unknown <= letters
+            assert finding.of == whole.tokens
 
 
 def test_what_the_base_forbids_to_sample_is_saved_with_the_model(tmp_path):
