@@ -142,6 +142,7 @@ def _generation_config(model: Any, tokenizer: Any, stops: Sequence[int]) -> Gene
         "do_sample": True,
     }
     config = copy.deepcopy(getattr(model, "generation_config", None) or GenerationConfig())
+    config._from_model_config = False  # from here on it stands for itself
     try:
         config.update(**decided)
         config.validate(strict=True)
