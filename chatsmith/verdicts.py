@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from chatsmith.config import GatesConfig
+from chatsmith.data.control import MANY_UNKNOWN
 from chatsmith.evaluate import Interval, paired_difference, turning_point
 from chatsmith.stages.reward import RewardReport
 from chatsmith.stages.rl import RlReport
-from chatsmith.stages.sft import MANY_UNKNOWN, SftReport
+from chatsmith.stages.sft import SftReport
 
 MIN_SCORE_STD = 1e-3
 FEW_STEPS = 5

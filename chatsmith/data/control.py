@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Tokenizer
 from chatsmith.errors import ConversationError
 
 PRIVATE = range(0xF0000, 0x10FFFE)  # characters without a meaning, of which names and marks are taken
+MANY_UNKNOWN = 0.02  # share of unknown tokens from which on an assistant will say them
 _FIRST = 0x10A3C1  # where to begin: in the midst of them, where nobody else does
 _PRIVATE = re.compile(f"[{chr(PRIVATE.start)}-{chr(PRIVATE.stop)}]")
 

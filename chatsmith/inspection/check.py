@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from chatsmith.config import Config
 from chatsmith.data.check import SIGNS
+from chatsmith.data.control import MANY_UNKNOWN
 from chatsmith.data.files import KINDS
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData
@@ -43,7 +44,6 @@ from chatsmith.inspection.findings import (
     shortened,
 )
 from chatsmith.inspection.reading import Reader
-from chatsmith.stages.sft import MANY_UNKNOWN
 from chatsmith.types import Stage
 
 ONE_SIDED = 0.8  # share of preferences of one length from which on a reward model learns length

@@ -26,8 +26,7 @@ from chatsmith.types import Message, Record
 
 EVALUATIONS = 10  # held-out evaluations per run
 GREEDY_SAMPLES = 64
-MANY_UNKNOWN = 0.02  # share of unknown tokens from which on an assistant will say them
-COUNTED = 2_000  # rows in which they are counted
+COUNTED = 2_000  # rows in which unknown tokens are counted
 
 
 @dataclass(frozen=True)
