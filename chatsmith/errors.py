@@ -4,6 +4,7 @@
     ├── ConfigError      a recipe, an override or a command-line argument is wrong
     ├── DataError        a data source cannot be read or a record is malformed
     ├── ModelError       a model or tokenizer directory cannot serve the purpose
+    │   └── ConversationError  its chat template or tokenizer cannot carry one conversation as it is
     ├── RewardError      a reward function failed or returned something that is no reward
     ├── RunError         the run directory cannot be used as asked
     ├── RequestError     a conversation cannot be answered as asked
@@ -13,7 +14,12 @@
 
 Every message says what is wrong, where (file and line, or key), and how to mend it. The command line prints the
 message alone, without a traceback, and exits with `exit_code`. To add one: subclass here, add it to the tree above.
+
+What other people's code raises is known to nobody: it is called inside `foreign()`.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class ChatsmithError(Exception):
@@ -32,6 +38,10 @@ class DataError(ChatsmithError):
 
 class ModelError(ChatsmithError):
     """A model or tokenizer directory is missing something or has the wrong architecture."""
+
+
+class ConversationError(ModelError):
+    """The chat template or the tokenizer of a model cannot carry one conversation, which others need not notice."""
 
 
 class RewardError(ChatsmithError):
@@ -60,3 +70,23 @@ class TrainingStopped(ChatsmithError):
     """Training cannot go on: steps refused in a row, or rollout and training disagree."""
 
     exit_code = 2
+
+
+class ForeignError(Exception):
+    """What other people's code raised, of whatever kind: for our own to make sense of, not for a user."""
+
+
+@contextmanager
+def foreign() -> Iterator[None]:
+    """For calls of code that came with a model, or that reads what strangers wrote: what it raises is a ForeignError.
+
+    A panic of a library in Rust is one too, although Python counts it among the interrupts. These pass.
+    """
+    try:
+        yield
+    except (ChatsmithError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ForeignError(f"{type(error).__name__}: {error}") from error

@@ -17,7 +17,7 @@ from chatsmith.data.mix import StageData, unused
 from chatsmith.data.records import Chosen
 from chatsmith.data.sources import Source
 from chatsmith.data.split import judge_point
-from chatsmith.data.tokens import encoded
+from chatsmith.data.tokens import OnError, encoded
 from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.errors import DataError, RewardError, RunError
 from chatsmith.intake import parse_reward, read, stages_to_train
@@ -131,7 +131,9 @@ def ask(run: Run, asked: Assistant, records: Sequence[Record], count: int, *, ea
     """Answers of a model to `count` of the records (`each` per record, in a row), at the training temperature."""
     settings = run.config.rl
     room = asked.max_tokens - settings.max_new_tokens
-    prompts = encode_questions(asked.tokenizer, records, stops=asked.stops, max_tokens=room)
+    prompts = encode_questions(
+        asked.tokenizer, records, stops=asked.stops, max_tokens=room, on_error=run.config.data.on_error
+    )
     total = len(prompts.tokens)
     if not total:
         raise DataError(
@@ -209,17 +211,23 @@ def _standardised(reward: Reward, samples: list[Sample]) -> Reward:
     return replace(reward, mean=mean, std=std)
 
 
-def mixed_rows(data: dict[Stage, StageData], actor: Assistant) -> Sequence[Encoded]:
+def mixed_rows(data: dict[Stage, StageData], actor: Assistant, *, on_error: OnError) -> Sequence[Encoded]:
     """Rows for mixed training: the ptx sources, or the SFT data where there are none."""
 
     def encode_chunk(chunk: list[Record]) -> list[Encoded]:
         texts = encode_texts(actor.tokenizer, [r.text for r in chunk if r.text], max_tokens=actor.max_tokens)
         return (
             best_answers(
-                actor.tokenizer, [r for r in chunk if r.answers], stops=actor.stops, max_tokens=actor.max_tokens
+                actor.tokenizer,
+                [r for r in chunk if r.answers],
+                stops=actor.stops,
+                max_tokens=actor.max_tokens,
+                on_error=on_error,
             )
             + texts
         )
 
     records = data["ptx"].train or data["sft"].train
-    return encoded("ptx", actor.tokenizer, records, encode_chunk, settings=[list(actor.stops), actor.max_tokens])
+    return encoded(
+        "ptx", actor.tokenizer, records, encode_chunk, settings=[list(actor.stops), actor.max_tokens, on_error]
+    )

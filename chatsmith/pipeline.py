@@ -163,7 +163,8 @@ def _check_room(config: Config, tokenizer: Any, data: dict[Stage, StageData]) ->
     room = min(limit, config.data.max_tokens) - config.rl.max_new_tokens
     records = data["rl"].train[:1000]
     stops = load_stop_ids(config.actor_model, tokenizer)
-    if not encode_questions(tokenizer, records, stops=stops, max_tokens=room).tokens:
+    on_error = config.data.on_error
+    if not encode_questions(tokenizer, records, stops=stops, max_tokens=room, on_error=on_error).tokens:
         raise DataError(
             f"rl: prompt and answer together may have {room + config.rl.max_new_tokens} tokens here, and answers up to "
             f"rl.max_new_tokens = {config.rl.max_new_tokens}: none of the prompts has room. Lower --rl.max_new_tokens."
@@ -287,11 +288,12 @@ def _rl(run: Run, sources: Sequence[Source]) -> None:
     critic = critic_for(policy.model, policy.tokenizer, rewards, max_tokens=policy.max_tokens)
     run.screen.line(f"The critic starts from {critic.origin}")
     room = policy.max_tokens - config.rl.max_new_tokens
-    prompts = encode_questions(policy.tokenizer, data["rl"].train, stops=policy.stops, max_tokens=room)
+    asked: dict[str, Any] = {"stops": policy.stops, "max_tokens": room, "on_error": config.data.on_error}
+    prompts = encode_questions(policy.tokenizer, data["rl"].train, **asked)
     # shuffled, so that the fixed evaluation set draws on every source
     order = permutation(len(data["rl"].held_out), config.data.split_seed, "evaluation")
     mixed = data["rl"].held_out.take(order)
-    held_out = encode_questions(policy.tokenizer, mixed, stops=policy.stops, max_tokens=room)
+    held_out = encode_questions(policy.tokenizer, mixed, **asked)
     stage = run.stage("rl")
     if config.rl.top_p < 1 or config.rl.top_k > 0:
         stage.warn("with rl.top_p or rl.top_k PPO is off-policy: it assumes plain sampling")
@@ -307,7 +309,7 @@ def _rl(run: Run, sources: Sequence[Source]) -> None:
         rewards,
         config,
         stage,
-        ptx=mixed_rows(data, policy) if config.rl.ptx_coef > 0 else (),
+        ptx=mixed_rows(data, policy, on_error=config.data.on_error) if config.rl.ptx_coef > 0 else (),
         probe=(lambda: evaluation.probe(policy, config)) if config.world is not None else None,
     )
     facts: dict[str, Any] = {

@@ -31,7 +31,7 @@ from chatsmith.errors import RunError
 from chatsmith.runtime import StageRun, StopSignals, choose_device, choose_dtype
 from chatsmith.text import one_line
 from chatsmith.trackers import Tracker, feed, first_step, forget
-from chatsmith.writing import forget_unfinished, make_directory, remove
+from chatsmith.writing import forget_unfinished, is_unfinished, make_directory, remove
 
 if TYPE_CHECKING:
     import torch

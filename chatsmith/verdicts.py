@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from chatsmith.config import GatesConfig
+from chatsmith.data.control import MANY_UNKNOWN
 from chatsmith.evaluate import Interval, paired_difference, turning_point
 from chatsmith.stages.reward import RewardReport
 from chatsmith.stages.rl import RlReport
@@ -48,6 +49,11 @@ def judge_sft(report: SftReport) -> Verdict:
             f"before training the model was worse than guessing (loss {first:.2f}, guessing has "
             f"{report.guessing_loss:.2f}): does this tokenizer belong to this model?"
         )
+    if report.unknown_share >= MANY_UNKNOWN:
+        warnings.append(
+            f"{report.unknown_share:.1%} of the tokens are <unk>, and the assistant learned to say it: take a base "
+            "model whose tokenizer knows these letters, or falls back to bytes"
+        )
     if report.eos_rate == 0:
         warnings.append("EOS was never learned: no greedy answer ends by itself. Do the answers in the data end?")
     elif report.eos_rate < 0.5:
@@ -78,7 +84,8 @@ def judge_sft(report: SftReport) -> Verdict:
         )
     return Verdict(
         True,
-        f"held-out loss fell from {first:.3f} to {last:.3f} nats per token (perplexity {report.perplexity:.2f})",
+        f"held-out loss fell from {first:.3f} to {last:.3f} nats per token (perplexity {report.perplexity:.2f})"
+        + (f"; {report.unknown_share:.2%} of the tokens are <unk>" if report.unknown_share else ""),
         tuple(warnings),
     )
 

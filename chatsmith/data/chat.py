@@ -6,18 +6,14 @@ from, and the answer exactly the tokens that a policy could have sampled. Masks 
 data: nobody later guesses what a token is from its value.
 """
 
-import copy
 import itertools
-import re
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from jinja2 import TemplateError
-
-from chatsmith.errors import ModelError
+from chatsmith.data.control import Control, control_of
+from chatsmith.data.rendering import Pieces, Renderer, beginning, or_raise, unwrapped
+from chatsmith.errors import ConversationError, ForeignError, ModelError, foreign
 from chatsmith.types import Message
 
 # The answer starts on a line of its own: no tokenizer then joins its first word with what stands before it.
@@ -50,7 +46,9 @@ def oddities(tokenizer: Any) -> list[str]:
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
         found.append("the tokenizer pads with EOS, so an end could not be told from padding: a pad token was added")
     if tokenizer.chat_template and tokenizer.bos_token is not None:
-        rendered = _render(tokenizer, (Message("user", "question"),), generation_prompt=True)
+        question = {"role": "user", "content": "question"}
+        renderer = Renderer(tokenizer, control_of(tokenizer))
+        rendered = or_raise(renderer.render([[question]], generation_prompt=True)[0])
         leading = rendered.lstrip().startswith(tokenizer.bos_token) + rendered.lstrip().startswith(
             2 * tokenizer.bos_token
         )
@@ -58,6 +56,18 @@ def oddities(tokenizer: Any) -> list[str]:
             found.append("the chat template begins with BOS twice: models are trained with one")
         elif leading == 0 and tokenizer("a").input_ids[0] == tokenizer.bos_token_id:
             found.append("the chat template leaves out BOS, which the tokenizer puts before plain text")
+    if tokenizer.chat_template:
+        control = control_of(tokenizer)
+        if wrap := Renderer(tokenizer, control).wrap():
+            found.append(
+                f"the chat template puts {wrap!r} in front of every answer: it is learned with the answers, and is no "
+                "part of their text"
+            )
+        if unspeakable := control.unspeakable():
+            found.append(
+                f"the tokenizer has no ordinary tokens for the letters of {unspeakable[0]!r} and "
+                f"{len(unspeakable) - 1} other control tokens: where such a text is typed, it is read as unknown"
+            )
     return found
 
 
@@ -89,10 +99,10 @@ def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
     """
     extra = getattr(generation_config, "eos_token_id", None)
     named = extra if isinstance(extra, list) else [] if extra is None else [extra]
-    probe = (Message("user", "question"), Message("assistant", "answer"))
-    behind = _render(tokenizer, probe, generation_prompt=False).rpartition("answer")[2].lstrip()
-    template = [id for token, id in tokenizer.get_added_vocab().items() if behind.startswith(token)]
-    return tuple(dict.fromkeys([tokenizer.eos_token_id, *named, *template]))
+    behind = Renderer(tokenizer, control_of(tokenizer)).probe()[1].lstrip()
+    template = [token for token in tokenizer.get_added_vocab() if behind.startswith(token)]
+    ends = [tokenizer.get_added_vocab()[max(template, key=len)]] if template else []
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *named, *ends]))
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[Sequence[Message]], *, stops: Sequence[int]) -> list[list[int]]:
@@ -101,13 +111,17 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Sequence[Message]], *, stop
     Args:
         stops: ids that end an answer.
     Raises:
-        ModelError: as `encode`.
+        ConversationError: for the first that the template or the tokenizer cannot carry.
     """
-    wholes = _render_all(tokenizer, prompts, generation_prompt=True)
-    pieces = _pieces(tokenizer, prompts, wholes, stops, complete=None)
-    for said, whole in zip(pieces, wholes, strict=True):
-        said.append((whole[sum(len(text) for text, _ in said) :], False))
-    return [row.tokens for row in _tokenise_pieces(tokenizer, pieces)]
+    return [or_raise(tokens) for tokens in try_encode_prompts(tokenizer, prompts, stops=stops)]
+
+
+def try_encode_prompts(
+    tokenizer: Any, prompts: Sequence[Sequence[Message]], *, stops: Sequence[int]
+) -> list[list[int] | ConversationError]:
+    """The same, with the error in the place of each that cannot be carried."""
+    rows = _encode(tokenizer, prompts, stops=stops, complete=None, open_ended=True, as_said=True)
+    return [row if isinstance(row, ConversationError) else row.tokens for row in rows]
 
 
 def encode(
@@ -126,11 +140,25 @@ def encode(
         complete: per conversation, False if its last answer was cut off at a length limit: then no stop token is
             appended. None: all are complete.
     Raises:
-        ModelError: if the chat template does not render answers so that they can be found and end with a stop token,
-            or cannot render a conversation at all.
+        ConversationError: for the first that the template or the tokenizer cannot carry as it is.
+        ModelError: if the chat template opens answers otherwise than its generation prompt, or does not end them.
     """
-    wholes = _render_all(tokenizer, conversations, generation_prompt=False)
-    return _tokenise_pieces(tokenizer, _pieces(tokenizer, conversations, wholes, stops, complete=complete))
+    rows = _encode(tokenizer, conversations, stops=stops, complete=complete, open_ended=False, as_said=False)
+    return [or_raise(row) for row in rows]
+
+
+def try_encode(
+    tokenizer: Any, conversations: Sequence[Sequence[Message]], *, stops: Sequence[int]
+) -> list[Encoded | ConversationError]:
+    """The same of complete ones, with the error in the place of each that cannot be carried."""
+    return _encode(tokenizer, conversations, stops=stops, complete=None, open_ended=False, as_said=False)
+
+
+def encode_said(
+    tokenizer: Any, conversations: Sequence[Sequence[Message]], *, stops: Sequence[int], complete: Sequence[bool]
+) -> list[Encoded | ConversationError]:
+    """The same of answers that a policy has said, whatever they are: the template is not asked to treat them."""
+    return _encode(tokenizer, conversations, stops=stops, complete=complete, open_ended=False, as_said=True)
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[Encoded]:
@@ -154,10 +182,25 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> li
     return rows
 
 
-def decode_answer(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of sampled tokens, without special tokens and surrounding white space."""
-    text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
-    return text.strip()
+def decode_answer(tokenizer: Any, ids: Sequence[int], *, stops: Sequence[int] = ()) -> str:
+    """The text of sampled tokens: see `decode_answers`."""
+    return decode_answers(tokenizer, [ids], stops=stops)[0]
+
+
+def decode_answers(tokenizer: Any, rows: Sequence[Sequence[int]], *, stops: Sequence[int]) -> list[str]:
+    """The text of each row of sampled tokens, as data would have it.
+
+    That is without the stop token, special tokens, what the template puts in front of every answer, and surrounding
+    white space. The token for what the vocabulary has none for is shown by its name.
+    """
+    control = control_of(tokenizer)
+    wrap = Renderer(tokenizer, control).wrap()
+    texts = []
+    for ids in rows:
+        said = ids[:-1] if ids and ids[-1] in stops else ids
+        text: str = tokenizer.decode([id for id in said if id not in control.quiet])
+        texts.append(unwrapped(text.strip(), wrap))
+    return texts
 
 
 class TextStream:
@@ -204,12 +247,13 @@ class TextStream:
 class AnswerStream:
     """A `TextStream` that ends before a stop string, of which nothing is ever given.
 
-    Text that may turn out to be the beginning of a stop string is held back until that is known. If several are
-    found, the one that is complete first counts.
+    Nor is what the template puts in front of every answer. Text that may turn out to be the beginning of one of them is
+    held back until that is known. If several stop strings are found, the one that is complete first counts.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
         self._text = TextStream(tokenizer)
+        self._wrap = Renderer(tokenizer, control_of(tokenizer)).wrap()
         self._stop = stop
         self._held = ""
         self.ended = False  # by a stop string
@@ -221,13 +265,17 @@ class AnswerStream:
     def finish(self) -> str:
         """What is still held back where no stop string has come."""
         piece = self._give(self._text.finish())
-        held, self._held = self._held, ""
+        held, self._held = unwrapped(self._held, self._wrap), ""
         return piece + held
 
     def _give(self, text: str) -> str:
         if self.ended:
             return ""
         text = self._held + text
+        if self._wrap.startswith(text.lstrip()) and self._wrap:
+            self._held = text
+            return ""
+        text, self._wrap = unwrapped(text, self._wrap), ""
         if found := [(begin + len(stop), begin) for stop in self._stop if (begin := text.find(stop)) >= 0]:
             self.ended, self._held = True, ""
             return text[: min(found)[1]]
@@ -262,126 +310,57 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return texts
 
 
-def _pieces(
+def _encode(
     tokenizer: Any,
     conversations: Sequence[Sequence[Message]],
-    wholes: Sequence[str],
-    stops: Sequence[int],
     *,
+    stops: Sequence[int],
     complete: Sequence[bool] | None,
-) -> list[list[tuple[str, bool]]]:
-    """Rendered conversations up to their last answers, cut where the assistant begins and ends to speak.
-
-    Returns:
-        per conversation (text, is it the assistant's?) of each piece.
-    """
-    stop_tokens = tokenizer.convert_ids_to_tokens(list(stops))
-    hide = _hider(tokenizer)
-    answers = [
-        (number, turn)
-        for number, messages in enumerate(conversations)
-        for turn, message in enumerate(messages)
-        if message.role == "assistant"
-    ]
-    befores = _render_all(tokenizer, [conversations[n][:turn] for n, turn in answers], generation_prompt=True)
-    pieces: list[list[tuple[str, bool]]] = [[] for _ in conversations]
-    cursors = [0] * len(wholes)
-    for (number, turn), before in zip(answers, befores, strict=True):
-        messages, whole = conversations[number], wholes[number]
-        content = hide(messages[turn].content.strip())
-        begin = whole.find(content, len(before))
-        if not whole.startswith(before) or begin < 0:
-            raise ModelError(
-                f"the chat template of {tokenizer.name_or_path!r} renders an answer differently inside a conversation "
-                "than after its generation prompt, so training and generation would disagree. Use a template whose "
-                "generation prompt is how it opens assistant turns."
-            )
-        end = begin + len(content)
-        if complete is None or complete[number] or turn < len(messages) - 1:
-            end = _end_of_stop(whole, end, stop_tokens, tokenizer.name_or_path)
-        pieces[number] += [(whole[cursors[number] : len(before)], False), (whole[len(before) : end], True)]
-        cursors[number] = end
-    return pieces
-
-
-def _end_of_stop(text: str, start: int, stop_tokens: Sequence[str], origin: str) -> int:
-    begin = start
-    while begin < len(text) and text[begin].isspace():
-        begin += 1
-    for stop in stop_tokens:
-        if text.startswith(stop, begin):
-            return begin + len(stop)
-    raise ModelError(
-        f"the chat template of {origin!r} does not end an assistant turn with a stop token ({', '.join(stop_tokens)}), "
-        "so the model could never learn to stop. Add the EOS token after the content of assistant turns."
-    )
-
-
-def _render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str:
-    return _render_all(tokenizer, [messages], generation_prompt=generation_prompt)[0]
-
-
-def _render_all(tokenizer: Any, conversations: Sequence[Sequence[Message]], *, generation_prompt: bool) -> list[str]:
-    if not conversations:
-        return []
-    hide = _hider(tokenizer)
-    turns = [[{"role": turn.role, "content": hide(turn.content)} for turn in turns] for turns in conversations]
+    open_ended: bool,
+    as_said: bool,
+) -> list[Encoded | ConversationError]:
+    """Conversations as tokens, or why one cannot be: see `Renderer.pieces`."""
+    cut_off = [complete is not None and not complete[number] for number in range(len(conversations))]
     try:
-        texts: list[str] = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
-    except TemplateError as error:
-        if len(conversations) > 1:  # by themselves, to find the one
-            return [_render(tokenizer, each, generation_prompt=generation_prompt) for each in conversations]
-        begins = textwrap.shorten(conversations[0][0].content, 60, placeholder="…")
-        raise ModelError(
-            f"the chat template of {tokenizer.name_or_path!r} cannot render the conversation that begins "
-            f'"{begins}": {error}. Change such conversations (a system text, for one, can open the first user turn), '
-            "or give the model another template."
-        ) from error
-    return texts
+        control = control_of(tokenizer, (turn.content for turns in conversations for turn in turns))
+    except ConversationError as error:
+        if len(conversations) == 1:
+            return [error]
+        options: dict[str, Any] = {"stops": stops, "open_ended": open_ended, "as_said": as_said}
+        alone = zip(conversations, cut_off, strict=True)
+        return [_encode(tokenizer, [each], complete=[not cut], **options)[0] for each, cut in alone]
+    pieces = Renderer(tokenizer, control).pieces(
+        conversations, stops=stops, cut_off=cut_off, open_ended=open_ended, as_said=as_said
+    )
+    return _tokenised(tokenizer, control, pieces)
 
 
-# Text that spells a special token ("</s>") must stay text: else a prompt could end turns or forge them. Such spellings
-# travel through the template between two private-use characters and are then tokenised as ordinary text.
-_HIDDEN = re.compile("\ue000(.*?)\ue001", re.DOTALL)
-
-
-def _hider(tokenizer: Any) -> Callable[[str], str]:
-    special = "|".join(re.escape(token) for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True))
-    return partial(re.compile(special).sub, "\ue000\\g<0>\ue001")
-
-
-def _tokenise_pieces(tokenizer: Any, conversations: Sequence[Sequence[tuple[str, bool]]]) -> list[Encoded]:
+def _tokenised(
+    tokenizer: Any, control: Control, conversations: Sequence[Pieces | ConversationError]
+) -> list[Encoded | ConversationError]:
     """Tokenise every piece by itself and join those of a conversation."""
-    # Every second part of a piece that is split at hidden spellings is one of them.
-    parts = [_HIDDEN.split(text) for pieces in conversations for text, _ in pieces]
-    plain = iter(_ids(tokenizer, [part for split in parts for part in split[::2]], spelled=False))
-    spelled = iter(_ids(tokenizer, [part for split in parts for part in split[1::2]], spelled=True))
-    splits = iter(parts)
-    rows = []
+    texts = [text for pieces in conversations if isinstance(pieces, list) for text, _ in pieces]
+    try:
+        with foreign():
+            ids = iter(control.encode(texts))
+    except ForeignError as error:
+        if len(conversations) > 1:
+            return [_tokenised(tokenizer, control, [each])[0] for each in conversations]
+        return [
+            ConversationError(
+                f"the tokenizer of {tokenizer.name_or_path!r} cannot read the conversation that begins "
+                f'"{beginning(control.show(texts[0]))}": {error}. Change it, or leave it out.'
+            )
+        ]
+    rows: list[Encoded | ConversationError] = []
     for pieces in conversations:
+        if isinstance(pieces, ConversationError):
+            rows.append(pieces)
+            continue
         row = Encoded([], [])
         for _, is_target in pieces:
-            before = len(row.tokens)
-            for index in range(len(next(splits))):
-                row.tokens.extend(next(spelled if index % 2 else plain))
-            row.targets.extend([is_target] * (len(row.tokens) - before))
+            tokens = next(ids)
+            row.tokens.extend(tokens)
+            row.targets.extend([is_target] * len(tokens))
         rows.append(row)
     return rows
-
-
-def _ids(tokenizer: Any, texts: list[str], *, spelled: bool) -> list[list[int]]:
-    """Token ids of texts; where special tokens are `spelled`, they are read as ordinary text."""
-    if not texts:
-        return []
-    # The template writes BOS itself: the tokenizer must not add a second one.
-    if not tokenizer.is_fast:
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=spelled).input_ids
-        return ids
-    # What calling the tokenizer adds, masks and offsets, takes a third of the time and is used by nobody here.
-    backend = tokenizer.backend_tokenizer
-    if spelled:  # rare, so a copy of its own: threads share the other one
-        backend = copy.deepcopy(backend)
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = spelled
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]

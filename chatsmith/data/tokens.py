@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -12,8 +12,11 @@ from chatsmith.data.chat import Encoded
 from chatsmith.data.parallel import in_parallel, ranges_of
 from chatsmith.data.records import sha256_of, sizes_of
 from chatsmith.data.store import Array, Entry, Lazy, Ragged, Writer, hash_of, stored
+from chatsmith.errors import ConversationError, DataError
 from chatsmith.types import Record
 
+T = TypeVar("T")
+OnError = Literal["raise", "skip"]
 Columns = Mapping[str, Sequence[Any]]
 
 
@@ -52,6 +55,22 @@ class TokenRows(Lazy[tuple[int, ...]]):
 
     def row(self, index: int) -> tuple[int, ...]:
         return tuple(self._tokens.row(index).tolist())
+
+
+def place_errors(
+    records: Sequence[Record], outcomes: Sequence[T | ConversationError], on_error: OnError
+) -> list[T | None]:
+    """What became of each record: None where template or tokenizer cannot carry it, and such are to be left out.
+
+    Raises:
+        DataError: at the first of them, with its place, where they are not.
+    """
+    for record, outcome in zip(records, outcomes, strict=True):
+        if isinstance(outcome, ConversationError) and on_error == "raise":
+            raise DataError(
+                f"{record.origin or 'a record'}: {outcome} Or leave bad records out with --data.on_error skip."
+            ) from outcome
+    return [None if isinstance(outcome, ConversationError) else outcome for outcome in outcomes]
 
 
 def as_bytes(rows: Sequence[Sequence[int]]) -> list[bytes]:

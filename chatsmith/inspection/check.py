@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from chatsmith.config import Config
 from chatsmith.data.check import SIGNS
+from chatsmith.data.control import MANY_UNKNOWN
 from chatsmith.data.files import KINDS
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData, why_one_sided
@@ -142,6 +143,7 @@ def facts_of(
     if data:
         looks.append(partial(_of_stages, config, data, sources, whole_run=whole_run))
         looks.append(partial(_of_lengths, stages))
+        looks.append(partial(_of_tokens, config, stages))
         looks.append(partial(_unused, sources, places, step))
     looks += [partial(_of_preferences, tallies), partial(_of_marks, tallies), partial(_of_fields, tallies)]
     if step == 1 and not seen.is_broken:
@@ -220,6 +222,23 @@ def _of_lengths(stages: Mapping[Stage, StageFacts]) -> Iterator[Finding]:
         share_of = facts.too_long / facts.measured
         severity: Severity = "error" if share_of == 1 else "warning" if share_of > TOO_MANY_LONG else "note"
         yield Finding(severity, what, remedy, facts.too_long, facts.measured)
+
+
+def _of_tokens(config: Config, stages: Mapping[Stage, StageFacts]) -> Iterator[Finding]:
+    severity: Severity
+    for stage, facts in stages.items():
+        if facts.unknown:
+            what = f"{stage}: <unk> tokens, for letters that the vocabulary does not have: all are read as the same one"
+            remedy = "take a base model whose tokenizer knows these letters, or falls back to bytes"
+            severity = "warning" if facts.unknown >= MANY_UNKNOWN * facts.tokens else "note"
+            yield Finding(severity, what, remedy, facts.unknown, facts.tokens)
+        if facts.refused:
+            what = f"{stage}: records that the chat template or the tokenizer of the model cannot carry as they are"
+            remedy = "mend them, or leave them out with --data.on_error skip: a run stops at the first"
+            severity = "error" if config.data.on_error == "raise" else "warning"
+            if severity == "warning":
+                remedy = "mend them: a run leaves them out"
+            yield Finding(severity, what, remedy, len(facts.refused), facts.measured, facts.refused[:EXAMPLES])
 
 
 def _unused(sources: Sequence[Source], places: NDArray[np.uint8], step: int) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from chatsmith.data.spec import STAGES
 from chatsmith.inspection.attempts import Attempts
 from chatsmith.inspection.copies import Seen, bit
 from chatsmith.inspection.findings import EXAMPLES, Example, question
-from chatsmith.inspection.reading import Length, Reader, character_lengths, token_lengths
+from chatsmith.inspection.reading import Length, Measured, Reader, character_lengths, measured
 from chatsmith.types import Record, Stage
 
 REASONS = 5  # of bad records, listed per source
@@ -67,7 +67,8 @@ class Histogram:
 class StageFacts:
     """One stage: examples for training (copies by weight included) and held out, and how long they are.
 
-    `too_long` of the `measured` records exceed `limit` and are dropped; all three are 0 without a tokenizer.
+    `too_long` of the `measured` records exceed `limit` and are dropped; all three are 0 without a tokenizer. So are the
+    `tokens` in them, of which the tokenizer does not know `unknown`, and what it or the chat template `refused`.
     """
 
     train: int
@@ -76,6 +77,9 @@ class StageFacts:
     measured: int
     too_long: int
     limit: int
+    tokens: int = 0
+    unknown: int = 0
+    refused: tuple[Example, ...] = ()
 
 
 @dataclass
@@ -173,22 +177,28 @@ def reasons_of(dropped: Iterable[Dropped]) -> list[Reason]:
 
 
 def stage_facts(stage: Stage, sides: StageData, reader: Reader | None, attempt: Attempts) -> StageFacts:
-    def measured(batch: list[Record]) -> tuple[list[Length], int]:
-        return (character_lengths(stage, batch), 0) if reader is None else token_lengths(stage, batch, reader)
+    def look(batch: list[Record]) -> Measured:
+        if reader is None:
+            return Measured(character_lengths(stage, batch), 0, 0, 0, [])
+        return measured(stage, batch, reader)
 
     records = sides.train or sides.held_out
     chosen = range(0, len(records), -(-len(records) // MEASURED))
     lengths: list[Length] = []
-    dropped = 0
+    dropped = tokens = unknown = 0
+    refused: list[Example] = []
     for start in range(0, len(chosen), BATCH):
         batch = [records[index] for index in chosen[start : start + BATCH]]
         try:
-            parts = [measured(batch)]
+            parts = [look(batch)]
         except Exception:  # by themselves, to find the one
-            alone = [attempt(f"{stage}: {MEASURED_RECORDS}", r.origin, partial(measured, [r])) for r in batch]
+            alone = [attempt(f"{stage}: {MEASURED_RECORDS}", r.origin, partial(look, [r])) for r in batch]
             parts = [part for part in alone if part is not None]
-        lengths += [length for part, _ in parts for length in part]
-        dropped += sum(too_long for _, too_long in parts)
+        for part in parts:
+            lengths += part.lengths
+            dropped += part.too_long
+            tokens, unknown = tokens + part.tokens, unknown + part.unknown
+            refused += [Example(origin, reason) for origin, reason in part.refused]
     named = {"prompt": [x.prompt for x in lengths], "answer": [x.answer for x in lengths if x.answer]}
     if stage == "ptx":
         named = {"text": [x.whole for x in lengths]}
@@ -201,6 +211,9 @@ def stage_facts(stage: Stage, sides: StageData, reader: Reader | None, attempt: 
         measured=len(chosen) if reader else 0,
         too_long=dropped,
         limit=reader.limit if reader else 0,
+        tokens=tokens,
+        unknown=unknown,
+        refused=tuple(refused),
     )
 
 

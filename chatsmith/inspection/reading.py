@@ -10,7 +10,10 @@ from typing import Any
 
 from chatsmith.config import Config
 from chatsmith.data.chat import Encoded, encode_texts
+from chatsmith.data.control import unknown_id
 from chatsmith.data.formats import best_answer
+from chatsmith.data.tokens import OnError
+from chatsmith.errors import DataError
 from chatsmith.types import Record, Stage
 
 
@@ -61,25 +64,60 @@ class Length:
         return self.prompt + self.answer
 
 
-def token_lengths(stage: Stage, records: Sequence[Record], reader: Reader) -> tuple[list[Length], int]:
-    """Tokens of every conversation that a stage makes of records, and how many records it drops as too long."""
+@dataclass(frozen=True)
+class Measured:
+    """What a stage makes of records: lengths of its conversations, tokens in them, and of these unknown ones.
+
+    `too_long` records are dropped, and so are the `refused`: the places of what no template or tokenizer can carry, and
+    why. Where one answer of several is refused, the record may be kept.
+    """
+
+    lengths: list[Length]
+    too_long: int
+    tokens: int
+    unknown: int
+    refused: list[tuple[str, str]]
+
+
+def measured(stage: Stage, records: Sequence[Record], reader: Reader) -> Measured:
+    """Tokens of every conversation that a stage makes of records."""
+    rows, lengths, too_long = _token_rows(stage, records, reader, "skip")
+    unknown = unknown_id(reader.tokenizer)
+    refused = []
+    expected = sum(len(record.answers) if stage == "reward" else 1 for record in records)
+    for record in records if len(lengths) < expected else ():
+        try:
+            _token_rows(stage, [record], reader, "raise")
+        except DataError as error:
+            refused.append((record.origin, str(error.__cause__)))
+    count = 0 if unknown is None else sum(row.count(unknown) for row in rows)
+    return Measured(lengths, too_long, sum(map(len, rows)), count, refused)
+
+
+def _token_rows(
+    stage: Stage, records: Sequence[Record], reader: Reader, on_error: OnError
+) -> tuple[list[Sequence[int]], list[Length], int]:
+    """The rows of a stage, their lengths, and how many records it drops as too long."""
     from chatsmith.stages.reward import encode_ranked
     from chatsmith.stages.rollout import encode_questions
     from chatsmith.stages.sft import encode_best_answers
 
-    options: dict[str, Any] = {"stops": reader.stops, "max_tokens": sys.maxsize}
+    options: dict[str, Any] = {"stops": reader.stops, "max_tokens": sys.maxsize, "on_error": on_error}
     if stage == "reward":
         ranked, _ = encode_ranked(reader.tokenizer, records, **options)
         rows = [list(zip(map(len, record.rows), record.lengths, strict=True)) for record in ranked]
         too_long = sum(sum(whole <= reader.limit for whole, _ in row) < 2 for row in rows)
-        return [Length(whole - answer, answer) for row in rows for whole, answer in row], too_long
+        lengths = [Length(whole - answer, answer) for row in rows for whole, answer in row]
+        return [row for record in ranked for row in record.rows], lengths, too_long
     if stage == "rl":
         prompts = encode_questions(reader.tokenizer, records, **options).tokens
-        return [Length(len(prompt), 0) for prompt in prompts], sum(len(prompt) > reader.limit for prompt in prompts)
+        too_long = sum(len(prompt) > reader.limit for prompt in prompts)
+        return list(prompts), [Length(len(prompt), 0) for prompt in prompts], too_long
     encoded, _ = encode_best_answers(reader.tokenizer, [r for r in records if r.answers], **options)
     too_long = sum(len(row.tokens) > reader.limit for row in encoded)
     texts = encode_texts(reader.tokenizer, [record.text for record in records if record.text], max_tokens=sys.maxsize)
-    return [_length(row) for row in [*encoded, *texts]], too_long
+    every = [*encoded, *texts]
+    return [row.tokens for row in every], [_length(row) for row in every], too_long
 
 
 def _length(row: Encoded) -> Length:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 from chatsmith.checkpoint import finite, save_text
 from chatsmith.config import Config
 from chatsmith.data.sources import Source
+from chatsmith.errors import DataError
 from chatsmith.inspection.attempts import Attempts
 from chatsmith.inspection.check import Facts, facts_of
-from chatsmith.inspection.reading import readers
+from chatsmith.inspection.reading import Reader, readers
 from chatsmith.inspection.show import View, sample, view
 from chatsmith.intake import share, stages_to_train
+from chatsmith.types import Record, Stage
 
 FILE = "data.json"
 MOST = 50_000  # records that a run looks at
@@ -49,16 +52,19 @@ def _examples(config: Config, sources: Sequence[Source], attempt: Attempts) -> l
     for stage in stages_to_train(config):
         if data[stage].train:
             records = sample(data, stage, TRIED, seed=config.seed)
-            views = (
-                attempt(
-                    f"{stage}: examples that cannot be shown", r.origin, partial(view, r, stage, reading[stage], config)
-                )
-                for r in records
-            )
+            what = f"{stage}: examples that cannot be shown"
+            views = (attempt(what, r.origin, partial(_view, r, stage, reading[stage], config)) for r in records)
             shown = [each for each in views if each is not None]
             if shown:
                 examples.append(_written(next(filter(_fits, shown), shown[0])))
     return examples
+
+
+def _view(record: Record, stage: Stage, reader: Reader, config: Config) -> View | None:
+    """None of what no template or tokenizer can carry: that is among the findings."""
+    with suppress(DataError):
+        return view(record, stage, reader, config)
+    return None
 
 
 def _fits(view: View) -> bool:

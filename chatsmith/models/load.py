@@ -4,6 +4,7 @@ Weights are read from safetensors, or from a `.bin` that transformers opens with
 with a model is never executed. Dropout is off everywhere: modules stay in eval mode, which only switches dropout off.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -152,15 +153,31 @@ def save_model(model: Any, tokenizer: Any, directory: Path, *, stops: Sequence[i
     """
     for key, value in _fingerprints(tokenizer).items():
         setattr(model.config, key, value)
+    generation = _generation_config(model, tokenizer, stops)
+    if model.can_generate():
+        model.generation_config = generation
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    GenerationConfig(  # reward models too: they must know where an answer ends
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=list(stops),
-        pad_token_id=tokenizer.pad_token_id,
-        do_sample=True,
-    ).save_pretrained(directory)
+    generation.save_pretrained(directory)  # of reward models too: they must know where an answer ends
     (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def _generation_config(model: Any, tokenizer: Any, stops: Sequence[int]) -> GenerationConfig:
+    """The base's own, with all that it forbids or prefers, but for what is decided here."""
+    decided = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": list(stops),
+        "pad_token_id": tokenizer.pad_token_id,
+        "do_sample": True,
+    }
+    config = copy.deepcopy(getattr(model, "generation_config", None) or GenerationConfig())
+    config._from_model_config = False  # from here on it stands for itself
+    try:
+        config.update(**decided)
+        config.validate(strict=True)
+    except ValueError:  # transformers could not save the base's either
+        config = GenerationConfig(**decided)
+    return config
 
 
 def same_tokenizer(one: Any, other: Any) -> bool:

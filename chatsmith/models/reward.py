@@ -8,13 +8,14 @@ None (or NaN, or inf) excludes a sample from training and is counted.
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from chatsmith.data.batch import micro_batches, pad
-from chatsmith.data.chat import encode
+from chatsmith.data.chat import Encoded, encode_said
 from chatsmith.errors import ModelError, RewardError
 from chatsmith.functions import load_function
 from chatsmith.models.critic import Critic, critic_from_actor, critic_from_reward_model
@@ -40,31 +41,38 @@ class RewardModel:
     max_tokens_per_pass: int
 
     def __call__(self, samples: list[Sample]) -> list[float | None]:
-        """Raw scores, read at the last token of the answer; None where the conversation exceeds the model's context."""
+        """Raw scores, read at the last token of the answer.
+
+        None where the conversation exceeds the model's context, or its chat template or tokenizer cannot carry it.
+        """
         rows = encode_samples(self.tokenizer, samples, stops=self.stops)
-        limit = context_length(self.model) or max(map(len, rows))
-        fitting = [(row, sample) for row, sample in zip(rows, samples, strict=True) if len(row) <= limit]
-        scores = iter(self._score([row for row, _ in fitting], [sample for _, sample in fitting]))
-        return [next(scores) if len(row) <= limit else None for row in rows]
+        limit = context_length(self.model) or math.inf
+        fits = [row is not None and len(row) <= limit for row in rows]
+        scores = iter(self._score(list(compress(rows, fits)), list(compress(samples, fits))))
+        return [next(scores) if fit else None for fit in fits]
 
     def scores(self, samples: Sequence[Sample]) -> list[float]:
         """Raw scores of samples that are known to fit."""
         return self._score(encode_samples(self.tokenizer, samples, stops=self.stops), samples)
 
-    def _score(self, rows: Sequence[Sequence[int]], samples: Sequence[Sample]) -> list[float]:
+    def _score(self, rows: Sequence[Sequence[int] | None], samples: Sequence[Sample]) -> list[float]:
         prompts = [sample.messages for sample in samples]
-        return score_rows(self.model, self.tokenizer, rows, self.max_tokens_per_pass, prompts=prompts)
+        known = [row for row in rows if row is not None]
+        return score_rows(self.model, self.tokenizer, known, self.max_tokens_per_pass, prompts=prompts)
 
 
-def encode_samples(tokenizer: Any, samples: Sequence[Sample], *, stops: Sequence[int]) -> list[list[int]]:
-    """Samples as whole conversations; an answer that was cut off gets no stop token."""
-    encoded = encode(
+def encode_samples(tokenizer: Any, samples: Sequence[Sample], *, stops: Sequence[int]) -> list[list[int] | None]:
+    """Samples as whole conversations; an answer that was cut off gets no stop token.
+
+    An answer is taken as it was said, whatever it is. None where template or tokenizer cannot carry the conversation.
+    """
+    encoded = encode_said(
         tokenizer,
         [(*sample.messages, Message("assistant", sample.answer)) for sample in samples],
         stops=stops,
         complete=[sample.finish_reason == "stop" for sample in samples],
     )
-    return [row.tokens for row in encoded]
+    return [row.tokens if isinstance(row, Encoded) else None for row in encoded]
 
 
 @torch.no_grad()

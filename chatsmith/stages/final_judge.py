@@ -65,7 +65,7 @@ def second_opinion(
     def features(rows: Sequence[Sequence[int]]) -> Tensor:
         return _last_states(sft_model, tokenizer, rows, max_batch_tokens)
 
-    ranked, _ = encode_ranked(tokenizer, train, stops=stops, max_tokens=max_tokens)
+    ranked, _ = encode_ranked(tokenizer, train, stops=stops, max_tokens=max_tokens, on_error="skip")
     states = features(ranked.answers)
     mean, std = states.mean(0), states.std(0) + 1e-6
     pairs = pairs_of([record.scores for record in ranked])
@@ -75,11 +75,13 @@ def second_opinion(
     def score(rows: Sequence[Sequence[int]]) -> Tensor:
         return ((features(rows) - mean) / std) @ head
 
-    asked, _ = encode_ranked(tokenizer, held_out, stops=stops, max_tokens=max_tokens)
+    asked, _ = encode_ranked(tokenizer, held_out, stops=stops, max_tokens=max_tokens, on_error="skip")
     pairs = pairs_of([record.scores for record in asked])
     scores = score(asked.answers)
     margins = (scores[pairs.better] - scores[pairs.worse])[pairs.target == 1]
-    one, two = (score(encode_samples(tokenizer, samples, stops=stops)) for samples in (before, after))
+    rows = zip(*(encode_samples(tokenizer, samples, stops=stops) for samples in (before, after)), strict=True)
+    compared = [(one, two) for one, two in rows if one is not None and two is not None]
+    one, two = score([row for row, _ in compared]), score([row for _, row in compared])
     wins = (two > one).double() + 0.5 * (two == one).double()
     return Opinion(
         accuracy=proportion(float((margins > 0).sum()), len(margins)),

@@ -12,9 +12,9 @@ import torch
 from chatsmith.algo.losses import pairs_of, preference_loss
 from chatsmith.config import Config
 from chatsmith.data.batch import batches, micro_batches, pad
-from chatsmith.data.chat import encode
+from chatsmith.data.chat import try_encode
 from chatsmith.data.store import Array, Entry, Lazy
-from chatsmith.data.tokens import Columns, TokenRows, as_bytes, prepared
+from chatsmith.data.tokens import Columns, OnError, TokenRows, as_bytes, place_errors, prepared
 from chatsmith.errors import DataError
 from chatsmith.evaluate import (
     Interval,
@@ -80,8 +80,9 @@ def train_reward(
         Interrupted, TrainingStopped: see `runtime` and `loop`.
     """
     settings = config.reward
-    rows, dropped = encode_ranked(tokenizer, train, stops=stops, max_tokens=max_tokens)
-    held_out_rows, also_dropped = encode_ranked(tokenizer, held_out, stops=stops, max_tokens=max_tokens)
+    options: dict[str, Any] = {"stops": stops, "max_tokens": max_tokens, "on_error": config.data.on_error}
+    rows, dropped = encode_ranked(tokenizer, train, **options)
+    held_out_rows, also_dropped = encode_ranked(tokenizer, held_out, **options)
     if not rows or not any(_margins(held_out_rows, held_out_rows.scores)):
         raise DataError(
             f"reward: no usable preference: {len(train)} records for training and {len(held_out)} held out, of which "
@@ -143,12 +144,16 @@ class RankedRows(Lazy[Ranked]):
 
 
 def encode_ranked(
-    tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int
+    tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int, on_error: OnError = "raise"
 ) -> tuple[RankedRows, int]:
-    """Tokenised records with two or more answers of at most `max_tokens`, and how many records were dropped."""
+    """Tokenised records with two or more answers of at most `max_tokens`, and how many records were dropped.
+
+    Raises:
+        DataError: at the first answer that the chat template cannot carry, unless `on_error` is "skip".
+    """
 
     def encode_chunk(chunk: list[Record]) -> tuple[Columns, Columns]:
-        ranked = _ranked(tokenizer, chunk, stops=stops, max_tokens=max_tokens)
+        ranked = _ranked(tokenizer, chunk, stops=stops, max_tokens=max_tokens, on_error=on_error)
         kept = [record for record in ranked if len(record.rows) >= 2]
         numbers: Columns = {
             "answers": [len(record.rows) for record in kept],
@@ -160,7 +165,7 @@ def encode_ranked(
 
     entry = prepared(
         *("reward", tokenizer, records, encode_chunk),
-        settings=[list(stops), max_tokens],
+        settings=[list(stops), max_tokens, on_error],
         ragged={"tokens": "i4"},
         numbers={"answers": "i8", "lengths": "i8", "scores": "f8", "kept": "?"},
     )
@@ -168,15 +173,18 @@ def encode_ranked(
     return rows, len(records) - len(rows)
 
 
-def _ranked(tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int) -> list[Ranked]:
+def _ranked(
+    tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int, on_error: OnError
+) -> list[Ranked]:
     """The records with those of their answers that are short enough."""
     answers = [(record, answer) for record in records for answer in record.answers]
     conversations = [(*record.prompt, Message("assistant", answer.content)) for record, answer in answers]
-    rows = iter(encode(tokenizer, conversations, stops=stops))
+    asked = [record for record, _ in answers]
+    rows = iter(place_errors(asked, try_encode(tokenizer, conversations, stops=stops), on_error))
     ranked = []
     for record in records:
-        answered = [(next(rows), answer.score or 0.0) for answer in record.answers]
-        answered = [(row, score) for row, score in answered if len(row.tokens) <= max_tokens]
+        scored = [(next(rows), answer.score or 0.0) for answer in record.answers]
+        answered = [(row, score) for row, score in scored if row is not None and len(row.tokens) <= max_tokens]
         ranked.append(
             Ranked(
                 rows=[row.tokens for row, _ in answered],

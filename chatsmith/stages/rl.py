@@ -9,6 +9,7 @@ from chatsmith.assistant import Assistant
 from chatsmith.config import Config
 from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded, token_texts
+from chatsmith.data.control import unknown_id
 from chatsmith.errors import DataError
 from chatsmith.models.critic import Critic
 from chatsmith.models.limits import measure_peak_flops
@@ -162,9 +163,14 @@ def _spoken(scores: PolicyScores, critic: Critic, tokenizer: Any, config: Config
     """What each token of the answers cost in KL, and what the critic expected before it."""
     rollouts = scores.rollouts
     values = rollout_values(critic, rollouts, config)
+    unknown = unknown_id(tokenizer)  # which decoders leave out
     answers = []
     for row, mask in enumerate(rollouts.mask):
-        texts = token_texts(tokenizer, rollouts.tokens[row][mask].tolist())
+        ids = rollouts.tokens[row][mask].tolist()
+        texts = [
+            tokenizer.unk_token if id == unknown else text
+            for id, text in zip(ids, token_texts(tokenizer, ids), strict=True)
+        ]
         figures = zip(texts, scores.kl_tokens[row][mask].tolist(), values[row][mask].tolist(), strict=True)
         answers.append([SpokenToken(*figure) for figure in figures])
     return answers

@@ -14,9 +14,9 @@ from chatsmith.algo.losses import kl_estimate, masked_sum
 from chatsmith.algo.rewards import standardise
 from chatsmith.config import Config, RlConfig
 from chatsmith.data.batch import micro_batches, pad, pad_mask
-from chatsmith.data.chat import decode_answer, encode_prompts
+from chatsmith.data.chat import decode_answers, try_encode_prompts
 from chatsmith.data.records import choose
-from chatsmith.data.tokens import Columns, TokenRows, as_bytes, prepared
+from chatsmith.data.tokens import Columns, OnError, TokenRows, as_bytes, place_errors, prepared
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import RewardError
 from chatsmith.models.noise import rounding_noise
@@ -30,7 +30,7 @@ NOISE_TOKENS = 512  # enough to tell by how much forward passes differ
 
 @dataclass(frozen=True)
 class Prompts:
-    """Records that are asked, with their tokens, and how many were too long to leave room for an answer."""
+    """Records that are asked, with their tokens, and how many were left out, mostly for want of room for an answer."""
 
     records: Sequence[Record]
     tokens: Sequence[tuple[int, ...]]
@@ -40,17 +40,24 @@ class Prompts:
         return Prompts(self.records[:count], self.tokens[:count], self.dropped_too_long)
 
 
-def encode_questions(tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int) -> Prompts:
-    """Prompts of at most `max_tokens` tokens, in the records' order."""
+def encode_questions(
+    tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int, on_error: OnError = "raise"
+) -> Prompts:
+    """Prompts of at most `max_tokens` tokens, in the records' order.
+
+    Raises:
+        DataError: at the first that the chat template cannot carry, unless `on_error` is "skip".
+    """
 
     def encode_chunk(chunk: list[Record]) -> tuple[Columns, Columns]:
-        rows = encode_prompts(tokenizer, [record.prompt for record in chunk], stops=stops)
-        short = [row for row in rows if len(row) <= max_tokens]
-        return {"tokens": as_bytes(short)}, {"kept": [len(row) <= max_tokens for row in rows]}
+        tried = try_encode_prompts(tokenizer, [record.prompt for record in chunk], stops=stops)
+        rows = place_errors(chunk, tried, on_error)
+        short = [row for row in rows if row is not None and len(row) <= max_tokens]
+        return {"tokens": as_bytes(short)}, {"kept": [row is not None and len(row) <= max_tokens for row in rows]}
 
     entry = prepared(
         *("rl", tokenizer, records, encode_chunk),
-        settings=[list(stops), max_tokens],
+        settings=[list(stops), max_tokens, on_error],
         ragged={"tokens": "i4"},
         numbers={"kept": "?"},
     )
@@ -87,6 +94,7 @@ def roll_out(
     logprobs = torch.zeros(mask.shape)
     logprobs[mask] = torch.tensor([value for _, a in answers for value in a.logprobs])
     device = engine.model.device
+    texts = decode_answers(tokenizer, [a.tokens for _, a in answers], stops=stops)
     return Rollouts(
         tokens=tokens.to(device),
         lengths=lengths.to(device),
@@ -94,8 +102,8 @@ def roll_out(
         logprobs=logprobs.to(device),
         prompts=torch.arange(len(index), device=device).repeat_interleave(samples),
         samples=tuple(
-            Sample(prompts.records[i].prompt, decode_answer(tokenizer, a.tokens), a.finish_reason, prompts.records[i])
-            for i, a in answers
+            Sample(prompts.records[i].prompt, text, a.finish_reason, prompts.records[i])
+            for (i, a), text in zip(answers, texts, strict=True)
         ),
     )
 

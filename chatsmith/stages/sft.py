@@ -12,9 +12,10 @@ from torch import Tensor
 from chatsmith.algo.losses import language_model_loss
 from chatsmith.config import Config
 from chatsmith.data.batch import batches, best_fit, micro_batches, pad, pad_mask
-from chatsmith.data.chat import Encoded, encode, encode_prompts
+from chatsmith.data.chat import Encoded, try_encode, try_encode_prompts
+from chatsmith.data.control import unknown_id
 from chatsmith.data.formats import best_answer
-from chatsmith.data.tokens import EncodedRows, encoded, lengths_of
+from chatsmith.data.tokens import EncodedRows, OnError, encoded, lengths_of, place_errors
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import DataError
 from chatsmith.models.scoring import token_logprobs
@@ -25,6 +26,7 @@ from chatsmith.types import Message, Record
 
 EVALUATIONS = 10  # held-out evaluations per run
 GREEDY_SAMPLES = 64
+COUNTED = 2_000  # rows in which unknown tokens are counted
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class SftReport:
     dropped_too_long: int
     steps: int
     skipped_steps: int
+    unknown_share: float = 0.0  # of the tokens, those for what the vocabulary has none for
 
     @property
     def perplexity(self) -> float:
@@ -69,8 +72,9 @@ def train_sft(
         Interrupted, TrainingStopped: see `runtime` and `loop`.
     """
     settings = config.sft
-    rows, dropped = encode_best_answers(tokenizer, train, stops=stops, max_tokens=max_tokens)
-    held_out_rows, also_dropped = encode_best_answers(tokenizer, held_out, stops=stops, max_tokens=max_tokens)
+    options: dict[str, Any] = {"stops": stops, "max_tokens": max_tokens, "on_error": config.data.on_error}
+    rows, dropped = encode_best_answers(tokenizer, train, **options)
+    held_out_rows, also_dropped = encode_best_answers(tokenizer, held_out, **options)
     if not rows or not held_out_rows:
         raise DataError(
             f"sft: no usable record: {len(train)} for training and {len(held_out)} held out, of which "
@@ -122,26 +126,33 @@ def train_sft(
         dropped_too_long=dropped + also_dropped,
         steps=total,
         skipped_steps=guard.skipped,
+        unknown_share=_unknown_share(tokenizer, rows),
     )
 
 
 def encode_best_answers(
-    tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int
+    tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int, on_error: OnError = "raise"
 ) -> tuple[EncodedRows, int]:
-    """Each record's conversation with its best-scored answer, and how many were longer than `max_tokens`."""
+    """Each record's conversation with its best-scored answer, and how many were left out: see `best_answers`."""
 
     def encode_chunk(chunk: list[Record]) -> list[Encoded]:
-        return best_answers(tokenizer, chunk, stops=stops, max_tokens=max_tokens)
+        return best_answers(tokenizer, chunk, stops=stops, max_tokens=max_tokens, on_error=on_error)
 
-    rows = encoded("sft", tokenizer, records, encode_chunk, settings=[list(stops), max_tokens])
+    rows = encoded("sft", tokenizer, records, encode_chunk, settings=[list(stops), max_tokens, on_error])
     return rows, len(records) - len(rows)
 
 
-def best_answers(tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int) -> list[Encoded]:
-    """Conversations with their best-scored answers, as long as they have at most `max_tokens`."""
+def best_answers(
+    tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int, on_error: OnError
+) -> list[Encoded]:
+    """Conversations with their best-scored answers, as long as they have at most `max_tokens`.
+
+    Raises:
+        DataError: at the first that the chat template cannot carry, unless `on_error` is "skip".
+    """
     conversations = [(*record.prompt, Message("assistant", best_answer(record).content)) for record in records]
-    rows = encode(tokenizer, conversations, stops=stops)
-    return [row for row in rows if len(row.tokens) <= max_tokens]
+    rows = place_errors(records, try_encode(tokenizer, conversations, stops=stops), on_error)
+    return [row for row in rows if row is not None and len(row.tokens) <= max_tokens]
 
 
 def language_model_backward(
@@ -209,6 +220,13 @@ def _target_logprobs(
     return logprobs, mask
 
 
+def _unknown_share(tokenizer: Any, rows: EncodedRows) -> float:
+    """Of the tokens in rows that are spread evenly over all."""
+    unknown = unknown_id(tokenizer)
+    counted = [rows[i].tokens for i in range(0, len(rows), -(-len(rows) // COUNTED))]
+    return 0.0 if unknown is None else sum(row.count(unknown) for row in counted) / sum(map(len, counted))
+
+
 def _greedy_habits(
     actor: Any, tokenizer: Any, records: Sequence[Record], config: Config, *, stops: Sequence[int], max_tokens: int
 ) -> tuple[float, float]:
@@ -217,7 +235,8 @@ def _greedy_habits(
     prompts: list[list[int]] = []
     for start in range(0, len(records), GREEDY_SAMPLES):
         asked = [record.prompt for record in records[start : start + GREEDY_SAMPLES]]
-        prompts += [p for p in encode_prompts(tokenizer, asked, stops=stops) if len(p) + limit <= max_tokens]
+        encoded_prompts = try_encode_prompts(tokenizer, asked, stops=stops)
+        prompts += [p for p in encoded_prompts if isinstance(p, list) and len(p) + limit <= max_tokens]
         if len(prompts) >= GREEDY_SAMPLES:
             break
     prompts = prompts[:GREEDY_SAMPLES]

@@ -101,6 +101,9 @@ def test_sft_fails_only_if_its_loss_did_not_fall():
     assert sft().passed
     assert not sft().warnings
     assert not sft(held_out_loss_last=3.0).passed
+    assert "0.30% of the tokens are <unk>" in sft(unknown_share=0.003).text
+    assert not sft(unknown_share=0.003).warnings
+    assert "take a base model" in sft(unknown_share=0.05).warnings[0]
     for change in ({"eos_rate": 0.4}, {"repetition": 0.6}, {"held_out_loss_last": 1.1}):
         assert sft(**change).passed
         assert len(sft(**change).warnings) == 1
