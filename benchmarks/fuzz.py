@@ -141,7 +141,7 @@ def real_rows() -> list[list[Any]]:
                 to_record(row, "")
         except (ValueError, TypeError, KeyError, DataError):
             continue
-        heads.append([row | {"mark": f"m{i:05d}"} for i, row in enumerate(rows) if isinstance(row, dict)])
+        heads.append([row | {"note_of_row": f"m{i:05d}"} for i, row in enumerate(rows) if isinstance(row, dict)])
     return [head for head in heads if head]
 
 

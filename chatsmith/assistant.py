@@ -299,8 +299,6 @@ def load(path: str | Path, *, stage: str | None = None, device: str = "auto", dt
     chosen = choose_device(config)
     tokenizer = load_tokenizer(location)
     model = load_actor(location, tokenizer, dtype=choose_dtype(config, chosen), device=chosen)
-    if any(name.endswith("ForSequenceClassification") for name in model.config.architectures or ()):
-        raise ModelError(f"{location}: a reward model, which scores answers and does not speak. Give a language model.")
     max_tokens = context_length(model) or MAX_TOKENS_WITHOUT_LIMIT
     return Assistant(model, tokenizer, load_stop_ids(location, tokenizer), max_tokens)
 

@@ -45,8 +45,9 @@ Models of two layers; the settings are those of `tests/decoders.py`. Their greed
 OTHERS = """
 ## All others
 
-Every class of transformers' causal mapping, as small as its own defaults can be made, with logits of about 10 in size
-for the greedy tokens and the second gap, and a tenth of it for the first. What is not built here (its defaults are no
+Every class of transformers' causal mapping, as small as its own defaults can be made, with logits of about 10 in size.
+The first gap is at temperatures 10 and 7, the second that of the logits. A class whose padded rows are not its rows alone
+in transformers either (it chooses among numbers that are equal but for rounding) says by how much. What is not built here (its defaults are no
 model's, or it needs a package that is not installed) is tried when it is loaded, as everything is.
 
 """
@@ -76,7 +77,10 @@ def class_row(name: str, measured: Measured | str) -> str:
     if isinstance(measured, str):
         return _line(f"`{name}`", measured, *[""] * 4)
     equal, gap, *how = _figures(measured)
-    return _line(f"`{name}`", equal, gap, _gap(measured.large_gap or 0, LARGE_GAP), *how)
+    large = _gap(measured.large_gap or 0, LARGE_GAP)
+    if measured.plain_gap > LARGE_GAP:
+        large += f" (transformers' padded rows: {measured.plain_gap:.0e})"
+    return _line(f"`{name}`", equal, gap, large, *how)
 
 
 def _figures(measured: Measured) -> tuple[str, str, str, str]:

@@ -189,26 +189,36 @@ def plain_logits(model, row):
 
 @torch.no_grad()
 def logprobs(model, temperature):
-    """Log-probs of sampled answers, [N] each: as the rollout has them, as the training forward computes them, and from
-    plain forward passes over each row alone."""
+    """Log-probs of sampled answers, [N] each: as the rollout has them, as the training forward computes them, from plain
+    forward passes over each row alone, and from one over padded rows."""
     sampled = answers(model, temperature)
     rows = list(zip(PROMPTS, sampled, strict=True))
     tokens, lengths = pad([prompt + answer.tokens for prompt, answer in rows], pad_id=0)
     mask = pad_mask([[False] * len(prompt) + [True] * len(answer.tokens) for prompt, answer in rows])
     training, _ = token_logprobs(model, tokens, lengths, mask, temperature=temperature, max_logits_bytes=1 << 30)
-    plain = []
-    for prompt, answer in rows:
-        logits = plain_logits(model, prompt + answer.tokens)[len(prompt) - 1 : -1] / temperature
-        plain.append(logits.log_softmax(-1).gather(1, torch.tensor(answer.tokens)[:, None])[:, 0])
-    return torch.tensor([value for answer in sampled for value in answer.logprobs]), training[mask], torch.cat(plain)
+    mask[:, 0] = False
+    real = torch.arange(tokens.shape[1]) < lengths[:, None]
+    padded = model(input_ids=tokens, attention_mask=real.long()).logits
+    return (
+        torch.tensor([value for answer in sampled for value in answer.logprobs]),
+        training[mask],
+        torch.cat([_of_answer(plain_logits(model, p + a.tokens), p, a, temperature) for p, a in rows]),
+        torch.cat([_of_answer(logits, p, a, temperature) for logits, (p, a) in zip(padded, rows, strict=True)]),
+    )
+
+
+def _of_answer(logits, prompt, answer, temperature):
+    behind = logits[len(prompt) - 1 : len(prompt) - 1 + len(answer.tokens)] / temperature
+    return behind.log_softmax(-1).gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
 
 
 def gap(model, temperature=1.0):
-    """The largest difference in nats of rollout, training and plain forward passes."""
-    rollout, training, plain = logprobs(model, temperature)
-    return max(
+    """The largest difference in nats of rollout, training and plain forward passes; and of plain ones over padded rows."""
+    rollout, training, plain, padded = logprobs(model, temperature)
+    ours = max(
         float((one - two).abs().max()) for one, two in ((rollout, training), (rollout, plain), (training, plain))
     )
+    return ours, float((padded - plain).abs().max())
 
 
 @dataclass(frozen=True)
@@ -220,13 +230,15 @@ class Measured:
     equal: bool  # greedy tokens to those of plain forward passes
     gap: float  # with ordinary logits, at temperatures 1 and 0.7
     large_gap: float | None  # with large ones
+    plain_gap: float  # of transformers' padded rows to each row alone, the largest of these
     way: Way
 
 
 def measure(family: str) -> Measured:
     model = build(family)
     equal = [answer.tokens for answer in answers(model, 0.0)] == spelled_out(model)
-    return Measured(family, type(model).__name__, equal, max(gap(model), gap(model, 0.7)), None, way_of(model))
+    ours, plain = map(max, zip(gap(model), gap(model, 0.7), strict=True))
+    return Measured(family, type(model).__name__, equal, ours, None, plain, way_of(model))
 
 
 def measure_class(name: str) -> Measured | str:
@@ -240,10 +252,9 @@ def measure_class(name: str) -> Measured | str:
     except ModelError as error:
         return f"refused: {reason(str(error))}"
     equal = [answer.tokens for answer in answers(model, 0.0)] == spelled_out(model)
-    large = gap(model, 5.0) * 5
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(0.1)
-    return Measured(name, name, equal, max(gap(model), gap(model, 0.7)), large, way)
+    ordinary, plain = map(max, zip(gap(model, 10.0), gap(model, 7.0), strict=True))
+    large, plain_large = gap(model, 5.0)
+    return Measured(name, name, equal, ordinary, 5 * large, max(plain, 5 * plain_large), way)
 
 
 def reason(refusal: str) -> str:

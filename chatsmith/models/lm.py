@@ -147,7 +147,8 @@ def _try(model: Any, lengths: Sequence[int]) -> Way:
 def _try_rows(model: Any, lengths: Sequence[int], own: Trial, plain: Trial, heads: Sequence[Any] = HEADS[:1]) -> Way:
     rows = _rows(model, lengths)
     expected = torch.cat(plain(model, rows))
-    _check_looks_back(model, rows[1])
+    for row in rows[:2]:
+        _check_looks_back(model, row)
     reasons = []
     for head, together in product(heads, get_args(Rows)):
         way = Way(together, head=head)
@@ -171,9 +172,11 @@ def _try_rows(model: Any, lengths: Sequence[int], own: Trial, plain: Trial, head
 
 
 def _check_looks_back(model: Any, row: list[int]) -> None:
-    other = [*row[:-1], row[-1] - 1]
+    """What it says of the first half must not change with the second."""
+    half = len(row) // 2
+    other = row[:half] + row[half:][::-1]
     compute = _plain_states if model.get_output_embeddings() is None else _plain_logits_of
-    one, two = (compute(model, [tokens])[0].view(len(row), -1)[:-1] for tokens in (row, other))
+    one, two = (compute(model, [tokens])[0].view(len(row), -1)[:half] for tokens in (row, other))
     if not float((one - two).abs().max()) < GAP:
         raise ModelError(
             f"{type(model).__name__} looks ahead: what it says behind a token depends on the tokens that follow, so it "

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from chatsmith.data.chat import oddities, prepare_tokenizer, stop_ids
-from chatsmith.errors import ChatsmithError, ModelError
+from chatsmith.errors import ForeignError, ModelError, foreign
+from chatsmith.machine import out_of_memory
 from chatsmith.models import lm
 from chatsmith.models.head import compute_head_in_single_precision
 from chatsmith.models.location import check_location
@@ -62,10 +63,13 @@ def _raw_tokenizer(location: str) -> Any:
 
 def load_stop_ids(location: str, tokenizer: Any) -> tuple[int, ...]:
     """Token ids that end an answer: the tokenizer's EOS, and those the model's generation config names."""
-    try:
-        generation = GenerationConfig.from_pretrained(location)
-    except OSError:  # many models come without one
-        generation = None
+    generation = None
+    if (Path(location) / "generation_config.json").is_file():
+        with _loading(location):
+            generation = GenerationConfig.from_pretrained(location)
+    elif not Path(location).is_dir():
+        with suppress(OSError):  # many models come without one
+            generation = GenerationConfig.from_pretrained(location)
     return stop_ids(tokenizer, generation)
 
 
@@ -78,6 +82,8 @@ def load_actor(location: str, tokenizer: Any, *, dtype: torch.dtype, device: tor
     config = _config(location)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{location}: {config.model_type} is an encoder-decoder; chatsmith trains decoders only.")
+    if any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ()):
+        raise ModelError(f"{location}: a reward model, which scores answers and does not speak. Give a language model.")
     model = _fit(_weights(AutoModelForCausalLM, location, dtype=dtype), tokenizer, device, location)
     compute_head_in_single_precision(model)
     with _named(location):
@@ -113,7 +119,7 @@ def check_reward_base(location: str) -> None:
             f"{location}: transformers has no {config.model_type} model with a score head. Give another --reward-model."
         )
     config.num_labels = 1
-    with torch.device("meta"), _foreign(location):
+    with torch.device("meta"), _loading(location):
         model = AutoModelForSequenceClassification.from_config(config)
     _check_score_head(model, location)
 
@@ -263,7 +269,7 @@ def _weights(auto_class: Any, location: str, *, new: str = "", **options: Any) -
     model, report = _from_hub_or_disk(auto_class, location, output_loading_info=True, **options)
     body = f"{model.base_model_prefix}."
     missing = sorted(set(report["missing_keys"]) - {new})
-    left = sorted(key for key in report["unexpected_keys"] if not new or key.startswith(body))
+    left = sorted(key for key in report["unexpected_keys"] if not new or missing or key.startswith(body))
     if missing or left:
         raise ModelError(
             f"{location}: the weights there are not those of {type(model).__name__}. "
@@ -289,7 +295,7 @@ def _prefix_hint(missing: Sequence[str], left: Sequence[str]) -> str:
 
 
 def _from_hub_or_disk(auto_class: Any, location: str, **options: Any) -> Any:
-    with _foreign(location):
+    with _loading(location):
         # said explicitly: undecided, transformers would ask at the terminal
         return auto_class.from_pretrained(location, trust_remote_code=False, **options)
 
@@ -304,23 +310,24 @@ def _named(location: str) -> Iterator[None]:
 
 
 @contextmanager
-def _foreign(location: str) -> Iterator[None]:
+def _loading(location: str) -> Iterator[None]:
     """Whatever others' code raises at what lies in `location` is a fault of what lies there."""
     try:
-        yield
-    except (ChatsmithError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except UnpicklingError as error:
+        with foreign():
+            yield
+    except ForeignError as error:
+        cause = error.__cause__
+        if isinstance(cause, Exception) and out_of_memory(cause):
+            raise cause from None
+        if isinstance(cause, UnpicklingError):
+            raise ModelError(
+                f"{location}: its .bin file holds more than tensors and was not opened. Use a safetensors version of "
+                "it."
+            ) from error
+        said = _broken_file(Path(location)) or " ".join(str(error).split())[:300]
         raise ModelError(
-            f"{location}: its .bin file holds more than tensors and was not opened. Use a safetensors version of it."
-        ) from error
-    except BaseException as error:  # a panic in Rust is no Exception
-        if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
-            raise
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(
-            f"{location}: cannot be loaded: {_broken_file(Path(location)) or f'{type(error).__name__}: {said[:300]}'} "
-            "Give a local model directory, or a hub id where there is a network."
+            f"{location}: cannot be loaded: {said.rstrip('.')}. Give a local model directory, or a hub id where there "
+            "is a network."
         ) from error
 
 
@@ -339,9 +346,9 @@ def _broken_file(directory: Path) -> str:
             size = path.stat().st_size
             try:
                 table = json.loads(table_text[:header])
-            except ValueError:
-                table = {}
-            ends = [part["data_offsets"][1] for name, part in table.items() if name != "__metadata__"]
-            if not ends or 8 + header + max(ends) > size:
+                end = max(part["data_offsets"][1] for name, part in table.items() if name != "__metadata__")
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # damaged
+                end = size
+            if 8 + header + end > size:
                 return f"{path.name} is cut off or damaged ({size} bytes): download it again."
     return ""

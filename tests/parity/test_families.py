@@ -60,8 +60,8 @@ def test_any_other_class_is_computed_as_itself_or_refused(name):
     measured = measure_class(name)
     if isinstance(measured, Measured):
         assert measured.equal
-        assert measured.gap <= GAP
-        assert measured.large_gap <= LARGE_GAP
+        assert measured.gap <= max(GAP, 2 * measured.plain_gap)
+        assert measured.large_gap <= max(LARGE_GAP, 2 * measured.plain_gap)
     if SAME_VERSION:
         assert class_row(name, measured) == TABLES[1][list(CLASSES).index(name)], "make docs"
 
@@ -77,7 +77,7 @@ def test_the_page_holds_all_families_and_classes_and_nothing_else_than_what_its_
 def test_the_comparisons_can_fail():
     model, other = build("llama"), build("qwen2")
     assert [answer.tokens for answer in answers(model, 0.0)] != generated(other)
-    rollout, training, _ = logprobs(model, 1.0)
+    rollout, training, *_ = logprobs(model, 1.0)
     assert (rollout - training.flip(0)).abs().max() > 1e-3
 
 
