@@ -46,9 +46,10 @@ OTHERS = """
 ## All others
 
 Every class of transformers' causal mapping, as small as its own defaults can be made, with logits of about 10 in size.
-The first gap is at temperatures 10 and 7, the second that of the logits. A class whose padded rows are not its rows alone
-in transformers either (it chooses among numbers that are equal but for rounding) says by how much. What is not built here (its defaults are no
-model's, or it needs a package that is not installed) is tried when it is loaded, as everything is.
+The first gap is at temperatures 10 and 7, the second that of the logits. A class whose padded rows are not its rows
+alone in transformers either (it chooses among numbers that are equal but for rounding) says by how much. What is not
+built here (its defaults are no model's, or it needs a package that is not installed) is tried when it is loaded, as
+everything is.
 
 """
 

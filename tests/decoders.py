@@ -189,7 +189,7 @@ def plain_logits(model, row):
 
 @torch.no_grad()
 def logprobs(model, temperature):
-    """Log-probs of sampled answers, [N] each: as the rollout has them, as the training forward computes them, from plain
+    """Log-probs of sampled answers, [N] each: as the rollout has them, as the training forward computes them, of plain
     forward passes over each row alone, and from one over padded rows."""
     sampled = answers(model, temperature)
     rows = list(zip(PROMPTS, sampled, strict=True))
@@ -213,7 +213,7 @@ def _of_answer(logits, prompt, answer, temperature):
 
 
 def gap(model, temperature=1.0):
-    """The largest difference in nats of rollout, training and plain forward passes; and of plain ones over padded rows."""
+    """The largest difference in nats of rollout, training and plain forward passes; and of plain ones, padded."""
     rollout, training, plain, padded = logprobs(model, temperature)
     ours = max(
         float((one - two).abs().max()) for one, two in ((rollout, training), (rollout, plain), (training, plain))

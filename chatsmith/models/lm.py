@@ -60,12 +60,11 @@ def check_weights(model: Any) -> None:
     Raises:
         ModelError: if they differ by more than rounding, or are no numbers.
     """
-    row = _rows(model, (12,))
-    with torch.no_grad():
-        logits = _plain_logits(model, row[0])
+    rows = _rows(model, (8,))
+    logits = _plain_logits(model, rows[0])
     if not logits.isfinite().all():
         raise ModelError(f"{type(model).__name__}: its weights give logits that are no numbers. Is the download whole?")
-    own, plain = _logprobs(model, row)[0], _plain_logprobs(model, row)[0]
+    own, plain = _logprobs(model, rows)[0], _logprobs_of(logits, rows[0])
     rounding = torch.finfo(model.dtype).eps * float(logits.abs().max())
     limit = max(GAP, 100 * rounding) if model.dtype == torch.float32 else min(0.5, max(5e-2, rounding))
     gap = float((own - plain).abs().mean())
@@ -265,11 +264,12 @@ def _plain_logits_of(model: Any, rows: list[list[int]]) -> list[Tensor]:
 
 
 def _plain_logprobs(model: Any, rows: list[list[int]], temperature: float = 1.0) -> list[Tensor]:
-    found = []
-    for row in rows:
-        distributions = (_plain_logits(model, row)[:-1] / temperature).log_softmax(-1)
-        found.append(distributions.gather(1, torch.tensor(row[1:], device=model.device)[:, None])[:, 0])
-    return found
+    return [_logprobs_of(_plain_logits(model, row) / temperature, row) for row in rows]
+
+
+def _logprobs_of(logits: Tensor, row: list[int]) -> Tensor:
+    """Of a row's tokens but the first, [T - 1], under the logits [T, V] behind each."""
+    return logits[:-1].log_softmax(-1).gather(1, torch.tensor(row[1:], device=logits.device)[:, None])[:, 0]
 
 
 def _plain_scores(model: Any, rows: list[list[int]]) -> list[Tensor]:
