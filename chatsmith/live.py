@@ -34,6 +34,7 @@ CURVES = {
 NAMES = {"sft": "SFT", "reward": "reward model", "rl": "PPO"}
 MARKS = {
     "passed": ("✓", "green"),
+    "passed with a warning": ("✓", "yellow"),
     "forced": ("!", "yellow"),
     "failed": ("✗", "red"),
     "skipped": ("–", "dim"),

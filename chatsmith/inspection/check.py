@@ -136,7 +136,7 @@ def facts_of(
     found += _of_preferences(tallies)
     if step == 1:
         found += copies(sources, seen, places)
-    found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    found.sort(key=lambda finding: (SEVERITIES.index(finding.severity), -finding.count / max(1, finding.of)))
     return Facts(tuple(facts), stages, shortened(found, sources), "tokens" if readers else "characters", step)
 
 

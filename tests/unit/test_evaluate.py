@@ -23,20 +23,20 @@ from chatsmith.stages.sft import SftReport
 from chatsmith.verdicts import Judged, judge_reward, judge_rl, judge_sft
 
 
-def test_wilson_interval_by_hand():
-    # 8 of 10: centre (0.8 + 0.19207) / 1.38415, half width 1.96 / 1.38415 * sqrt(0.016 + 0.0096)
+def test_the_interval_of_a_proportion_by_hand():
+    # 8 of 10: (16 + 3.8415 - 1 -+ 1.96 sqrt(3.8415 - 2 -+ 0.1 + 3.2 * 3)) / 27.683, for the upper end with 2 of 10
     interval = proportion(8, 10)
-    assert (interval.value, interval.low, interval.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-3)
+    assert (interval.value, interval.low, interval.high) == pytest.approx((0.8, 0.4422, 0.9646), abs=1e-3)
     assert proportion(0, 0).low == 0
 
 
-def test_wilson_interval_covers_the_truth_as_often_as_it_says():
+def test_the_interval_of_a_proportion_covers_the_truth_at_least_as_often_as_it_says():
     rng = random.Random(0)
     covered = 0
     for _ in range(2000):
         interval = proportion(sum(rng.random() < 0.7 for _ in range(60)), 60)
         covered += interval.low <= 0.7 <= interval.high
-    assert 0.93 < covered / 2000 < 0.975
+    assert 0.945 < covered / 2000 < 0.985
 
 
 def test_paired_difference_is_the_mean_and_its_interval_covers_zero_only_without_a_difference():
