@@ -44,12 +44,12 @@ from chatsmith.models.load import (
     tokenizer_oddities,
 )
 from chatsmith.models.reward import RewardModel, critic_for, parse_reward
+from chatsmith.promise import Promise, promise
 from chatsmith.report.page import write_report
 from chatsmith.run import Run, lock, model_card, open_run
 from chatsmith.runtime import Interrupted, StopSignals
 from chatsmith.seeds import permutation
 from chatsmith.stages import final_judge
-from chatsmith.stages.promise import Promise, promise
 from chatsmith.stages.reward import train_reward
 from chatsmith.stages.rl import RlReport, train_rl
 from chatsmith.stages.rollout import Prompts, check_held_out, encode_questions

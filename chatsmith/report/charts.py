@@ -59,7 +59,8 @@ CHARTS = (
     Chart(
         "rl",
         "Reward",
-        "What PPO maximises, without the price of KL; 0 is the SFT model's average where a reward model gives it.",
+        "What PPO maximises, without the price of KL. Where a reward model gives it, 0 is the mean of its scores over "
+        "the SFT model's answers, and 1 their standard deviation.",
         (("rl/reward_mean", "reward"),),
     ),
     Chart(

@@ -80,6 +80,7 @@ def _page(run: RecordedRun) -> dict[str, Any]:
         "reward": sections.reward(run),
         "gold": sections.gold(run),
         "before_after": answers.before_and_after(run),
+        "reward_unit": _reward_unit(run),
         "tokens": token_by_token(run),
         "training": answers.during_training(run),
         "time": sections.time(run),
@@ -183,7 +184,7 @@ def _headline(run: RecordedRun) -> Headline | None:
     before, after = run.number("summary", "reward_mean_first"), run.number("summary", "reward_mean_last")
     interval = numbers(run.get("summary", "reward_gain_ci95"))
     if math.isfinite(after - before) and len(interval) == 2:
-        unit = run.get("stages", "rl", "report", "reward_unit")
+        unit = _reward_unit(run)
         text = (
             f"Mean reward on held-out prompts: {_signed(before)} with the SFT model, {_signed(after)} after PPO"
             f"{f', {unit}' if unit else ''}."
@@ -206,6 +207,11 @@ def _headline(run: RecordedRun) -> Headline | None:
         text = f"From {first:.3f} to {last:.3f} nats per token: perplexity {math.exp(min(last, 50)):.2f}."
         return Headline(_signed(last - first, 2), "change of the held-out loss", text, tone)
     return None
+
+
+def _reward_unit(run: RecordedRun) -> str:
+    """What a reward of 1 is; empty where the run does not say."""
+    return str(run.get("stages", "rl", "report", "reward_unit") or "")
 
 
 def _gain(gain: float, interval: Sequence[float], what: str, text: str, judge: str) -> Headline:
