@@ -10,6 +10,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 Z = 1.959964  # the normal distribution's 97.5 % quantile
 
+FEW_CLUSTERS = 6
 CLEAR_CHANGE = 0.05  # of a judge's mean score in [0, 1] over a few hundred answers
 
 
@@ -47,7 +48,8 @@ def share(wins: Sequence[float], clusters: Sequence[Hashable]) -> Interval:
     """Mean over clusters of their shares of wins, with its interval.
 
     Many pairs of one prompt are not as many independent ones: the spread between clusters says how many they are
-    worth, at least one for each cluster, at most one for each pair.
+    worth, at least one for each cluster, at most one for each pair. Fewer than six clusters cannot say it: that all
+    are alike happens by chance too often.
 
     Args:
         wins: in [0, 1] each, such as 1 where the better of two answers scored higher.
@@ -58,9 +60,9 @@ def share(wins: Sequence[float], clusters: Sequence[Hashable]) -> Interval:
     count = len(means)
     mean = float(means.mean()) if count else math.nan
     trials = float(count)
-    if count > 1:
-        variance = float(means.var(ddof=1)) / count
-        worth = mean * (1 - mean) * (Z / _student(count - 1)) ** 2 / variance if variance > 0 else math.inf
+    variance = float(means.var(ddof=1)) / count if count >= FEW_CLUSTERS else 0.0
+    if variance > 0:
+        worth = mean * (1 - mean) * (Z / _student(count - 1)) ** 2 / variance
         trials = min(max(worth, count), len(wins))
     return proportion(mean * trials if count else 0.0, trials)
 

@@ -36,7 +36,7 @@ class Promise:
     def __str__(self) -> str:
         about = "" if self.is_exact else "about "
         what = "prompts" if self.stage == "rl" else "records"
-        dropped = f" ({about}{self.too_long} more have over {self.limit} tokens)" if self.too_long else ""
+        dropped = f" ({about}{self.too_long} longer than {self.limit} tokens left out)" if self.too_long else ""
         return (
             f"{self.stage}: {about}{self.train} {what} to train on, {self.held_out} held out{dropped}; "
             f"steps: {about}{self.steps} of {self.size}; {'at most' if self.stage == 'rl' else 'about'} "

@@ -51,7 +51,8 @@ def drawn(name: str, pairs: int) -> Array:
 
 
 @pytest.mark.parametrize(
-    ("name", "pairs"), [*product(REWARDS, (16, 64)), *product(("normal", "skewed", "right or wrong"), (32, 200))]
+    ("name", "pairs"),
+    [*product(REWARDS, (16,)), *product(("normal", "skewed", "right or wrong"), (32, 64)), ("rarely right", 200)],
 )
 def test_the_gate_of_ppo_passes_no_luck(name, pairs):
     assert share_passed(drawn(name, pairs).tolist()) <= MOST
@@ -76,7 +77,7 @@ def test_answers_that_one_side_excludes_buy_no_luck(pairs):
     assert share_passed(hidden.tolist()) <= MOST
 
 
-@pytest.mark.parametrize(("prompts", "samples"), [(16, 2), (16, 8), (64, 4)])
+@pytest.mark.parametrize(("prompts", "samples"), [(16, 8), (64, 2)])
 def test_several_answers_to_one_prompt_are_not_several_pairs(prompts, samples):
     """The difference of a prompt is shared by its answers, as where PPO learned one answer by heart."""
     rng = np.random.default_rng([prompts, samples])
@@ -123,14 +124,26 @@ def reward_gate(accuracy) -> bool:
 
 
 @pytest.mark.parametrize("prompts", SIZES)
-@pytest.mark.parametrize("answers", [2, 4, 9])
+@pytest.mark.parametrize("answers", [2, 9])
 def test_a_reward_model_that_knows_nothing_passes_no_gate_and_is_no_judge(prompts, answers):
     rng = np.random.default_rng([prompts, answers])
-    runs = 400 if prompts * answers > 500 else RUNS
+    runs = 400 if prompts * answers > 250 else RUNS
     accuracies = [share(*pairs_of_ranked(rng, prompts, answers)) for _ in range(runs)]
     most = 0.025 + 3 * math.sqrt(0.025 * 0.975 / runs)
     assert np.mean([reward_gate(accuracy) for accuracy in accuracies]) <= most
     assert np.mean([not str(Opinion(accuracy, accuracy)).startswith("not judged") for accuracy in accuracies]) <= most
+
+
+@pytest.mark.parametrize("prompts", SIZES)
+@pytest.mark.parametrize("slips", [0.0, 0.05])
+def test_copies_of_a_pair_that_hold_or_fall_together_buy_no_luck(prompts, slips):
+    rng = np.random.default_rng([prompts, int(100 * slips)])
+    runs = RUNS if prompts < 32 else 400
+    most = 0.025 + 3 * math.sqrt(0.025 * 0.975 / runs)
+    wins = np.broadcast_to(rng.random((runs, prompts, 1)) < 0.5, (runs, prompts, 9))
+    wins = (wins ^ (rng.random(wins.shape) < slips)).reshape(runs, -1).astype(float)
+    numbers = np.repeat(np.arange(prompts), 9).tolist()
+    assert np.mean([reward_gate(share(row, numbers)) for row in wins.tolist()]) <= most
 
 
 def test_a_reward_model_that_is_right_three_times_in_four_passes_at_64_prompts():

@@ -61,7 +61,7 @@ def test_records_steps_and_tokens_are_those_of_the_stage(stage, long):
     assert made.steps == total_steps(config, stage, made.train)
     assert made.is_exact
     assert f"steps: {made.steps} of" in str(made)
-    assert ("more have over" in str(made)) == (long > 0)
+    assert ("left out" in str(made)) == (long > 0)
     if stage == "sft":
         tokens = sum(len(row.tokens) for row in rows(train))
         assert made.tokens == pytest.approx(made.steps * 8 * tokens / made.train)
