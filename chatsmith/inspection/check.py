@@ -43,6 +43,7 @@ from chatsmith.inspection.findings import (
     shortened,
 )
 from chatsmith.inspection.reading import Reader
+from chatsmith.stages.rollout import MIN_PROMPTS
 from chatsmith.types import Stage
 
 ONE_SIDED = 0.8  # share of preferences of one length from which on a reward model learns length
@@ -181,6 +182,10 @@ def _of_stages(
     for stage in stages_to_train(config):
         train, held_out = (stages[stage].train, stages[stage].held_out) if stage in stages else (0, 0)
         if train and held_out:
+            if stage == "rl" and held_out < MIN_PROMPTS:
+                severity: Severity = "error" if whole_run or stage in named else "warning"
+                what = f"rl gets {held_out} held-out prompts, and its gate judges from {MIN_PROMPTS} on"
+                yield Finding(severity, what, "raise --data.held_out, or add prompts (--data rl:FILE)")
             continue
         if train or held_out or whole_run or stage in named:
             what = f"{stage} gets {train} records to train on and {held_out} held out; it needs both"
