@@ -34,7 +34,7 @@ CURVES = {
 NAMES = {"sft": "SFT", "reward": "reward model", "rl": "PPO"}
 MARKS = {
     "passed": ("✓", "green"),
-    "passed with a warning": ("✓", "yellow"),
+    "warned": ("✓", "yellow"),  # passed with a warning
     "forced": ("!", "yellow"),
     "failed": ("✗", "red"),
     "skipped": ("–", "dim"),

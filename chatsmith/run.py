@@ -251,9 +251,9 @@ def model_card(run: Run, *, what: str, base: str, sources: Sequence[dict[str, An
 
 
 def _shown(entry: dict[str, Any]) -> str:
-    """A finished stage's status for people."""
+    """A finished stage's status in one word for people."""
     warned = entry["status"] == "passed" and entry.get("unfit_for")
-    return "passed with a warning" if warned else str(entry["status"])
+    return "warned" if warned else str(entry["status"])
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
