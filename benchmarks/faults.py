@@ -132,16 +132,20 @@ def train(run: Path, options: list[str]) -> tuple[dict[str, Any], str]:
     return json.loads((run / "manifest.json").read_text(encoding="utf-8")), result.stderr.strip()
 
 
-def blame(manifest: dict[str, Any], error: str) -> tuple[str, str]:
-    """The stage that is named first, and in which words."""
+def warnings_of(manifest: dict[str, Any]) -> list[str]:
+    return [warning for entry in manifest["stages"].values() for warning in entry["warnings"]]
+
+
+def blame(manifest: dict[str, Any], error: str, usual: list[str]) -> tuple[str, str]:
+    """The stage that is named first, and in which words; what the stages say that no fault entered is `usual`."""
     if error and not error.startswith("GateFailed"):
         places = {"/base": "sft", "/sft/model": "sft", "/reward/model": "reward", "RewardError": "rl", " rl:": "rl"}
         return next((stage for place, stage in places.items() if place in error), "none"), error
     for stage, entry in manifest["stages"].items():
         if entry["status"] != "passed":
             return stage, entry["verdict"]
-        if entry["warnings"]:
-            return stage, " | ".join(entry["warnings"])
+        if warnings := [warning for warning in entry["warnings"] if warning not in usual]:
+            return stage, " | ".join(warnings)
     return "none", ""
 
 
@@ -153,13 +157,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = arguments.keep or Path(temporary)
         root.mkdir(parents=True, exist_ok=True)
-        train(root / "healthy", [])
+        usual = warnings_of(train(root / "healthy", [])[0])
         for number, fault in enumerate(FAULTS):
             run = root / f"fault-{number}"
             shutil.rmtree(run, ignore_errors=True)
             copy_with(root / "healthy", run, fault.kept)
             manifest, error = train(run, fault.plant(run))
-            stage, words = blame(manifest, error)
+            stage, words = blame(manifest, error, usual)
             rows.append({"fault": fault.name, "expected": fault.blamed, "named": stage, "verdict": words})
     for row in rows:
         mark = "ok" if row["named"] == row["expected"] else "NO"

@@ -203,9 +203,10 @@ def _introduce(screen: _Screen, path: str, found: Found, assistant: Assistant) -
     if found.stage is not None and found.manifest is not None:
         stage = "sft" if found.stage == "sft" else "rl"
         entry = found.manifest["stages"][stage]
-        # a stage that has passed needs its first figures only; why one has failed stands at the end
-        verdict = entry["verdict"].partition(", KL")[0] if entry["status"] == "passed" else entry["verdict"]
-        screen.note(f"{stage} {entry['status']}: {verdict}", "green" if entry["status"] == "passed" else "yellow")
+        verdict = entry.get("headline") or entry["verdict"]  # runs of earlier versions have no headline
+        unfit = f", unfit for {'; '.join(map(str, entry['unfit_for']))}" if entry.get("unfit_for") else ""
+        sound = entry["status"] == "passed" and not unfit
+        screen.note(f"{stage} {entry['status']}{unfit}: {verdict}", "green" if sound else "yellow")
         for index, prompt in enumerate(_examples(path)):
             screen.note(("Try: " if index == 0 else "     ") + prompt, "")
     if _learned_single(found):

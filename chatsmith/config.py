@@ -182,8 +182,8 @@ class RlConfig(OptimizerConfig):
     """Answers to the same prompt in a step, in one mini-batch where possible; divides `rl.rollouts`."""
     max_new_tokens: Positive = 256
     """Longest answer, in stage 1's greedy check too."""
-    temperature: Rate = 1.0
-    """Of rollouts and log-probs."""
+    temperature: Annotated[float, Field(ge=1e-3)] = 1.0
+    """Of rollouts and log-probs, at least 0.001: colder ones have no probabilities to learn from."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """0 keeps all tokens; other values make PPO off-policy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -107,7 +107,9 @@ class Screen:
 
     def verdict(self, stage: str, verdict: "Verdict", *, forced: bool) -> None:
         mark, style = ("PASSED", "green") if verdict.passed else ("FAILED", "red")
-        text = Text(f"  {stage} {mark}", style=f"bold {style}")
+        if verdict.passed and verdict.unfit_for:
+            mark, style = f"PASSED with a warning, unfit for {'; '.join(verdict.unfit_for)}", "yellow"
+        text = Text(f"  {stage} {printable(mark)}", style=f"bold {style}")
         text.append(
             ": " + printable(verdict.text) + (" (going on: --force)" if forced and not verdict.passed else ""),
             style="default not bold",

@@ -156,9 +156,22 @@ def ask(run: Run, asked: Assistant, records: Sequence[Record], count: int, *, ea
 
 
 def score_unit(scorer: RewardModel, samples: Sequence[Sample]) -> tuple[float, float]:
-    """Mean and deviation of a reward model's scores of answers that ended; PPO scores the others by itself."""
-    ended = [sample for sample in samples if sample.finish_reason == "stop"]
-    scores = [score for score in scorer(list(ended if len(ended) > 1 else samples)) if score is not None]
+    """Mean and deviation of a reward model's scores of answers that ended; PPO scores the others by itself.
+
+    Where fewer than two ended, all of them are scored.
+
+    Raises:
+        RewardError: if it scores fewer than two answers: one has no deviation.
+    """
+    scores: list[float] = []
+    for answers in ([sample for sample in samples if sample.finish_reason == "stop"], list(samples)):
+        if len(scores) < 2 and answers:
+            scores = [score for score in scorer(answers) if score is not None and math.isfinite(score)]
+    if len(scores) < 2:
+        raise RewardError(
+            f"the reward model gave a finite score to {len(scores)} of {len(samples)} answers of the SFT model; two or "
+            "more give its scores a unit. Give more prompts, or a reward model with a longer context."
+        )
     return mean_and_std(scores)
 
 

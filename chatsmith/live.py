@@ -34,6 +34,7 @@ CURVES = {
 NAMES = {"sft": "SFT", "reward": "reward model", "rl": "PPO"}
 MARKS = {
     "passed": ("✓", "green"),
+    "warned": ("✓", "yellow"),  # passed with a warning
     "forced": ("!", "yellow"),
     "failed": ("✗", "red"),
     "skipped": ("–", "dim"),

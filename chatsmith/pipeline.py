@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,20 +45,20 @@ from chatsmith.models.load import (
     tokenizer_oddities,
 )
 from chatsmith.models.reward import RewardModel, critic_for
+from chatsmith.promise import Promise, promise
 from chatsmith.report.page import write_report
 from chatsmith.report.settings import repeated
 from chatsmith.run import Run, lock, model_card, open_run
 from chatsmith.runtime import Interrupted, StopSignals, choose_device
 from chatsmith.seeds import permutation
 from chatsmith.stages import final_judge
-from chatsmith.stages.loop import total_steps
 from chatsmith.stages.reward import train_reward
 from chatsmith.stages.rl import RlReport, train_rl
-from chatsmith.stages.rollout import encode_questions
+from chatsmith.stages.rollout import Prompts, check_held_out, encode_questions
 from chatsmith.stages.sft import train_sft
 from chatsmith.trackers import open_trackers
 from chatsmith.types import Stage
-from chatsmith.verdicts import judge_reward, judge_rl, judge_sft
+from chatsmith.verdicts import LeftOut, judge_reward, judge_rl, judge_sft
 from chatsmith.world import evaluation, material
 from chatsmith.writing import replace_directory
 
@@ -133,15 +133,13 @@ def plan(config: Config, directory: Path, screen: Screen, sources: Sequence[Sour
             check_reward_base(config.reward_model or config.actor_model)
         tokenizer = load_tokenizer(config.actor_model)
         screen.line(f"model: {config.actor_model}, a vocabulary of {len(tokenizer)} tokens")
-        _check_room(config, tokenizer, data)
-        sizes = {"sft": config.sft.batch, "reward": config.reward.batch, "rl": config.rl.rollouts}
+        _check_prompts(config, config.actor_model, data)
         for stage in stages_to_train(config):
-            train, held_out = len(data[stage].train), len(data[stage].held_out)
-            # about: records that turn out too long take part in none
-            steps, size = total_steps(config, stage, train), sizes[stage]
-            screen.line(f"{stage}: {train} records to train on, {held_out} held out; steps: {steps} of {size}")
+            screen.line(str(_promise(stage, data[stage], config)))
         if data["ptx"].train:
             screen.line(f"ptx: {len(data['ptx'].train)} records")
+        if bad := sum(len(source.dropped) for source in sources):
+            screen.line(f"bad records left out: {bad}")
     if "rl" in config.stages:
         for spec in config.rl.rewards:
             if parse_reward(spec)[0] != "trained":
@@ -151,24 +149,49 @@ def plan(config: Config, directory: Path, screen: Screen, sources: Sequence[Sour
     screen.line("nothing was written (--dry-run)")
 
 
-def _check_room(config: Config, tokenizer: Any, data: dict[Stage, StageData]) -> None:
-    """Refuse before any work what stage 3 would refuse: prompts that leave no room for an answer.
+def _promise(stage: StageName, data: StageData, config: Config) -> Promise:
+    """What a stage will make of its records."""
+    location = config.actor_model
+    if stage == "reward":
+        location = config.reward_model or location
+        data = replace(data, train=halves(config, data.train)[0])
+    tokenizer = load_tokenizer(location)
+    limit = min(config.data.max_tokens, declared_context(location) or config.data.max_tokens)
+    return promise(stage, data, config, tokenizer, load_stop_ids(location, tokenizer), limit)
 
+
+def _check_prompts(config: Config, location: str, data: dict[Stage, StageData]) -> None:
+    """Refuse before any work what stage 3 would refuse: prompts without room for an answer, too few held-out ones.
+
+    Args:
+        location: of the model that the run starts from.
     Raises:
-        DataError: if that holds for all of the first thousand.
+        DataError: if none of the first thousand prompts has room, or if its gate could not judge.
     """
     if "rl" not in config.stages:
         return
-    limit = declared_context(config.actor_model) or config.data.max_tokens
+    tokenizer = load_tokenizer(location)
+    limit = declared_context(location) or config.data.max_tokens
     room = min(limit, config.data.max_tokens) - config.rl.max_new_tokens
-    records = data["rl"].train[:1000]
-    stops = load_stop_ids(config.actor_model, tokenizer)
-    on_error = config.data.on_error
-    if not encode_questions(tokenizer, records, stops=stops, max_tokens=room, on_error=on_error).tokens:
+    stops = load_stop_ids(location, tokenizer)
+    asked: dict[str, Any] = {"stops": stops, "max_tokens": room, "on_error": config.data.on_error}
+    if not encode_questions(tokenizer, data["rl"].train[:1000], **asked).tokens:
         raise DataError(
             f"rl: prompt and answer together may have {room + config.rl.max_new_tokens} tokens here, and answers up to "
             f"rl.max_new_tokens = {config.rl.max_new_tokens}: none of the prompts has room. Lower --rl.max_new_tokens."
         )
+    check_held_out(_held_out_prompts(config, data, tokenizer, stops, room))
+
+
+def _held_out_prompts(
+    config: Config, data: dict[Stage, StageData], tokenizer: Any, stops: Sequence[int], room: int
+) -> Prompts:
+    """The fixed prompts on which stage 3 is judged."""
+    # shuffled, so that they draw on every source
+    order = permutation(len(data["rl"].held_out), config.data.split_seed, "evaluation")
+    mixed = data["rl"].held_out.take(order)
+    asked: dict[str, Any] = {"stops": stops, "max_tokens": room, "on_error": config.data.on_error}
+    return encode_questions(tokenizer, mixed, **asked).first(config.rl.eval_prompts)
 
 
 def _run_stages(run: Run, sources: Sequence[Source], now: Sequence[StageName]) -> None:
@@ -178,10 +201,10 @@ def _run_stages(run: Run, sources: Sequence[Source], now: Sequence[StageName]) -
         _look_at_data(run, sources)
         if "reward" in stages_to_train(config):
             check_reward_base(config.reward_model or config.actor_model)
-        if not run.finished("rl"):
-            _check_room(config, load_tokenizer(config.actor_model), deal(config, sources))
     elif not (run.directory / "base").exists():
         material.write_material(config, config.world, run.directory / "data", run.directory / "base")
+    if not run.finished("rl"):
+        _check_prompts(config, base_location(run), deal(config, sources or world_sources(run)))
     steps: dict[StageName, Callable[[Run, Sequence[Source]], None]] = {"sft": _sft, "reward": _reward, "rl": _rl}
     for stage in now:
         before = config.stages[: config.stages.index(stage)]
@@ -241,7 +264,7 @@ def _sft(run: Run, sources: Sequence[Source]) -> None:
         stops=actor.stops,
         max_tokens=actor.max_tokens,
     )
-    verdict = judge_sft(report)
+    verdict = judge_sft(report, _left_out("sft", data, report.dropped_too_long, sources))
     _save(run, actor.model, actor.tokenizer, "sft/model", actor.stops, what="SFT model", base=base_location(run))
     summary = {"sft_loss_first": report.held_out_loss_first, "sft_loss_last": report.held_out_loss_last}
     run.record("sft", verdict, stage, "sft/model", summary, report=asdict(report))
@@ -271,8 +294,8 @@ def _reward(run: Run, sources: Sequence[Source]) -> None:
     aspects = evaluation.accuracy_by_aspect(scorer, config.seed) if config.world is not None else {}
     if aspects:
         facts["accuracy_by_aspect"] = {aspect: accuracy.value for aspect, accuracy in aspects.items()}
-    single = {aspect: accuracy for aspect, accuracy in aspects.items() if aspect != evaluation.TRADE_OFF}
-    verdict = judge_reward(report, score_std=std, aspects=single)
+    left_out = _left_out("reward", replace(data["reward"], train=learned), report.dropped_too_long, sources)
+    verdict = judge_reward(report, score_std=std, aspects=aspects, left_out=left_out)
     _save(run, model, tokenizer, "reward/model", stops, what="Reward model", base=location)
     run.record("reward", verdict, stage, "reward/model", {"reward_accuracy": report.accuracy.value}, **facts)
     if aspects:
@@ -290,10 +313,7 @@ def _rl(run: Run, sources: Sequence[Source]) -> None:
     room = policy.max_tokens - config.rl.max_new_tokens
     asked: dict[str, Any] = {"stops": policy.stops, "max_tokens": room, "on_error": config.data.on_error}
     prompts = encode_questions(policy.tokenizer, data["rl"].train, **asked)
-    # shuffled, so that the fixed evaluation set draws on every source
-    order = permutation(len(data["rl"].held_out), config.data.split_seed, "evaluation")
-    mixed = data["rl"].held_out.take(order)
-    held_out = encode_questions(policy.tokenizer, mixed, **asked)
+    held_out = _held_out_prompts(config, data, policy.tokenizer, policy.stops, room)
     stage = run.stage("rl")
     if config.rl.top_p < 1 or config.rl.top_k > 0:
         stage.warn("with rl.top_p or rl.top_k PPO is off-policy: it assumes plain sampling")
@@ -305,17 +325,15 @@ def _rl(run: Run, sources: Sequence[Source]) -> None:
         policy,
         critic,
         prompts,
-        held_out.first(config.rl.eval_prompts),
+        held_out,
         rewards,
         config,
         stage,
         ptx=mixed_rows(data, policy, on_error=config.data.on_error) if config.rl.ptx_coef > 0 else (),
         probe=(lambda: evaluation.probe(policy, config)) if config.world is not None else None,
     )
-    facts: dict[str, Any] = {
-        "report": report.figures(),
-        "dropped_too_long": prompts.dropped_too_long + held_out.dropped_too_long,
-    }
+    too_long = prompts.dropped_too_long + held_out.dropped_too_long
+    facts: dict[str, Any] = {"report": report.figures(), "dropped_too_long": too_long}
     gold_summary, judged = {}, None
     if sft_gold is not None:
         rl_gold = evaluation.gold_scores(policy, config)
@@ -323,7 +341,9 @@ def _rl(run: Run, sources: Sequence[Source]) -> None:
         judged = evaluation.judged(sft_gold, rl_gold, stage.metrics())
     else:
         facts["final_judge"] = _final_judge(run, data, report)
-    verdict, gain = judge_rl(report, config.gates, judged)
+    left_out = _left_out("rl", data["rl"], too_long, sources)
+    verdict, gain = judge_rl(report, config.gates, judged, left_out)
+    means = report.reward_means()
     _save(run, policy.model, policy.tokenizer, "rl/actor", policy.stops, what="Assistant after PPO", base=location)
     _save(run, average, policy.tokenizer, "rl/ema", policy.stops, what="Assistant after PPO, averaged", base=location)
     replace_directory(run.directory / "rl" / "critic", critic.save)
@@ -332,9 +352,9 @@ def _rl(run: Run, sources: Sequence[Source]) -> None:
         samples = evaluation.marked(samples, material.prompt_tasks(config, config.world))
     save_jsonl(run.directory / "rl" / "samples.jsonl", samples)
     summary = {
-        "reward_mean_first": report.before.reward_mean,
-        "reward_mean_last": report.after.reward_mean,
-        "reward_mean_ema": report.ema.reward_mean,
+        "reward_mean_first": means["before"],
+        "reward_mean_last": means["after"],
+        "reward_mean_ema": means["ema"],
         "reward_gain_ci95": [gain.low, gain.high],
         "kl_last": report.after.kl,
         **gold_summary,
@@ -365,6 +385,17 @@ def _final_judge(run: Run, data: dict[Stage, StageData], report: RlReport) -> st
         max_batch_tokens=run.config.engine.max_batch_tokens,
     )
     return str(opinion)
+
+
+def _left_out(stage: StageName, data: StageData, too_long: int, sources: Sequence[Source]) -> LeftOut:
+    """What a stage was given and did not use; bad records may have been meant for any stage of their source."""
+    serving = [source for source in sources if not source.spec.stages or stage in source.spec.stages]
+    return LeftOut(
+        too_long=too_long,
+        of=len(data.train) + len(data.held_out),
+        bad=sum(len(source.dropped) for source in serving),
+        what="prompts" if stage == "rl" else "records",
+    )
 
 
 def _finish(run: Run) -> None:

@@ -90,7 +90,7 @@ class Run:
         """The stages of this run, each with its status."""
         entries = self.manifest["stages"]
         ahead: dict[str, str] = {stage: "running" if stage == running else "to come" for stage in self.config.stages}
-        return {stage: entries[stage]["status"] if stage in entries else status for stage, status in ahead.items()}
+        return {stage: _shown(entries[stage]) if stage in entries else status for stage, status in ahead.items()}
 
     def record(
         self,
@@ -110,7 +110,10 @@ class Run:
         self.manifest["stages"][stage] = {
             "status": "passed" if verdict.passed else "forced" if self.force else "failed",
             "verdict": verdict.text,
+            "headline": verdict.headline,
+            "details": verdict.details,
             "warnings": list(verdict.warnings),
+            "unfit_for": list(verdict.unfit_for),
             "seconds": round(stage_run.seconds, 1),
             "model_dir": model_dir,
             "summary": summary,
@@ -125,7 +128,10 @@ class Run:
         self.manifest["stages"][stage] = {
             "status": "skipped",
             "verdict": reason,
+            "headline": reason,
+            "details": "",
             "warnings": [],
+            "unfit_for": [],
             "seconds": 0.0,
             "model_dir": None,
             "summary": {},
@@ -280,6 +286,12 @@ def model_card(run: Run, *, what: str, base: str, tags: Sequence[str]) -> str:
         licences=licences,
         more=["", "Verdicts of the stages before:", "", *(verdicts or ["- none"])],
     )
+
+
+def _shown(entry: dict[str, Any]) -> str:
+    """A finished stage's status in one word for people."""
+    warned = entry["status"] == "passed" and entry.get("unfit_for")
+    return "warned" if warned else str(entry["status"])
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Which stage is at fault? After each stage a verdict in words.
 
-A stage *fails* only where going on makes no sense; everything else that looks wrong is a warning.
+A stage *fails* only where going on makes no sense; everything else that looks wrong is a warning, which says what the
+result is unfit for. A verdict begins with the fact that decides: what was left out, how many pairs counted.
 """
 
 import math
@@ -9,15 +10,20 @@ from dataclasses import dataclass
 
 from chatsmith.config import GatesConfig
 from chatsmith.data.control import MANY_UNKNOWN
-from chatsmith.evaluate import Interval, paired_difference, turning_point
+from chatsmith.evaluate import Interval, turning_point
 from chatsmith.stages.reward import RewardReport
 from chatsmith.stages.rl import RlReport
+from chatsmith.stages.rollout import MIN_PROMPTS
 from chatsmith.stages.sft import SftReport
 
 MIN_SCORE_STD = 1e-3
 FEW_STEPS = 5
 FEW_PAIRS = 30
+FEW_PROMPTS = 64
+MUCH_LEFT_OUT = 0.1
 GUESSING_MARGIN = 1.2  # untrained models are a little worse than guessing
+ROSE_AGAIN = 1.02  # times the lowest held-out loss
+WORSE_THAN_COUNTING = 0.25  # nats per token
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,31 @@ class Verdict:
     """Whether a stage's result can be built upon, why, and what to change where not."""
 
     passed: bool
-    text: str
+    headline: str  # begins with the fact that decides
+    details: str = ""
     warnings: tuple[str, ...] = ()
+    unfit_for: tuple[str, ...] = ()  # what the warnings mean for a result that has passed
+
+    @property
+    def text(self) -> str:
+        return "; ".join(filter(None, (self.headline, self.details))) + ("" if self.passed else ".")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a stage was given and did not use: records (stage 3: prompts) that are too long, and bad ones."""
+
+    too_long: int = 0
+    of: int = 0
+    bad: int = 0  # in the sources that serve this stage
+    what: str = "records"
+
+    def __str__(self) -> str:
+        """The beginning of a verdict; empty where nothing was left out."""
+        bad = f"{self.bad} bad record{'s' if self.bad > 1 else ''} left out" if self.bad else ""
+        of = f" of {self.of}" if self.of else ""
+        long = f"{self.too_long}{of} {self.what} dropped as too long" if self.too_long else ""
+        return "".join(f"{part}, " for part in (long, bad) if part)
 
 
 @dataclass(frozen=True)
@@ -41,131 +70,206 @@ class Judged:
     curve: tuple[tuple[int, float, float], ...]
 
 
-def judge_sft(report: SftReport) -> Verdict:
-    first, last = report.held_out_loss_first, report.held_out_loss_last
-    warnings = _few_steps("sft", report.steps, "more sft.epochs, or a smaller sft.batch")
-    if first > GUESSING_MARGIN * report.guessing_loss:
+class _Warnings:
+    """Warnings of a verdict, and what each makes the result unfit for."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.unfit_for: list[str] = []
+
+    def append(self, unfit_for: str, text: str) -> None:
+        self.texts.append(text)
+        self.unfit_for.append(unfit_for)
+
+    def verdict(self, problems: list[str], left_out: LeftOut, fact: str, details: str = "") -> Verdict:
+        """Failed, with all problems first, or passed."""
+        rest = "; ".join(filter(None, (fact, details))) if problems else details
+        headline = f"{left_out}{'; '.join(problems) or fact}"
+        return Verdict(not problems, headline, rest, tuple(self.texts), tuple(dict.fromkeys(self.unfit_for)))
+
+
+def judge_sft(report: SftReport, left_out: LeftOut | None = None) -> Verdict:
+    """
+    Args:
+        left_out: None: what the report says was too long.
+    """
+    left_out = left_out or LeftOut(too_long=report.dropped_too_long)
+    first, last, guess = report.held_out_loss_first, report.held_out_loss_last, report.guessing_loss
+    warnings = _warnings("sft", report.steps, "more sft.epochs, or a smaller sft.batch", left_out)
+    if first > GUESSING_MARGIN * guess:
         warnings.append(
+            "building on what these weights knew",
             f"before training the model was worse than guessing (loss {first:.2f}, guessing has "
-            f"{report.guessing_loss:.2f}): does this tokenizer belong to this model?"
+            f"{guess:.2f}): does this tokenizer belong to this model?",
         )
     if report.unknown_share >= MANY_UNKNOWN:
         warnings.append(
+            "text in letters that its vocabulary does not have",
             f"{report.unknown_share:.1%} of the tokens are <unk>, and the assistant learned to say it: take a base "
-            "model whose tokenizer knows these letters, or falls back to bytes"
+            "model whose tokenizer knows these letters, or falls back to bytes",
         )
     if report.eos_rate == 0:
-        warnings.append("EOS was never learned: no greedy answer ends by itself. Do the answers in the data end?")
+        warnings.append(
+            "answers that end",
+            "EOS was never learned: no greedy answer ends by itself. Do the answers in the data end?",
+        )
     elif report.eos_rate < 0.5:
         warnings.append(
+            "answers that end",
             f"only {report.eos_rate:.0%} of greedy answers end by themselves within the limit: raise rl.max_new_tokens "
-            "if good answers are longer, or train longer"
+            "if good answers are longer, or train longer",
         )
     if report.repetition > 0.5:
         warnings.append(
+            "long answers",
             f"greedy answers repeat themselves ({report.repetition:.0%} of their 4-grams): train longer, or look for "
-            "repetition in the data"
+            "repetition in the data",
         )
     if math.isnan(report.eos_rate):
         warnings.append(
+            "telling whether answers end",
             "how answers end was not measured: no held-out prompt leaves room for rl.max_new_tokens. Lower it, or "
-            "raise data.max_tokens"
+            "raise data.max_tokens",
         )
-    if last > 1.02 * report.held_out_loss_min:
+    if last > ROSE_AGAIN * report.held_out_loss_min:
         warnings.append(
-            f"held-out loss rose again from {report.held_out_loss_min:.3f}: fewer sft.epochs or a lower sft.lr"
+            "questions unlike those of the data",
+            f"held-out loss rose again from {report.held_out_loss_min:.3f}: fewer sft.epochs or a lower sft.lr",
         )
+    problems = []
+    worse_than_counting = last > report.counting_loss + WORSE_THAN_COUNTING
+    unstable = report.setback > (ROSE_AGAIN - 1) * report.held_out_loss_min
+    counted = f"counting which token follows which has {report.counting_loss:.3f}"
     if not last < first:
-        return Verdict(
-            False,
+        problems.append(
             f"held-out loss did not fall ({first:.3f} -> {last:.3f}): nothing was learned. "
-            "Try a lower sft.lr, more sft.epochs, or look at the data.",
-            tuple(warnings),
+            "Try a lower sft.lr, more sft.epochs, or look at the data"
         )
-    return Verdict(
-        True,
-        f"held-out loss fell from {first:.3f} to {last:.3f} nats per token (perplexity {report.perplexity:.2f})"
-        + (f"; {report.unknown_share:.2%} of the tokens are <unk>" if report.unknown_share else ""),
-        tuple(warnings),
-    )
+    elif last >= guess:
+        problems.append(
+            f"held-out loss {last:.3f} is that of guessing ({guess:.3f}) or worse: too little was learned. "
+            "Try more sft.epochs, another sft.lr, or look at the data"
+        )
+    elif worse_than_counting and unstable:
+        problems.append(
+            f"held-out loss rose by {report.setback:.3f} on the way and ended at {last:.3f}, while {counted}: training "
+            "was unstable. Try a much lower sft.lr"
+        )
+    elif worse_than_counting:
+        warnings.append(
+            "answers that depend on the prompt",
+            f"the model makes hardly any use of its prompt (held-out loss {last:.3f}, while {counted}): more "
+            "sft.epochs, or a higher sft.lr",
+        )
+    fact = f"held-out loss {first:.3f} -> {last:.3f} nats per token (perplexity {report.perplexity:.2f})"
+    if last < first:
+        fact = f"held-out loss fell from {first:.3f} to {last:.3f} nats per token (perplexity {report.perplexity:.2f})"
+    unknown = f"{report.unknown_share:.2%} of the tokens are <unk>" if report.unknown_share else ""
+    return warnings.verdict(problems, left_out, fact, unknown)
 
 
-def judge_reward(report: RewardReport, *, score_std: float, aspects: Mapping[str, Interval]) -> Verdict:
+def judge_reward(
+    report: RewardReport, *, score_std: float, aspects: Mapping[str, Interval], left_out: LeftOut | None = None
+) -> Verdict:
     """
     Args:
         score_std: deviation of its scores over answers of the SFT model.
         aspects: where a gold judge exists, accuracy on pairs that differ in one aspect alone.
+        left_out: None: what the report says was too long.
     """
+    left_out = left_out or LeftOut(too_long=report.dropped_too_long)
     accuracy, rule = report.accuracy, report.length_rule_accuracy
     few = report.pairs < FEW_PAIRS
     measured = (
         f"held-out accuracy {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] over {report.pairs} pairs"
     )
-    warnings = _few_steps("reward", report.steps, "more reward.epochs, or a smaller reward.batch")
+    warnings = _warnings("reward", report.steps, "more reward.epochs, or a smaller reward.batch", left_out)
     if few:
         warnings.append(
-            f"only {report.pairs} held-out pairs to measure on: more preferences, or a larger data.held_out"
+            "telling how good it is",
+            f"only {report.pairs} held-out pairs to measure on: more preferences, or a larger data.held_out",
         )
     if accuracy.value <= rule.value:
         warnings.append(
+            "answers of different length",
             f'not better than the rule "{report.length_rule}" ({rule.value:.1%}): it may only see length. Balance the '
-            "lengths in the data"
+            "lengths in the data",
         )
     if report.calibration_error > 0.1:
         warnings.append(
+            "telling how sure it is",
             f"calibration error {report.calibration_error:.2f}: its margins over- or understate how sure it is. More "
-            "preferences, or fewer reward.epochs"
+            "preferences, or fewer reward.epochs",
         )
-    inverted = [aspect for aspect, interval in aspects.items() if interval.high < 0.5]
-    blind = [aspect for aspect, interval in aspects.items() if interval.low <= 0.5 <= interval.high]
+    inverted = [f"{aspect} ({accuracy.value:.0%})" for aspect, accuracy in aspects.items() if accuracy.high < 0.5]
+    blind = [aspect for aspect, accuracy in aspects.items() if accuracy.low <= 0.5 <= accuracy.high]
     if inverted:
-        warnings.append(f"it prefers the worse answer in: {', '.join(inverted)}. Are chosen and rejected mixed up?")
+        remedy = "pairs in which it decides" if len(inverted) < len(aspects) else "are chosen and rejected mixed up?"
+        warnings.append(
+            f"judging {', '.join(inverted)}",
+            f"it prefers the worse answer in: {', '.join(inverted)}. What to look for: {remedy}",
+        )
     if blind:
-        warnings.append(f"it does not see: {', '.join(blind)}. PPO will not improve what its reward does not see")
-    if accuracy.low <= 0.5:
-        return Verdict(
-            False,
+        warnings.append(
+            f"judging {', '.join(blind)}",
+            f"it does not see: {', '.join(blind)}. PPO will not improve what its reward does not see",
+        )
+    problems = []
+    if not accuracy.low > 0.5:
+        problems.append(
             f"{measured}: no better than chance, as far as {'so few' if few else 'these'} pairs tell. More or cleaner "
-            "preferences, more reward.epochs, another reward.lr, or a larger reward_model.",
-            tuple(warnings),
+            "preferences, more reward.epochs, another reward.lr, or a larger reward_model"
         )
-    if score_std < MIN_SCORE_STD:
-        return Verdict(
-            False,
+    elif not score_std >= MIN_SCORE_STD:
+        problems.append(
             f"{measured}, but its scores of sampled answers hardly differ (deviation {score_std:.1e}): PPO would have "
-            "no signal. Train longer, or raise reward.lr.",
-            tuple(warnings),
+            "no signal. Train longer, or raise reward.lr"
         )
-    return Verdict(True, measured, tuple(warnings))
+    return warnings.verdict(problems, left_out, "" if problems else measured)
 
 
-def judge_rl(report: RlReport, gates: GatesConfig, judged: Judged | None) -> tuple[Verdict, Interval]:
-    """The verdict, and the gain in reward on the fixed held-out prompts."""
-    before, after, ema = report.before, report.after, report.ema
-    gain = paired_difference(before.rewards, after.rewards)
+def judge_rl(
+    report: RlReport, gates: GatesConfig, judged: Judged | None, left_out: LeftOut | None = None
+) -> tuple[Verdict, Interval]:
+    """The verdict, and the gain in reward on the fixed held-out prompts that count."""
+    before, after = report.before, report.after
+    gain, means = report.gain(), report.reward_means()
+    counted, asked = report.counted_prompts()
     ratio = after.length / before.length
-    warnings = _few_steps("rl", report.steps, "a smaller rl.rollouts, or more rl.steps")
-    best = "EMA" if ema.reward_mean > after.reward_mean else "actor"
-    if len(after.rewards) < 64:
-        warnings.append(f"only {len(after.rewards)} held-out prompts: give more data, or raise data.held_out")
-    measured = (
-        f"reward on {len(after.rewards)} held-out prompts {before.reward_mean:+.3f} -> {after.reward_mean:+.3f}, "
-        f"gain {gain}, KL {after.kl:.3f} nats per token; the better of actor and EMA is the {best} "
-        f"({after.reward_mean:+.3f}, {ema.reward_mean:+.3f})"
-    )
+    left_out = left_out or LeftOut()
+    warnings = _warnings("rl", report.steps, "a smaller rl.rollouts, or more rl.steps", left_out)
+    best = "EMA" if means["ema"] > means["after"] else "actor"
+    if MIN_PROMPTS <= counted < FEW_PROMPTS:
+        warnings.append(
+            "telling small gains",
+            f"only {counted} held-out prompts: give more data, or raise data.held_out",
+        )
     if report.explained_variance < 0:
         warnings.append(
+            "longer training as it is",
             f"the critic explains nothing (explained variance {report.explained_variance:.2f}): "
-            "raise rl.critic_lr or set rl.critic_warmup"
+            "raise rl.critic_lr or set rl.critic_warmup",
         )
     if after.eos_rate < 0.5:
-        warnings.append(f"only {after.eos_rate:.0%} of answers end by themselves: raise rl.max_new_tokens")
-    if judged is not None and (over_optimised := _over_optimised(judged, after.reward_mean)):
-        warnings.append(over_optimised)
+        warnings.append(
+            "answers that end", f"only {after.eos_rate:.0%} of answers end by themselves: raise rl.max_new_tokens"
+        )
+    if judged is not None and (over_optimised := _over_optimised(judged, means["after"])):
+        warnings.append("what the gold judge judges: an earlier step was better", over_optimised)
     problems = []
-    if not gain.low > 0:
+    if counted < MIN_PROMPTS:
+        problems.append(
+            f"not judged: {counted} of {asked} held-out prompts have a finite reward both before and after, and it "
+            f"takes {MIN_PROMPTS}. Give more data, raise data.held_out, or mend the reward"
+        )
+    elif not gain.low > 0:
         went_far = after.kl > gates.max_kl or gain.high < 0
         advice = "a lower rl.lr, or a higher rl.kl_coef" if went_far else "more rl.steps, or a higher rl.lr"
+        if report.is_constant():
+            advice = (
+                f"every answer before and after got the same, {means['after']:+.3f}, and nothing can be learned from "
+                "that. Write a reward that tells answers apart, or raise rl.max_new_tokens where all are cut off"
+            )
         problems.append(f"the reward did not rise: {advice}")
     if after.kl > gates.max_kl:
         problems.append(
@@ -187,13 +291,31 @@ def judge_rl(report: RlReport, gates: GatesConfig, judged: Judged | None) -> tup
             f"the gold judge says that answers became worse ({judged.gain}): the reward prefers what is not better. "
             "Look at stage 2 and its data, or raise rl.kl_coef"
         )
-    text = f"{measured}. Failed: {'; '.join(problems)}." if problems else measured
-    return Verdict(not problems, text, tuple(warnings)), gain
+    unit = f" {report.reward_unit}" if report.reward_unit else ""
+    fact = (
+        f"reward on {counted} of {asked} held-out prompts {means['before']:+.3f} -> {means['after']:+.3f}, "
+        f"gain {gain}{unit}"
+    )
+    details = (
+        f"KL {after.kl:.3f} nats per token; the better of actor and EMA is the {best} "
+        f"({means['after']:+.3f}, {means['ema']:+.3f})"
+    )
+    return warnings.verdict(problems, left_out, fact, details), gain
 
 
-def _few_steps(stage: str, steps: int, remedy: str) -> list[str]:
-    plural = "s" if steps > 1 else ""
-    return [f"only {steps} optimizer step{plural} of {stage}: {remedy}"] if steps < FEW_STEPS else []
+def _warnings(stage: str, steps: int, remedy: str, left_out: LeftOut) -> _Warnings:
+    """Those that every stage may begin with."""
+    warnings = _Warnings()
+    if steps < FEW_STEPS:
+        plural = "s" if steps > 1 else ""
+        warnings.append("judging the data by it", f"only {steps} optimizer step{plural} of {stage}: {remedy}")
+    if left_out.of and left_out.too_long > MUCH_LEFT_OUT * left_out.of:
+        warnings.append(
+            f"{left_out.what} as long as those that were dropped",
+            f"{left_out.too_long / left_out.of:.0%} of the {left_out.what} were dropped as too long: raise "
+            "data.max_tokens, or take a model with a longer context",
+        )
+    return warnings
 
 
 def _over_optimised(judged: Judged, reward_last: float) -> str:

@@ -35,8 +35,9 @@ def adapt_kl_coef(kl_coef: float, kl_sequence: float, *, target: float, horizon:
 
     Args:
         kl_sequence: measured KL, summed over an answer (k1), mean over answers.
-        horizon: answers over which the correction takes full effect; `answers` of them were just seen.
+        horizon: answers over which the correction takes full effect; `answers` of them were just seen. One step never
+            corrects by more than that, which also keeps the coefficient positive.
     Source: Ziegler et al. 2019, arXiv:1909.08593, section 2.2.
     """
     error = min(max(kl_sequence / target - 1.0, -0.2), 0.2)
-    return kl_coef * (1.0 + error * answers / horizon)
+    return kl_coef * (1.0 + error * min(1.0, answers / horizon))

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from chatsmith.engine.scheduler import Running
 
+COLDEST = 1e-30  # a logit over less would overflow in fp32; far above it the most likely token has all probability
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -20,31 +22,38 @@ class Draws:
     """
 
     rows: list[Running]
-    greedy: Tensor | None  # [B] bool
+    greedy: Tensor | None  # [B] bool; temperature 0, or as good as that
     temperature: Tensor | None  # [B, 1]; 1 where greedy
     top_k: Tensor | None  # [B, 1]; the whole vocabulary where it is off
     most: int  # the largest of them
-    top_p: Tensor | None  # [B, 1]; 2 where it is off
+    top_p: Tensor | None  # [B, 1] float64; 2 where it is off
     penalty: Tensor | None  # [B, 1]
     seen: Tensor | None  # [B, V] bool, the tokens of prompt and answer; where there is a penalty
 
     @classmethod
     def of(cls, rows: list[Running], vocabulary: int, device: torch.device) -> "Draws":
-        def column(values: list[float], off: float) -> Tensor | None:
-            return torch.tensor(values, device=device)[:, None] if any(value != off for value in values) else None
+        def column(values: list[float], off: float, dtype: torch.dtype | None = None) -> Tensor | None:
+            if all(value == off for value in values):
+                return None
+            return torch.tensor(values, dtype=dtype, device=device)[:, None]
 
         samplings = [row.sampling for row in rows]
-        greedy = [sampling.temperature == 0 for sampling in samplings]
+        greedy = [sampling.temperature < COLDEST for sampling in samplings]
         top_k = [min(sampling.top_k, vocabulary) or vocabulary for sampling in samplings]
         penalty = column([sampling.repetition_penalty for sampling in samplings], off=1.0)
         return cls(
             rows=rows,
             greedy=torch.tensor(greedy, device=device) if any(greedy) else None,
-            temperature=column([sampling.temperature or 1.0 for sampling in samplings], off=1.0),
+            temperature=column(
+                [1.0 if cold else sampling.temperature for cold, sampling in zip(greedy, samplings, strict=True)],
+                off=1.0,
+            ),
             top_k=column([*top_k], off=vocabulary),
             most=max(top_k),
-            # the mass before a token may round to 1, so 1 would cut where others in the batch are cut
-            top_p=column([sampling.top_p if sampling.top_p < 1 else 2.0 for sampling in samplings], off=2.0),
+            # 1 would cut what has the probability 0 in fp32, where others in the batch are cut
+            top_p=column(
+                [sampling.top_p if sampling.top_p < 1 else 2.0 for sampling in samplings], off=2.0, dtype=torch.float64
+            ),
             penalty=penalty,
             seen=None if penalty is None else _seen(rows, vocabulary, device),
         )
@@ -114,7 +123,10 @@ def _restricted(logits: Tensor, draws: Draws) -> Tensor:
         keep = torch.arange(draws.most, device=logits.device)[None] < draws.top_k
     if draws.top_p is not None:
         probs = torch.softmax(ordered.masked_fill(~keep, float("-inf")), -1)
-        keep = keep & (probs.cumsum(-1) - probs < draws.top_p)  # the mass of more likely tokens, 0 for the first
+        # Summed from the least likely token on: from the other side a tail of small ones is lost in rounding.
+        rest = probs.flip(-1).cumsum(-1, dtype=torch.float64).flip(-1)  # each token's mass and that of all after it
+        keep = keep & (rest > (1 - draws.top_p) * rest[:, :1])
+        keep[:, 0] = True
     least = ordered.masked_fill(~keep, float("inf")).amin(-1, keepdim=True)
     return logits.masked_fill(logits < least, float("-inf"))
 

@@ -47,6 +47,7 @@ from chatsmith.inspection.findings import (
 )
 from chatsmith.inspection.reading import Reader
 from chatsmith.intake import read, share, stages_to_train
+from chatsmith.stages.rollout import MIN_PROMPTS
 from chatsmith.types import Stage
 
 ONE_SIDED = 0.8  # share of preferences of one length from which on a reward model learns length
@@ -151,7 +152,7 @@ def facts_of(
     for look in looks:
         found += attempt("a look at the data that failed", "", partial(_all_of, look)) or []
     found += attempt.findings()
-    found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    found.sort(key=lambda finding: (SEVERITIES.index(finding.severity), -finding.count / max(1, finding.of)))
     return Facts(tuple(facts), stages, shortened(found, sources), "tokens" if readers else "characters", step)
 
 
@@ -200,6 +201,10 @@ def _of_stages(
     for stage in stages_to_train(config):
         train, held_out = len(data[stage].train), len(data[stage].held_out)
         if train and held_out:
+            if stage == "rl" and held_out < MIN_PROMPTS:
+                severity: Severity = "error" if whole_run or stage in named else "warning"
+                what = f"rl gets {held_out} held-out prompts, and its gate judges from {MIN_PROMPTS} on"
+                yield Finding(severity, what, "raise --data.held_out, or add prompts (--data rl:FILE)")
             continue
         if train or held_out or whole_run or stage in named:
             what = f"{stage} gets {train} records to train on and {held_out} held out; it needs both"

@@ -36,7 +36,7 @@ def draw_facts(console: Console, facts: Facts) -> None:
         _draw_source(console, source)
     if facts.stages:
         _draw_stages(console, facts)
-    for finding in sorted(facts.findings, key=lambda finding: -SEVERITIES.index(finding.severity)):
+    for finding in reversed(facts.findings):
         _draw_finding(console, finding)
     counts = {severity: sum(finding.severity == severity for finding in facts.findings) for severity in SEVERITIES}
     said = [f"{count} {severity}{'s' * (count != 1)}" for severity, count in counts.items() if count]

@@ -33,13 +33,19 @@ class Critic(nn.Module):
         save_file(tensors, directory / "value_head.safetensors")
 
 
-def critic_from_reward_model(reward_model: Any, *, mean: float, std: float) -> Critic:
-    """A critic that starts as the *standardised* reward model: on a complete answer it equals (score - mean) / std."""
-    weight = reward_model.score.weight
-    critic = Critic(copy.deepcopy(reward_model.base_model), weight.shape[1], "the reward model")
+def critic_from_reward_model(reward_model: Any, *, mean: float, std: float, weight: float = 1.0) -> Critic:
+    """A critic that starts as what the reward model gives to a complete answer: weight * (score - mean) / std.
+
+    Args:
+        weight: of the reward model among the rewards. The others are taken for 0, which is the mean over the SFT
+            model's answers of every standardised one.
+    """
+    head = reward_model.score.weight
+    origin = "the reward model" if weight == 1 else f"the reward model, times its weight {weight:g}"
+    critic = Critic(copy.deepcopy(reward_model.base_model), head.shape[1], origin)
     with torch.no_grad():
-        critic.head.weight.copy_(weight / std)
-        critic.head.bias.fill_(-mean / std)
+        critic.head.weight.copy_(weight * (head / std))
+        critic.head.bias.fill_(weight * (-mean / std))
     return critic.eval()
 
 

@@ -119,7 +119,12 @@ def load_ready_reward(
     tokenizer = load_tokenizer(target)
     model = load_reward_model(target, tokenizer, dtype=dtype, device=device)
     mean, std = getattr(model.config, "score_mean", None), getattr(model.config, "score_std", None)
-    if mean is None or not std:
+    if std == 0:
+        raise ModelError(
+            f"{target}: gives every answer of the SFT model the same score (score_std in its config.json is 0), so its "
+            "scores have no unit. Train it anew, or name another --reward."
+        )
+    if mean is None or std is None:
         raise ModelError(
             f'{target}: its config.json has no "score_mean" and "score_std", so its scores have no unit. Add the mean '
             "and standard deviation of its scores over answers of your SFT model."
@@ -153,11 +158,11 @@ def call(reward: Reward, samples: list[Sample]) -> list[float]:
 
 
 def critic_for(actor: Any, tokenizer: Any, rewards: Sequence[Reward], *, max_tokens: int) -> Critic:
-    """A critic from the first reward model that reads the actor's tokens and is long enough; else from the actor."""
-    for reward in rewards:
+    """A critic from the reward model of most weight that reads the actor's tokens and is long enough, or the actor."""
+    for reward in sorted(rewards, key=lambda reward: -abs(reward.weight)):
         scorer = reward.function
         if not isinstance(scorer, RewardModel) or not same_tokenizer(scorer.tokenizer, tokenizer):
             continue
         if (context_length(scorer.model) or max_tokens) >= max_tokens:
-            return critic_from_reward_model(scorer.model, mean=scorer.mean, std=scorer.std)
+            return critic_from_reward_model(scorer.model, mean=scorer.mean, std=scorer.std, weight=reward.weight)
     return critic_from_actor(actor)

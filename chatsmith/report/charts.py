@@ -60,7 +60,8 @@ CHARTS = (
         "rl",
         "Reward",
         "What PPO maximises, without the price of KL, on the prompts it trains on: the figures of the verdict are of "
-        "held-out ones. 0 is the SFT model's average where a reward model gives it.",
+        "held-out ones. Where a reward model gives it, 0 is the mean of its scores over the SFT model's answers, and 1 "
+        "their standard deviation.",
         (("rl/reward_mean", "reward"),),
     ),
     Chart(

@@ -80,6 +80,7 @@ def _page(run: RecordedRun) -> dict[str, Any]:
         "reward": sections.reward(run),
         "gold": sections.gold(run),
         "before_after": answers.before_and_after(run),
+        "reward_unit": _reward_unit(run),
         "tokens": token_by_token(run),
         "training": answers.during_training(run),
         "time": sections.time(run),
@@ -123,19 +124,25 @@ class Card:
     text: str
     warnings: list[str]
     seconds: float
+    unfit_for: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The status, or that a warning stands beside a passed one."""
+        return "warned" if self.status == "passed" and self.unfit_for else self.status
 
 
 def _card(run: RecordedRun, stage: str) -> Card | None:
     """The verdict of a finished stage, or how far an unfinished one came; None before it began."""
     entry = run.get("stages", stage)
     if isinstance(entry, dict):
-        warnings = entry.get("warnings")
         return Card(
             STAGE_NAMES[stage],
             str(entry.get("status", "finished")),
             str(entry.get("verdict") or ""),
-            [str(warning) for warning in warnings] if isinstance(warnings, list) else [],
+            _texts(entry.get("warnings")),
             number(entry.get("seconds")),
+            "; ".join(_texts(entry.get("unfit_for"))),
         )
     rows = run.metrics[stage]
     if not rows:
@@ -144,6 +151,10 @@ def _card(run: RecordedRun, stage: str) -> Card | None:
     of = f" of {planned:.0f}" if math.isfinite(planned) else ""
     status = "running" if run.status == "running" else "unfinished"
     return Card(STAGE_NAMES[stage], status, f"{len(rows)}{of} steps so far, no verdict", run.warnings[stage], math.nan)
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(text) for text in value] if isinstance(value, list) else []
 
 
 @dataclass(frozen=True)
@@ -174,7 +185,11 @@ def _headline(run: RecordedRun) -> Headline | None:
     before, after = run.number("summary", "reward_mean_first"), run.number("summary", "reward_mean_last")
     interval = numbers(run.get("summary", "reward_gain_ci95"))
     if math.isfinite(after - before) and len(interval) == 2:
-        text = f"Mean reward on held-out prompts: {_signed(before)} with the SFT model, {_signed(after)} after PPO."
+        unit = _reward_unit(run)
+        text = (
+            f"Mean reward on held-out prompts: {_signed(before)} with the SFT model, {_signed(after)} after PPO"
+            f"{f', {unit}' if unit else ''}."
+        )
         return _gain(after - before, interval, "gain in held-out reward", text, judge)
     accuracy = run.get("stages", "reward", "report", "accuracy")
     value, low, high = (
@@ -192,6 +207,11 @@ def _headline(run: RecordedRun) -> Headline | None:
         text = f"From {first:.3f} to {last:.3f} nats per token: perplexity {math.exp(min(last, 50)):.2f}."
         return Headline(_signed(last - first, 2), "change of the held-out loss", text, tone)
     return None
+
+
+def _reward_unit(run: RecordedRun) -> str:
+    """What a reward of 1 is; empty where the run does not say."""
+    return str(run.get("stages", "rl", "report", "reward_unit") or "")
 
 
 def _gain(gain: float, interval: Sequence[float], what: str, text: str, judge: str) -> Headline:

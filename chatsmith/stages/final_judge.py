@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from chatsmith.algo.losses import pairs_of
 from chatsmith.data.batch import micro_batches, pad
-from chatsmith.evaluate import Interval, proportion
+from chatsmith.evaluate import Interval, share
 from chatsmith.models.reward import encode_samples
 from chatsmith.models.scoring import last_hidden_states
 from chatsmith.stages.reward import encode_ranked
@@ -26,7 +27,10 @@ RIDGE = 1e-2
 
 @dataclass(frozen=True)
 class Opinion:
-    """What the second head says: its own held-out accuracy, and how often it prefers PPO's answer to SFT's."""
+    """What the second head says: its own held-out accuracy, and how often it prefers PPO's answer to SFT's.
+
+    Both are shares over prompts, each of which counts once.
+    """
 
     accuracy: Interval
     win_rate: Interval
@@ -78,14 +82,16 @@ def second_opinion(
     asked, _ = encode_ranked(tokenizer, held_out, stops=stops, max_tokens=max_tokens, on_error="skip")
     pairs = pairs_of([record.scores for record in asked])
     scores = score(asked.answers)
-    margins = (scores[pairs.better] - scores[pairs.worse])[pairs.target == 1]
+    clear = pairs.target == 1
+    right = (scores[pairs.better] > scores[pairs.worse])[clear].tolist()
+    records = np.repeat(asked.kept, np.diff(asked.ends, prepend=0))[pairs.better[clear]]  # of each pair
     rows = zip(*(encode_samples(tokenizer, samples, stops=stops) for samples in (before, after)), strict=True)
-    compared = [(one, two) for one, two in rows if one is not None and two is not None]
-    one, two = score([row for row, _ in compared]), score([row for _, row in compared])
+    compared = [(sample, one, two) for sample, (one, two) in zip(before, rows, strict=True) if one and two]
+    one, two = score([row for _, row, _ in compared]), score([row for _, _, row in compared])
     wins = (two > one).double() + 0.5 * (two == one).double()
     return Opinion(
-        accuracy=proportion(float((margins > 0).sum()), len(margins)),
-        win_rate=proportion(wins.sum().item(), len(wins)),
+        accuracy=share(right, [held_out[int(number)].prompt for number in records]),
+        win_rate=share(wins.tolist(), [sample.messages for sample, _, _ in compared]),
     )
 
 

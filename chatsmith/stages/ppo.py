@@ -172,9 +172,8 @@ class PPO:
         metrics["rollout/logprob_noise"] = self.noise
         temperature, device = settings.temperature, rollouts.tokens.device
         reference_logprobs, _ = rollout_logprobs(self.reference, rollouts, temperature=temperature, config=self.config)
-        takes_rollout = settings.old_logprobs == "auto" and self.actor.dtype == torch.float32
         logprobs = rollouts.logprobs
-        if self._policy_frozen or not (takes_rollout or settings.old_logprobs == "rollout"):
+        if not self._old_from_rollout:
             logprobs, _ = rollout_logprobs(self.actor, rollouts, temperature=temperature, config=self.config)
             gap = (logprobs - rollouts.logprobs).abs()[rollouts.mask]
             metrics |= {"rollout/logprob_gap_mean": gap.mean().item(), "rollout/logprob_gap_max": gap.max().item()}
@@ -226,10 +225,12 @@ class PPO:
             if moved and _mean(moved) > settings.max_kl_old:
                 break
         result = _combine(per_minibatch, _mean)
-        # Before the first optimizer step old and new policy are the same: what differs is rollout against training.
-        for name in ("rollout/logprob_gap_mean", "rollout/logprob_gap_max"):
-            if name in result:
-                result[name] = per_minibatch[0][name]
+        # Before the first optimizer step old and new policy are the same: what differs is rollout against training,
+        # or one training forward against another.
+        for name in ("logprob_gap_mean", "logprob_gap_max"):
+            if result.pop(f"update/{name}", None) is not None:
+                side = "rollout" if self._old_from_rollout else "update"
+                result[f"{side}/{name}"] = per_minibatch[0][f"update/{name}"]
         check_logprob_gap(result.get("rollout/logprob_gap_mean", 0.0), self.noise or 0.0, self.actor.dtype, settings)
         result |= {
             "rl/epochs": epoch + 1.0,
@@ -269,6 +270,13 @@ class PPO:
     @property
     def _policy_frozen(self) -> bool:
         return self.step < self.config.rl.critic_warmup
+
+    @property
+    def _old_from_rollout(self) -> bool:
+        """Whether this step's old log-probs are the rollout's; else a training forward of their own gives them."""
+        chosen = self.config.rl.old_logprobs
+        measured_in_update = chosen == "rollout" or (chosen == "auto" and self.actor.dtype == torch.float32)
+        return measured_in_update and not self._policy_frozen
 
     def _texts(self) -> Iterator[list[Encoded]]:
         """Endless batches for mixed training; every step has its own seed, so a resumed one agrees."""
@@ -377,8 +385,8 @@ def actor_loss(
     metrics = {
         "rl/policy_loss": loss.detach(),
         "rl/entropy": masked_sum(entropies, part.mask) / count,
-        "rollout/logprob_gap_mean": masked_sum(gap, part.mask) / count,
-        "rollout/logprob_gap_max": torch.where(part.mask, gap, torch.zeros_like(gap)).max(),
+        "update/logprob_gap_mean": masked_sum(gap, part.mask) / count,
+        "update/logprob_gap_max": torch.where(part.mask, gap, torch.zeros_like(gap)).max(),
         **{f"rl/{name}": value.detach() for name, value in parts.items()},
     }
     if settings.kl_in == "loss":

@@ -1,7 +1,7 @@
 """Stage 2: a reward model from ranked answers."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,8 +22,8 @@ from chatsmith.evaluate import (
     correlation,
     expected_calibration_error,
     histogram,
-    proportion,
     reliability,
+    share,
 )
 from chatsmith.models.reward import score_rows
 from chatsmith.models.scoring import sequence_scores
@@ -110,8 +110,8 @@ def train_reward(
             metrics["reward/grad_norm"] = norms[0]
         run.log(step, metrics)
         run.checkpoint(step, {"learner": learner.state_dict(), "guard": guard.state_dict()})
-    sources = [source_of(held_out[int(number)]) for number in held_out_rows.kept]
-    return _report(model, tokenizer, rows, held_out_rows, sources, config, dropped + also_dropped, total, guard.skipped)
+    asked = [held_out[int(number)] for number in held_out_rows.kept]
+    return _report(model, tokenizer, rows, held_out_rows, asked, config, dropped + also_dropped, total, guard.skipped)
 
 
 class RankedRows(Lazy[Ranked]):
@@ -227,26 +227,34 @@ def _report(
     tokenizer: Any,
     train: RankedRows,
     held_out: RankedRows,
-    sources: Sequence[str],
+    asked: Sequence[Record],
     config: Config,
     dropped: int,
     steps: int,
     skipped: int,
 ) -> RewardReport:
+    """
+    Args:
+        asked: the records of the held-out rows.
+    """
     prompts = np.repeat(np.arange(len(held_out)), np.diff(held_out.ends, prepend=0)).tolist()
     scores = score_rows(model, tokenizer, held_out.answers, config.engine.max_batch_tokens, prompts=prompts)
     lengths = held_out.lengths.tolist()
     margins = _margins(held_out, scores)
     every_margin = [margin for values in margins for margin in values]
-    by_source: dict[str, list[list[float]]] = defaultdict(list)
-    for source, values in zip(sources, margins, strict=True):
-        by_source[source].append(values)
-    longer = _accuracy(_margins(train, train.lengths))
-    sign = 1.0 if longer.value >= 0.5 else -1.0
+    questions = [record.prompt for record in asked]
+    by_source: dict[str, list[int]] = defaultdict(list)
+    for number, record in enumerate(asked):
+        by_source[source_of(record)].append(number)
+    longer = [sum(margin > 0 for margin in values) / len(values) for values in _margins(train, train.lengths) if values]
+    sign = 1.0 if sum(longer) >= 0.5 * len(longer) else -1.0
     return RewardReport(
-        accuracy=_accuracy(margins),
-        accuracy_by_source={source: _accuracy(values) for source, values in by_source.items()},
-        length_rule_accuracy=_accuracy(_margins(held_out, [sign * length for length in lengths])),
+        accuracy=_accuracy(margins, questions),
+        accuracy_by_source={
+            source: _accuracy([margins[n] for n in numbers], [questions[n] for n in numbers])
+            for source, numbers in by_source.items()
+        },
+        length_rule_accuracy=_accuracy(_margins(held_out, [sign * length for length in lengths]), questions),
         length_rule="longer wins" if sign > 0 else "shorter wins",
         pairs=len(every_margin),
         margins=histogram(every_margin),
@@ -275,7 +283,7 @@ def _margins(records: RankedRows, values: Sequence[float] | Array) -> list[list[
     return margins
 
 
-def _accuracy(margins: Sequence[Sequence[float]]) -> Interval:
-    """Share of clear pairs won, each prompt counting once: pairs of one prompt are not independent of each other."""
-    wins = [sum(margin > 0 for margin in values) / len(values) for values in margins if values]
-    return proportion(sum(wins), len(wins))
+def _accuracy(margins: Sequence[Sequence[float]], questions: Sequence[Hashable]) -> Interval:
+    """Share of clear pairs won, each question counting once: pairs of one are not independent of each other."""
+    wins = [float(margin > 0) for values in margins for margin in values]
+    return share(wins, [question for question, values in zip(questions, margins, strict=True) for _ in values])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from chatsmith.assistant import Assistant
@@ -11,14 +12,15 @@ from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded, token_texts
 from chatsmith.data.control import unknown_id
 from chatsmith.errors import DataError
+from chatsmith.evaluate import Interval, common, mean_interval, paired_difference
 from chatsmith.models.critic import Critic
 from chatsmith.models.limits import measure_peak_flops
 from chatsmith.models.reward import Reward
 from chatsmith.runtime import StageRun
 from chatsmith.stages.loop import total_steps
 from chatsmith.stages.ppo import PPO, rollout_values
-from chatsmith.stages.rollout import PolicyScores, Prompts, evaluate_policy
-from chatsmith.stages.tripwires import Tripwires
+from chatsmith.stages.rollout import PolicyScores, Prompts, check_held_out, evaluate_policy, unit_of
+from chatsmith.stages.tripwires import CONSTANT, Tripwires
 from chatsmith.stages.watch import PhaseClock, answer_table, describe
 
 LOGGED_TABLES = 10  # of answers, per run, at most
@@ -48,12 +50,50 @@ class RlReport:
     steps: int
     skipped_steps: int
     explained_variance: float  # of the critic, mean over the last quarter of the steps
+    reward_unit: str = ""  # in words; empty where the reward has none
+
+    def gain(self) -> Interval:
+        """Of the reward, over the prompts that count."""
+        return paired_difference(self.before.rewards, self.after.rewards, self.before.prompts or None)
+
+    def counted_prompts(self) -> tuple[int, int]:
+        """How many different prompts have a finite reward both before and after, of how many."""
+        prompts = self.before.prompts
+        if not prompts:
+            return len(self._counted), len(self.before.rewards)
+        return len({prompts[i] for i in self._counted}), len(set(prompts))
+
+    def reward_means(self) -> dict[str, float]:
+        """Of each policy over the prompts that count, each once; the average's over those of them that it has."""
+        return {name: self._mean(policy.rewards) for name, policy in self._policies.items()}
+
+    def is_constant(self) -> bool:
+        """Whether every answer that counts, before and after, got the same reward."""
+        values = [policy.rewards[i] for policy in (self.before, self.after) for i in self._counted]
+        return bool(values) and max(values) - min(values) < CONSTANT
+
+    @property
+    def _policies(self) -> dict[str, PolicyScores]:
+        return {"before": self.before, "after": self.after, "ema": self.ema}
+
+    @cached_property
+    def _counted(self) -> list[int]:
+        return common(self.before.rewards, self.after.rewards)
+
+    def _mean(self, rewards: Sequence[float]) -> float:
+        kept = [i for i in self._counted if math.isfinite(rewards[i])]
+        prompts = self.before.prompts
+        return mean_interval([rewards[i] for i in kept], [prompts[i] for i in kept] if prompts else None).value
 
     def figures(self) -> dict[str, Any]:
         """The report without samples, for the manifest."""
-        policies = {name: getattr(self, name) for name in ("before", "after", "ema")}
+        means = self.reward_means()
+        counted, asked = self.counted_prompts()
         return {
-            **{name: policy.figures() for name, policy in policies.items()},
+            **{name: {"reward_mean": means[name], **scores.figures()} for name, scores in self._policies.items()},
+            "counted_prompts": counted,
+            "asked_prompts": asked,
+            "reward_unit": self.reward_unit,
             "steps": self.steps,
             "skipped_steps": self.skipped_steps,
             "explained_variance": self.explained_variance,
@@ -99,12 +139,12 @@ def train_rl(
     """
     settings = config.rl
     per_step = settings.rollouts // settings.samples_per_prompt
-    if not prompts.tokens or len(held_out.tokens) < 2:
+    if not prompts.tokens:
         raise DataError(
-            f"rl: {len(prompts.tokens)} prompts to train on and {len(held_out.tokens)} held out leave room for an "
-            f"answer of {settings.max_new_tokens} tokens ({prompts.dropped_too_long} were too long). Give more "
-            "prompts, or a smaller --rl.max_new_tokens."
+            f"rl: none of {prompts.dropped_too_long} prompts leaves room for an answer of {settings.max_new_tokens} "
+            "tokens. Give shorter prompts, or a smaller --rl.max_new_tokens."
         )
+    check_held_out(held_out)
     total = total_steps(config, "rl", len(prompts.tokens))
     ppo = PPO(policy, rewards, config, steps=total, critic=critic, ptx=ptx, on_skip=run.skipped)
     tripwires = Tripwires(config, run.warn)
@@ -155,6 +195,7 @@ def train_rl(
         steps=total,
         skipped_steps=ppo.learners.guard.skipped,
         explained_variance=sum(late) / len(late),
+        reward_unit=unit_of(rewards),
     )
     return report, average
 

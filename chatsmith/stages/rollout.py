@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from chatsmith.data.chat import decode_answers, try_encode_prompts
 from chatsmith.data.records import choose
 from chatsmith.data.tokens import Columns, OnError, TokenRows, as_bytes, place_errors, prepared
 from chatsmith.engine.engine import Engine, Request, Sampling
-from chatsmith.errors import RewardError
+from chatsmith.errors import DataError, RewardError
 from chatsmith.models.noise import rounding_noise
 from chatsmith.models.reward import Reward, RewardModel, call
 from chatsmith.models.scoring import token_logprobs
@@ -26,6 +26,7 @@ from chatsmith.seeds import derive_seed
 from chatsmith.types import Record, Rollouts, Sample
 
 NOISE_TOKENS = 512  # enough to tell by how much forward passes differ
+MIN_PROMPTS = 16  # held out and different, from which on the gate of stage 3 judges
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,34 @@ def roll_out(
     )
 
 
+def check_held_out(prompts: Prompts) -> None:
+    """
+    Raises:
+        DataError: if the gate of stage 3 could not judge on so few.
+    """
+    different = len({record.prompt for record in prompts.records})
+    if different >= MIN_PROMPTS:
+        return
+    copies = f" (different ones among {len(prompts.records)})" if different < len(prompts.records) else ""
+    dropped = f"; {prompts.dropped_too_long} more leave no room for an answer" if prompts.dropped_too_long else ""
+    raise DataError(
+        f"rl: {different} held-out prompts{copies}{dropped}, and its gate judges from {MIN_PROMPTS} on. Raise "
+        "--data.held_out, or give more prompts (--data rl:FILE)."
+    )
+
+
+def unit_of(rewards: Sequence[Reward]) -> str:
+    """What a reward of 1 is, in words; empty where all rewards are taken as they are."""
+    standardised = [reward.name for reward in rewards if reward.std is not None]
+    if not standardised:
+        return ""
+    whose = "the reward" if len(rewards) == 1 else "each reward" if len(standardised) == len(rewards) else ""
+    weighted = ", weighted" if any(reward.weight != 1 for reward in rewards) else ""
+    return f"in standard deviations of {whose or ' and '.join(standardised)} over the SFT model's answers{weighted}" + (
+        "" if whose else ", other rewards as they are"
+    )
+
+
 @torch.no_grad()
 def rollout_logprobs(model: Any, rollouts: Rollouts, *, temperature: float, config: Config) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies [B, T] of the sampled tokens under `model`, without gradient."""
@@ -186,27 +215,22 @@ def judge(
 class PolicyScores:
     """One policy on a fixed set of prompts, sampled with fixed seeds."""
 
-    rewards: list[float]  # per prompt; NaN where the sample was excluded
+    rewards: list[float]  # per answer; NaN where the sample was excluded
     kl: float  # k3 to the reference, nats per sampled token
     entropy: float  # nats per sampled token
     length: float  # tokens per answer
     eos_rate: float
     rollouts: Rollouts
     kl_tokens: Tensor  # [B, T] log-prob minus the reference's, 0 outside the mask
+    prompts: Sequence[Hashable] = ()  # which one each answer is to, where some are asked more than once
 
     @property
     def samples(self) -> tuple[Sample, ...]:
         return self.rollouts.samples
 
     def figures(self) -> dict[str, float]:
-        """Means over the prompts."""
-        named = {name: getattr(self, name) for name in ("kl", "entropy", "length", "eos_rate")}
-        return {"reward_mean": self.reward_mean, **named}
-
-    @property
-    def reward_mean(self) -> float:
-        finite = [reward for reward in self.rewards if math.isfinite(reward)]
-        return sum(finite) / len(finite) if finite else math.nan
+        """Means over the answers, all but that of the reward."""
+        return {name: getattr(self, name) for name in ("kl", "entropy", "length", "eos_rate")}
 
 
 def evaluate_policy(
@@ -245,6 +269,7 @@ def evaluate_policy(
         eos_rate=sum(sample.finish_reason == "stop" for sample in rollouts.samples) / len(rollouts.samples),
         rollouts=rollouts,
         kl_tokens=logprobs - reference_logprobs,
+        prompts=[sample.messages for sample in rollouts.samples],
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from chatsmith.data.batch import batches, best_fit, micro_batches, pad, pad_mask
 from chatsmith.data.chat import Encoded, try_encode, try_encode_prompts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.formats import best_answer
+from chatsmith.data.store import Array
 from chatsmith.data.tokens import EncodedRows, OnError, encoded, lengths_of, place_errors
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import DataError
@@ -27,6 +29,8 @@ from chatsmith.types import Message, Record
 EVALUATIONS = 10  # held-out evaluations per run
 GREEDY_SAMPLES = 64
 COUNTED = 2_000  # rows in which unknown tokens are counted
+COUNTED_ROWS = 20_000  # of which pairs of tokens are counted
+PRIOR = 5.0  # tokens that the frequencies of single ones weigh among those of pairs
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,14 @@ class SftReport:
     dropped_too_long: int
     steps: int
     skipped_steps: int
+    setback: float = 0.0  # largest rise of the held-out loss above its lowest before
+    counting_loss: float = math.nan  # of counting which token follows which
     unknown_share: float = 0.0  # of the tokens, those for what the vocabulary has none for
 
     @property
     def perplexity(self) -> float:
         """exp of the held-out loss, over target tokens only."""
-        return math.exp(self.held_out_loss_last)
+        return math.exp(min(self.held_out_loss_last, 700.0))
 
 
 def train_sft(
@@ -127,7 +133,37 @@ def train_sft(
         steps=total,
         skipped_steps=guard.skipped,
         unknown_share=_unknown_share(tokenizer, rows),
+        setback=max(now - min(losses[: index + 1]) for index, now in enumerate(losses)),
+        counting_loss=counting_loss(rows, held_out_rows, vocabulary=actor.config.get_text_config().vocab_size),
     )
+
+
+def counting_loss(train: Sequence[Encoded], held_out: Sequence[Encoded], *, vocabulary: int) -> float:
+    """Held-out loss, in nats per target token, of counting in the training rows which token follows which.
+
+    A model that does no better makes no use of its prompt.
+
+    Source: smoothing by a Dirichlet prior, MacKay and Peto 1995, doi:10.1017/S1351324900000218.
+    """
+    (before, target), (asked_before, asked) = _neighbours(train), _neighbours(held_out)
+    single = (np.bincount(target, minlength=vocabulary) + 1) / (len(target) + vocabulary)
+    seen, counts = np.unique(before * vocabulary + target, return_counts=True)
+    wanted = asked_before * vocabulary + asked
+    place = np.searchsorted(seen, wanted).clip(max=len(seen) - 1)
+    together = np.where(seen[place] == wanted, counts[place], 0)
+    often = np.bincount(before, minlength=vocabulary)[asked_before]
+    return float(-np.log((together + PRIOR * single[asked]) / (often + PRIOR)).mean())
+
+
+def _neighbours(rows: Sequence[Encoded]) -> tuple[Array, Array]:
+    """Each target token [N] of some of the rows, after the token before it [N]."""
+    before, target = [], []
+    for number in range(0, len(rows), math.ceil(len(rows) / COUNTED_ROWS)):
+        row = rows[number]
+        tokens, at = np.array(row.tokens, np.int64), np.flatnonzero(row.targets)
+        before.append(tokens[at - 1])
+        target.append(tokens[at])
+    return np.concatenate(before), np.concatenate(target)
 
 
 def encode_best_answers(

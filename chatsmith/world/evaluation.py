@@ -70,7 +70,7 @@ def judged(before: GoldScores, after: GoldScores, metrics: Sequence[dict[str, An
     curve = [
         (row["step"], row["gold/total"], row["rl/reward_mean"])
         for row in metrics
-        if row.get("gold/total") and row["rl/reward_mean"] is not None
+        if row.get("gold/total") is not None and row["rl/reward_mean"] is not None
     ]
     return Judged(gain, sum(after.totals()) / len(after.tasks), tuple(curve))
 

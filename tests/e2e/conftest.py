@@ -10,7 +10,7 @@ import pytest
 
 SMALL = [
     "--engine.device cpu",
-    "--data.held_out 0.2",
+    "--data.held_out 0.4",
     "--data.max_tokens 96",
     "--sft.batch 8",
     "--sft.epochs 2",

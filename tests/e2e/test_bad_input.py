@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -227,10 +228,25 @@ def test_a_configuration_is_refused_by_commands_that_take_none(chatsmith):
 def test_a_dry_run_counts_steps_and_refuses_prompts_without_room_for_an_answer(chatsmith, model_directory, pairs):
     arguments = ("train", "--actor-model", model_directory("llama"), "--data", pairs, "--run-dir", "run", "--dry-run")
     said = chatsmith(*arguments).stdout
-    assert "of 8" in said
-    assert "steps: 3 of 16" in said
+    assert "sft: 17 records to train on, 13 held out; steps: 5 of 8; about " in said
+    assert "steps: 3 of 16; at most " in said
+    shorter = ("--data.held_out", "0.4", "--data.max_tokens", "36", "--rl.max_new_tokens", "4", "--sft.batch", "8")
+    said = chatsmith(*arguments, *shorter, small=False).stdout
+    assert "sft: 14 records to train on, 13 held out (3 longer than 36 tokens left out); steps: 2 of 8; " in said
     long = chatsmith(*arguments, "--data.held_out", "0.2", "--rl.max_new_tokens", "255", small=False)
     refused(long, "none of the prompts has room", "rl.max_new_tokens = 255")
+
+
+def test_too_few_held_out_prompts_are_refused_before_any_stage_trains(chatsmith, model_directory, pairs, tmp_path):
+    options = ("--data.held_out", "0.2", "--rl.max_new_tokens", "12", "--engine.device", "cpu", "--run-dir", "run")
+    for verb, data in (("train", pairs), ("rl", f"rl:{pairs}@0.5")):
+        reward = ("--reward", "builtins:len") if verb == "rl" else ()
+        count = ("--data.held_out", "0.1") if verb == "rl" else ()
+        arguments = (verb, "--actor-model", model_directory("llama"), "--data", data, *options, *reward, *count)
+        for more in (("--dry-run",), ()):
+            refused(chatsmith(*arguments, *more, small=False), "held-out prompts", "from 16 on. Raise --data.held_out")
+        assert not [path for path in (tmp_path / "run").glob("*/") if path.name in ("sft", "reward", "rl")]
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_a_report_into_a_directory_is_refused(chatsmith, model_directory, pairs, tmp_path):

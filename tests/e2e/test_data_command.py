@@ -7,7 +7,7 @@ import pytest
 
 from chatsmith.cli import main
 
-ROOM = ("--data.held_out", 0.2, "--rl.max_new_tokens", 12)
+ROOM = ("--data.held_out", 0.4, "--rl.max_new_tokens", 12)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_check_says_what_is_wrong_and_fails_where_a_run_would(chatsmith, broken,
 
 def test_check_takes_a_recipe_and_overrides(chatsmith, pairs, tmp_path, model_directory):
     recipe = tmp_path / "mine.toml"
-    recipe.write_text(f'actor_model = "{model_directory()}"\n[data]\nsources = ["{pairs}"]\nheld_out = 0.2\n')
+    recipe.write_text(f'actor_model = "{model_directory()}"\n[data]\nsources = ["{pairs}"]\nheld_out = 0.4\n')
     result = chatsmith("data", "check", "--recipe", recipe, "--rl.max_new_tokens", 12, small=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "none is longer than 256" in result.stdout  # the model's context

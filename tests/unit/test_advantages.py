@@ -134,3 +134,5 @@ def test_kl_controller_by_hand():
     assert adapt_kl_coef(0.1, 8.0, target=4.0, horizon=1000, answers=50) == pytest.approx(0.101)
     assert adapt_kl_coef(0.1, 4.0, target=4.0, horizon=1000, answers=50) == pytest.approx(0.1)
     assert adapt_kl_coef(0.1, 0.0, target=4.0, horizon=1000, answers=50) == pytest.approx(0.099)
+    assert adapt_kl_coef(0.1, 0.0, target=4.0, horizon=8, answers=512) == pytest.approx(0.08)  # never below zero
+    assert adapt_kl_coef(0.1, 9.0, target=4.0, horizon=8, answers=512) == pytest.approx(0.12)

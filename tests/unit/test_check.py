@@ -10,6 +10,7 @@ from chatsmith.data.check import SIGNS, ends, excerpt, script, signs
 from chatsmith.data.licences import non_commercial
 from chatsmith.errors import ConfigError, DataError, ModelError
 from chatsmith.inspection.check import check, facts_of
+from chatsmith.inspection.findings import SEVERITIES
 from chatsmith.inspection.reading import Reader, readers
 from chatsmith.types import Answer, Message, Record
 
@@ -228,6 +229,24 @@ def found(facts, words):
     return matching[0] if matching else None
 
 
+def test_too_few_held_out_prompts_for_the_gate_of_stage_three_are_an_error_of_a_run(tmp_path):
+    file = lines(tmp_path / "a.jsonl", pairs(30))
+    for whole_run, spec, severity in ((True, file, "error"), (False, f"rl:{file}", "error"), (False, file, "warning")):
+        few = found(check(config(spec), {}, whole_run=whole_run), "held-out prompts, and its gate judges from 16 on")
+        assert few.severity == severity
+    assert (
+        found(check(config(f"rl:{lines(tmp_path / 'b.jsonl', pairs(200))}"), {}, whole_run=False), "its gate") is None
+    )
+
+
+def test_of_findings_of_one_severity_the_largest_losses_come_first(tmp_path):
+    rows = [*pairs(200), *({"prompt": f"why {i}", "answer": "x" * 3000} for i in range(60)), *["{\n"] * 10]
+    facts = check(config(lines(tmp_path / "a.jsonl", rows), on_error="skip"), {}, whole_run=True)
+    shares = [(SEVERITIES.index(f.severity), -f.count / max(1, f.of)) for f in facts.findings]
+    assert shares == sorted(shares)
+    assert len({share for severity, share in shares if severity == 1}) > 1
+
+
 def test_good_data_has_nothing_to_complain_of(tmp_path):
     facts = check(config(lines(tmp_path / "a.jsonl", pairs(100))), {}, whole_run=True)
     assert [f.what for f in facts.findings if f.severity != "note"] == [
@@ -252,7 +271,8 @@ def test_bad_records_are_counted_by_reason_and_are_an_error_where_a_run_would_st
     assert [example.where for example in bad.examples] == ["a.jsonl:51", "a.jsonl:52", "a.jsonl:53"]
     assert "answer 1 is empty" in bad.examples[-1].text
     assert facts.sources[0].dropped == 3
-    skipping = check(config(file, on_error="skip"), {}, whole_run=True)
+    two_stages = {"stages": ("sft", "reward")}  # too few for the gate of the third
+    skipping = check(config(file, on_error="skip").model_copy(update=two_stages), {}, whole_run=True)
     assert found(skipping, "bad records").severity == "warning" and not skipping.failed
 
 

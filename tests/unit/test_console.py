@@ -14,6 +14,7 @@ from rich.console import Console
 from chatsmith.console import Screen
 from chatsmith.live import LiveStage
 from chatsmith.text import BARS
+from chatsmith.verdicts import Verdict
 
 HOSTILE = {"prompt": "[bold]2 + 3?[/bold]\n", "answer": "5\x1b[2J\x07\x1b]0;owned\x07\u202e", "reward": 1.5}
 STEPS = 12
@@ -171,3 +172,20 @@ def test_where_the_encoding_lacks_a_character_a_question_mark_stands():
         Screen().line("你好")
     out.flush()
     assert raw.getvalue().decode("latin-1").endswith("??\n")
+
+
+def test_a_verdict_is_passed_or_passed_with_what_it_is_unfit_for_or_failed(capsys):
+    screen = Screen()
+    for verdict in (
+        Verdict(True, "loss fell"),
+        Verdict(True, "loss fell", "more", ("EOS was never learned",), ("answers that end", "\x1b[2Jlong ones")),
+        Verdict(False, "loss did not fall", "", (), ("nothing",)),
+    ):
+        screen.verdict("sft", verdict, forced=False)
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "  sft PASSED: loss fell",
+        "  sft PASSED with a warning, unfit for answers that end; \ufffd[2Jlong ones: loss fell; more",
+        "  warning: EOS was never learned",
+        "  sft FAILED: loss did not fall.",
+    ]

@@ -5,6 +5,7 @@ import random
 from tiny import byte_tokenizer, tiny_model
 
 from chatsmith.data.chat import prepare_tokenizer
+from chatsmith.evaluate import proportion
 from chatsmith.stages.final_judge import second_opinion
 from chatsmith.types import Answer, Message, Record, Sample
 
@@ -58,3 +59,34 @@ def test_equal_answers_are_neither_better_nor_worse():
 
 def test_a_head_that_learned_nothing_does_not_judge():
     assert str(opinion(False, "a?", "a!")).startswith("not judged")
+
+
+def test_pairs_of_one_prompt_are_one_opinion():
+    """Nine answers to a prompt, ranked by chance: 36 pairs, which hold or fall together."""
+    rng = random.Random(1)
+    tokenizer = byte_tokenizer()
+    prepare_tokenizer(tokenizer, "test")
+
+    def ranked(count, start):
+        made = []
+        for i in range(start, start + count):
+            order = rng.sample(range(9), 9)
+            answers = tuple(Answer(f"{rank}{'!' * rank}", float(score)) for rank, score in enumerate(order))
+            made.append(Record(prompt=(Message("user", f"q{i}"),), answers=answers, origin=f"x:{i}"))
+        return made
+
+    said = [Sample((Message("user", f"p{i % 4}"),), "a!", "stop", Record()) for i in range(64)]
+    judged = second_opinion(
+        tiny_model(),
+        tokenizer,
+        ranked(20, 0),
+        ranked(12, 100),
+        said,
+        [Sample(sample.messages, "a?", "stop", sample.record) for sample in said],
+        stops=(2,),
+        max_tokens=64,
+        max_batch_tokens=4096,
+    )
+    independent = proportion(judged.accuracy.value * 12 * 36, 12 * 36)
+    assert judged.accuracy.high - judged.accuracy.low > 1.3 * (independent.high - independent.low)
+    assert judged.win_rate.high - judged.win_rate.low > 0.4  # four prompts, however often they are asked

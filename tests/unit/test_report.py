@@ -172,6 +172,24 @@ def test_a_full_run_has_every_section_and_every_link_of_the_page_leads_somewhere
     assert len(page.source) < 1_500_000
 
 
+def test_a_card_says_passed_or_what_the_result_is_unfit_for_or_failed(tmp_path):
+    run = full_run(tmp_path / "run")
+
+    def edit(manifest):
+        stages = manifest["stages"]
+        stages["reward"]["unfit_for"] = ["judging <b>right</b>", "long answers"]
+        stages["rl"] |= {"status": "failed", "unfit_for": ["answers that end"]}
+        stages["rl"]["report"]["reward_unit"] = "in standard deviations of the reward over the SFT model's answers"
+
+    change(run, edit)
+    page = Page(write_report(run))
+    sft, reward, rl = page.texts["verdict"]
+    assert "passed" in sft and "Unfit" not in sft and "warning, unfit" not in sft
+    assert "passed with a warning" in reward and "Unfit for judging <b>right</b>; long answers" in reward
+    assert "failed" in rl and "Unfit" not in rl
+    assert "that answer’s reward, in standard deviations of the reward" in page.source
+
+
 def test_what_a_run_does_not_have_does_not_appear(tmp_path):
     run = full_run(tmp_path / "run")
     shutil.rmtree(run / "rl")

@@ -5,14 +5,16 @@ import sys
 
 import pytest
 import torch
-from tiny import byte_tokenizer, tiny_reward_model
+from tiny import byte_tokenizer, tiny_model, tiny_reward_model
 
 from chatsmith.config import RlConfig
 from chatsmith.data.chat import prepare_tokenizer
-from chatsmith.errors import ConfigError, RewardError
+from chatsmith.errors import ConfigError, ModelError, RewardError
+from chatsmith.inputs import score_unit
 from chatsmith.intake import parse_reward
-from chatsmith.models.reward import Reward, RewardModel, load_ready_reward
-from chatsmith.stages.rollout import judge
+from chatsmith.models.reward import Reward, RewardModel, critic_for, encode_samples, load_ready_reward
+from chatsmith.models.scoring import token_values
+from chatsmith.stages.rollout import judge, unit_of
 from chatsmith.types import Message, Record, Sample
 
 CPU = {"dtype": torch.float32, "device": torch.device("cpu"), "max_tokens_per_pass": 4096}
@@ -124,3 +126,57 @@ def test_a_function_is_loaded_from_a_file_that_the_user_names(tmp_path):
     file.write_text("import sys\n\nsys.exit()\n")
     with pytest.raises(ConfigError, match="cannot be imported: SystemExit"):
         load_ready_reward(f"{file}:shout", 1.0, name=None, **CPU)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.1, -2.0])
+def test_the_critic_starts_as_what_the_reward_model_adds_to_the_reward(weight):
+    model = reward_model(mean=0.02, std=0.01)
+    batch = samples("abc", "Hello", "zz")
+    reward = Reward("trained", model, weight, model.mean, model.std)
+    values, _, _ = judge(batch, [reward], RlConfig(score_clip=1e9))
+    others = [Reward("ones", lambda batch: [1.0] * len(batch), 0.5), Reward("weaker", model, weight / 3, 5.0, 1.0)]
+    critic = critic_for(tiny_model(), model.tokenizer, [*others, reward], max_tokens=64)
+    started = []
+    for sample in batch:
+        (row,) = encode_samples(model.tokenizer, [sample], stops=model.stops)
+        # the value of the state after the answer's last token stands at the token that would follow
+        tokens = torch.tensor([[*row, 0]])
+        mask = torch.arange(len(row) + 1)[None] == len(row)
+        started.append(token_values(critic, tokens, torch.tensor([len(row) + 1]), mask)[0, -1].item())
+    assert started == pytest.approx(values.tolist(), rel=1e-4, abs=1e-4)
+    assert f"times its weight {weight:g}" in critic.origin or weight == 1
+
+
+def test_the_unit_of_a_reward_is_said_in_words():
+    model, raw = Reward("trained", by_length, 1.0, 0.0, 1.0), Reward("length", by_length, 1.0)
+    assert unit_of([raw]) == ""
+    assert unit_of([model]) == "in standard deviations of the reward over the SFT model's answers"
+    assert unit_of([model, Reward("b", by_length, 0.5, 0.0, 1.0)]).startswith(
+        "in standard deviations of each reward over"
+    )
+    assert unit_of([model, Reward("b", by_length, 0.5, 0.0, 1.0)]).endswith(", weighted")
+    assert unit_of([model, raw]).endswith("of trained over the SFT model's answers, other rewards as they are")
+
+
+def test_scores_have_a_unit_from_two_answers_on():
+    model = reward_model()
+    mean, std = score_unit(model, samples("abc", "Hello", "cut", reasons=["stop", "stop", "length"]))
+    ended = model.scores(samples("abc", "Hello"))
+    assert (mean, std) == pytest.approx((sum(ended) / 2, abs(ended[0] - ended[1]) / 2))
+    assert score_unit(model, samples("abc", "Hello", reasons=["length", "stop"]))[1] > 0  # all where one ended
+    assert score_unit(model, samples("abc", "abc"))[1] == 0
+    for few in (samples("abc"), samples()):
+        with pytest.raises(RewardError, match="two or more give its scores a unit"):
+            score_unit(model, few)
+    long = RewardModel(model.model, model.tokenizer, (2,), 0.0, 1.0, 4096)
+    with pytest.raises(RewardError, match=r"to 0 of 2 answers"):
+        score_unit(long, samples("x" * 400, "y" * 400))
+
+
+def test_a_reward_model_whose_scores_never_differ_has_no_unit_and_is_told_so(tmp_path):
+    scorer = tiny_reward_model()
+    scorer.config.score_mean, scorer.config.score_std = 0.3, 0.0
+    scorer.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="the same score"):
+        load_ready_reward(str(tmp_path), 1.0, name=None, **CPU)

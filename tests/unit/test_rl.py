@@ -100,6 +100,16 @@ def test_the_gap_between_rollout_and_training_is_measured_and_tiny():
     assert 0 < world.metrics["rollout/logprob_gap_mean"] < 1e-5
     from_rollout = World(config(old_logprobs="rollout")).update()
     assert 0 < from_rollout["rollout/logprob_gap_mean"] < 1e-5
+    assert "update/logprob_gap_mean" not in from_rollout
+
+
+def test_an_update_does_not_write_over_the_gap_of_its_rollout():
+    world = World(config(old_logprobs="training"))
+    gap = world.metrics["rollout/logprob_gap_mean"]
+    metrics = dict(world.metrics)
+    metrics |= world.update()  # as in a loop of one's own
+    assert metrics["rollout/logprob_gap_mean"] == gap
+    assert metrics["update/logprob_gap_mean"] <= metrics["update/logprob_gap_max"] < 1e-5
 
 
 def test_a_gap_above_the_limit_stops_the_run():

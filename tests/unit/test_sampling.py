@@ -11,7 +11,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from chatsmith.engine.sampling import Draws, sample
+from chatsmith.engine.sampling import Draws, _restricted, sample
 from chatsmith.engine.scheduler import Running, Sampling
 from chatsmith.seeds import derive_seed, permutation, uniforms
 
@@ -206,3 +206,34 @@ def test_a_uniform_is_never_zero_which_would_draw_the_first_token_however_unlike
 def test_a_date_is_a_good_seed():
     assert sorted(permutation(9, 20240101, 3)) == list(range(9))
     assert permutation(9, 20240101, 3).tolist() != permutation(9, 20240101, 4).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-46, 1e-38, 1e-30, 1e-20, 1e-12])
+def test_a_tiny_temperature_takes_the_most_likely_token(temperature):
+    logits = 10 * torch.randn(4, 50, generator=torch.Generator().manual_seed(0)).double().float()
+    logits[1] = -logits[0]
+    logits[2, 7] = float("-inf")
+    settings = draws([Sampling(temperature), Sampling(), Sampling(temperature, 3, 0.9), Sampling(temperature)], 50)
+    tokens, logprobs, sampled = sample(logits, torch.full((4,), 0.7), settings)
+    cold = torch.tensor([0, 2, 3])
+    assert tokens[cold].tolist() == logits[cold].argmax(-1).tolist()
+    assert logprobs.isfinite().all() and sampled.isfinite().all()
+    assert sampled[cold].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("top_p", [0.5, 0.99, 0.9999, 1 - 1e-6, 1 - 1e-8, 1 - 1e-10])
+def test_a_nucleus_is_exact_to_the_end_of_a_long_tail(top_p):
+    vocabulary = 150_000
+    logits = 3 * torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(4))
+    restricted = _restricted(logits, draws([Sampling(top_p=top_p)], vocabulary))
+    kept = restricted.isfinite().sum().item()
+    probs = torch.softmax(logits.double(), -1)[0].sort(descending=True).values
+    after = probs.flip(0).cumsum(0).flip(0)
+    exact = (after > 1 - top_p).sum().item()
+    assert kept == pytest.approx(exact, rel=1e-4, abs=1)
+    assert restricted.argmax() == logits.argmax()
+
+
+def test_a_nucleus_of_nearly_nothing_is_the_most_likely_token():
+    tokens, _, _ = draw(LOGITS, uniforms(3, 1000), top_p=1e-30)
+    assert set(tokens.tolist()) == {0}
