@@ -211,7 +211,7 @@ class RlConfig(OptimizerConfig):
     old_logprobs: Literal["auto", "rollout", "training"] = "auto"
     """`rollout`, `training` (a forward pass of its own), or `auto`: rollout in fp32, else training."""
     max_logprob_gap: Rate | None = None
-    """Mean gap of rollout and training at which the run stops; none: 1e-4 in fp32, 5e-2 in bf16."""
+    """Mean gap of rollout and training that stops the run; none: 3 times the model's own rounding (at least 1e-4)."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.05
     """β, weight of the KL to the SFT model."""
     kl_in: Literal["reward", "loss"] = "reward"

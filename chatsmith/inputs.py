@@ -24,6 +24,7 @@ from chatsmith.intake import parse_reward, read, stages_to_train
 from chatsmith.models.lm import described
 from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer
 from chatsmith.models.reward import Reward, RewardModel, call, load_ready_reward
+from chatsmith.models.way import way_of
 from chatsmith.run import Run
 from chatsmith.runtime import choose_device, choose_dtype
 from chatsmith.seeds import permutation
@@ -42,10 +43,18 @@ def load_policy(run: Run, location: str) -> Assistant:
     """The language model at `location`, ready to be asked or trained within the run's limits."""
     tokenizer = load_tokenizer(location)
     model = load_actor(location, tokenizer, dtype=run.dtype, device=run.device)
-    if words := described(model):
-        run.screen.line(f"{model.config.model_type}: {words}", "yellow")
+    say_way(run, model)
     limit = run.config.data.max_tokens
     return Assistant(model, tokenizer, load_stop_ids(location, tokenizer), min(limit, context_length(model) or limit))
+
+
+def say_way(run: Run, model: Any) -> None:
+    """How a model is computed: into the manifest, and if it is not the usual way, once, on the screen."""
+    decided = run.manifest.setdefault("computation", {})
+    if decided.get(type(model).__name__) != asdict(way_of(model)):
+        decided[type(model).__name__] = asdict(way_of(model))
+        if words := described(model):
+            run.screen.line(f"{type(model).__name__}: {words}", "yellow")
 
 
 def base_location(run: Run) -> str:

@@ -28,6 +28,7 @@ from chatsmith.inputs import (
     load_rewards,
     mixed_rows,
     report_sources,
+    say_way,
     score_unit,
     sft_location,
     world_sources,
@@ -279,6 +280,7 @@ def _reward(run: Run, sources: Sequence[Source]) -> None:
     location = config.reward_model or sft_location(run)
     tokenizer = load_tokenizer(location)
     model = new_reward_model(location, tokenizer, seed=config.seed, dtype=run.dtype, device=run.device)
+    say_way(run, model)
     limit = min(config.data.max_tokens, context_length(model) or config.data.max_tokens)
     stops = load_stop_ids(location, tokenizer)
     stage = run.stage("reward")

@@ -388,6 +388,7 @@ SAYING = (
         "verdicts.py",
         "stages/*.py",
         "models/arguments.py",
+        "models/lm.py",
         "models/load.py",
         "models/location.py",
         "models/reward.py",
