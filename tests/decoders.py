@@ -184,7 +184,8 @@ def spelled_out(model):
 
 @torch.no_grad()
 def plain_logits(model, row):
-    return model(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long)).logits[0]
+    mask = torch.ones(1, len(row), dtype=torch.long)
+    return model(input_ids=torch.tensor([row]), attention_mask=mask, use_cache=False).logits[0]
 
 
 @torch.no_grad()
@@ -198,7 +199,7 @@ def logprobs(model, temperature):
     training, _ = token_logprobs(model, tokens, lengths, mask, temperature=temperature, max_logits_bytes=1 << 30)
     mask[:, 0] = False
     real = torch.arange(tokens.shape[1]) < lengths[:, None]
-    padded = model(input_ids=tokens, attention_mask=real.long()).logits
+    padded = model(input_ids=tokens, attention_mask=real.long(), use_cache=False).logits
     return (
         torch.tensor([value for answer in sampled for value in answer.logprobs]),
         training[mask],

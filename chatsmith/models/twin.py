@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 VOCABULARY = 256
 WINDOW = 12  # tokens that local attention sees
@@ -33,8 +34,15 @@ _COUNT = re.compile(
 )
 _WIDTH = re.compile(r"embd|inner")  # although their names begin with n_
 
-# by how much: (first layers that show all kinds or all, divide the widths of heads, and their numbers)
-_SIZES = ((True, True, True), (True, True, False), (False, True, False), (True, False, False))
+# by how much: (first layers that show all kinds or all, narrower heads, fewer heads, all parts or text alone)
+_SIZES = (
+    (True, True, True, True),
+    (True, True, True, False),
+    (True, True, False, True),
+    (True, True, False, False),
+    (False, True, False, True),
+    (True, False, False, True),
+)
 
 
 def twin(model: Any, *, long: bool) -> Any:
@@ -51,10 +59,13 @@ def twin(model: Any, *, long: bool) -> Any:
 
 def smallest(of: Any, config: Any, kinds: Sequence[str], device: torch.device, *, long: bool) -> Any:
     """A model of class `of` with all these kinds of layers, or None. See `twin`."""
-    for few, narrow, fewer_heads in _SIZES:
+    for few, narrow, fewer_heads, all_parts in _SIZES:
+        if not all_parts and len(_parts(config)) == 1:
+            continue
         layers = _depth_of(kinds) if few else None
         try:
-            settings = small(config, layers=layers, narrow=narrow, fewer_heads=fewer_heads, long=long)
+            how = {"narrow": narrow, "fewer_heads": fewer_heads, "all_parts": all_parts}
+            settings = small(config, layers=layers, long=long, **how)
             options = {"dtype": torch.float32, "attn_implementation": config._attn_implementation}
             with torch.device("meta"):
                 plan = of._from_config(settings, **options)
@@ -71,32 +82,44 @@ def smallest(of: Any, config: Any, kinds: Sequence[str], device: torch.device, *
     return None
 
 
-def small(config: Any, *, layers: int | None, narrow: bool, fewer_heads: bool, long: bool) -> Any:
+def small(config: Any, *, layers: int | None, narrow: bool, fewer_heads: bool, all_parts: bool, long: bool) -> Any:
     """A copy of a configuration, smaller.
 
     Args:
         layers: how many of the first; None: all.
         narrow, fewer_heads: divide the widths of heads, and their numbers.
+        all_parts: also those that text never enters, such as a vision tower.
         long: short rows are followed by long ones at which rotations change.
     """
     config = copy.deepcopy(config)
     text = config.get_text_config()
-    depth = setting(text, "num_hidden_layers")
-    width, heads = _narrower(text) if narrow else 1, _fewer(text) if fewer_heads else 1
-    for owner, name, value in list(_settings(text)):
-        changed = _smaller(str(name), value, width=width, heads=heads, long=long)
-        if layers and isinstance(value, (list, tuple)) and len(value) == depth:
-            changed = changed[:layers]
-        if changed != value:
-            owner[name] = changed  # not by setattr: what is checked then may not hold before all are changed
-    if layers and depth and layers < depth:
-        text.num_hidden_layers = layers
+    for part in _parts(config) if all_parts else [text]:
+        kept = layers if part is text else 2
+        depth = setting(part, "num_hidden_layers")
+        width, heads = _narrower(part) if narrow else 1, _fewer(part) if fewer_heads else 1
+        for owner, name, value in list(_settings(part)):
+            changed = _smaller(str(name), value, width=width, heads=heads, long=long)
+            if kept and isinstance(value, (list, tuple)) and len(value) == depth:
+                changed = changed[:kept]
+            if changed != value:
+                owner[name] = changed  # not by setattr: what is checked then may not hold before all are changed
+        if kept and depth and kept < depth:
+            part.num_hidden_layers = kept
     return config
 
 
+def _parts(config: Any) -> list[Any]:
+    """A configuration and those in it."""
+    inner = [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
+    return [config, *(part for each in inner for part in _parts(each))]
+
+
 def layer_kinds(model: Any) -> list[str]:
-    """What each layer of the longest stack consists of; layers of one kind differ in weights and number only."""
+    """What each layer consists of, in the stack that is as deep as the model or else the deepest; layers of one kind
+    differ in weights and number only."""
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
+    depth = setting(model.config.get_text_config(), "num_hidden_layers")
+    stacks = [stack for stack in stacks if len(stack) == depth] or stacks
     if not stacks:
         return [""]
     return [
