@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ALPACA = ROOT.parent / "shared" / "data" / "alpaca-52k" / "alpaca_data_00000-03251_en.json"
 SETTINGS = (
     *("--rl.steps", "16", "--rl.rollouts", "32", "--rl.max_new_tokens", "40"),
-    *("--rl.epochs", "1", "--rl.minibatches", "2", "--rl.eval_prompts", "32"),
+    *("--rl.epochs", "1", "--rl.minibatches", "2", "--rl.eval_prompts", "64", "--data.held_out", "0.2"),
 )
 
 

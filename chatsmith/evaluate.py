@@ -11,6 +11,7 @@ Array = np.ndarray[Any, Any]
 Z = 1.959964  # the normal distribution's 97.5 % quantile
 
 FEW_CLUSTERS = 6
+MIN_PROMPTS = 16  # held out and different, from which on the gate of stage 3 judges
 CLEAR_CHANGE = 0.05  # of a judge's mean score in [0, 1] over a few hundred answers
 
 

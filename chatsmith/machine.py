@@ -60,8 +60,8 @@ def refusal(error: BaseException) -> OSError | None:
 
 def in_words(error: OSError) -> str:
     """What is wrong, and how to mend it."""
-    assert error.errno is not None
-    return f"{error.strerror}. {REMEDIES[error.errno]}"
+    remedy = REMEDIES.get(error.errno or 0, "Check the file and its permissions")
+    return f"{error.strerror}. {remedy}"
 
 
 def place(error: OSError) -> str:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 from chatsmith.config import GatesConfig
 from chatsmith.data.control import MANY_UNKNOWN
-from chatsmith.evaluate import Interval, turning_point
+from chatsmith.evaluate import MIN_PROMPTS, Interval, turning_point
 from chatsmith.stages.reward import RewardReport
 from chatsmith.stages.rl import RlReport
-from chatsmith.stages.rollout import MIN_PROMPTS
 from chatsmith.stages.sft import SftReport
 
 MIN_SCORE_STD = 1e-3

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from chatsmith.errors import DataError
+from chatsmith.machine import in_words
 
 CAP = 64 << 20  # bytes of a record; records of 10 MB occur
 _RATIO = 200  # what a file may grow to when unpacked, beyond the cap; text shrinks to a third, repeated text to a 50th
@@ -163,7 +164,7 @@ def _blocks(file: Path) -> Iterator[bytes]:
             yield first.removeprefix(codecs.BOM_UTF8)
             yield from blocks
     except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}. Check the file and its permissions.") from None
+        raise DataError(f"{file}: cannot be read: {in_words(error)}.") from None
 
 
 def _plain(file: Path, stream: BinaryIO, size: int) -> Iterator[bytes]:

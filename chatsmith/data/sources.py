@@ -25,6 +25,7 @@ from chatsmith.data.split import POINT, point
 from chatsmith.data.store import Array, Writer, hash_of, stored
 from chatsmith.data.tables import dataset_rows, root_of
 from chatsmith.errors import DataError
+from chatsmith.machine import in_words
 from chatsmith.types import Record, Stage
 
 _LICENCE_FILES = ("LICENSE", "LICENCE", "COPYING")
@@ -199,7 +200,7 @@ def _open(spec: Spec) -> tuple[list[_Table], str | None]:
         if _looks_like_a_path(spec.location):
             raise DataError(f'--data: there is no file or directory "{spec.location}".{_near(path)}')
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}. Check the file and its permissions.") from None
+        raise DataError(f"{path}: cannot be read: {in_words(error)}.") from None
     return _hub_dataset(spec)
 
 

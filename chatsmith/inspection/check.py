@@ -21,6 +21,7 @@ from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData, why_one_sided
 from chatsmith.data.sources import Source, unread_files
 from chatsmith.errors import ChatsmithError, DataError
+from chatsmith.evaluate import MIN_PROMPTS
 from chatsmith.inspection.attempts import Attempts, described
 from chatsmith.inspection.copies import Seen, copies, places_of
 from chatsmith.inspection.counts import (
@@ -47,7 +48,6 @@ from chatsmith.inspection.findings import (
 )
 from chatsmith.inspection.reading import Reader
 from chatsmith.intake import read, share, stages_to_train
-from chatsmith.stages.rollout import MIN_PROMPTS
 from chatsmith.types import Stage
 
 ONE_SIDED = 0.8  # share of preferences of one length from which on a reward model learns length

@@ -306,7 +306,8 @@ def _named(location: str) -> Iterator[None]:
     try:
         yield
     except ModelError as error:
-        raise ModelError(f"{location}: {error}") from error
+        error.args = (f"{location}: {error}",)
+        raise
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from chatsmith.data.records import choose
 from chatsmith.data.tokens import Columns, OnError, TokenRows, as_bytes, place_errors, prepared
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import DataError, RewardError
+from chatsmith.evaluate import MIN_PROMPTS
 from chatsmith.models.noise import rounding_noise
 from chatsmith.models.reward import Reward, RewardModel, call
 from chatsmith.models.scoring import token_logprobs
@@ -26,7 +27,6 @@ from chatsmith.seeds import derive_seed
 from chatsmith.types import Record, Rollouts, Sample
 
 NOISE_TOKENS = 512  # enough to tell by how much forward passes differ
-MIN_PROMPTS = 16  # held out and different, from which on the gate of stage 3 judges
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import pytest
 
 from chatsmith.config import GatesConfig
 from chatsmith.data.store import Array
-from chatsmith.evaluate import paired_difference, share
+from chatsmith.evaluate import MIN_PROMPTS, paired_difference, share
 from chatsmith.stages.final_judge import Opinion
 from chatsmith.stages.reward import RewardReport
 from chatsmith.stages.rl import RlReport
-from chatsmith.stages.rollout import MIN_PROMPTS, PolicyScores
+from chatsmith.stages.rollout import PolicyScores
 from chatsmith.verdicts import judge_reward, judge_rl
 
 RUNS = 2000

@@ -10,7 +10,7 @@ PACKAGE = Path(chatsmith.__file__).parent
 ALLOWED = {
     "algo": {"types"},
     "engine": {"types", "errors", "seeds", "models", "directories"},
-    "data": {"types", "errors", "seeds", "config", "text", "functions", "directories"},
+    "data": {"types", "errors", "seeds", "config", "text", "functions", "directories", "machine"},
     "models": {"types", "errors", "seeds", "functions", "data", "machine"},
     "stages": {
         *("types", "errors", "seeds", "config", "runtime", "evaluate", "assistant"),
@@ -18,7 +18,7 @@ ALLOWED = {
     },
     "collect": {"types", "errors", "seeds", "runtime", "data", "text", "live", "console"},
     "inspection": {
-        *("types", "errors", "seeds", "config", "resolve", "text", "console", "checkpoint", "intake"),
+        *("evaluate", "types", "errors", "seeds", "config", "resolve", "text", "console", "checkpoint", "intake"),
         *("algo", "data", "models", "stages"),
     },
     "report": {"errors", "config", "resolve", "text", "runs", "checkpoint", "evaluate"},

@@ -8,10 +8,11 @@ from chatsmith.data.chat import prepare_tokenizer
 from chatsmith.data.mix import StageData
 from chatsmith.data.records import choose
 from chatsmith.errors import DataError
+from chatsmith.evaluate import MIN_PROMPTS
 from chatsmith.promise import promise
 from chatsmith.stages.loop import total_steps
 from chatsmith.stages.reward import encode_ranked
-from chatsmith.stages.rollout import MIN_PROMPTS, check_held_out, encode_questions
+from chatsmith.stages.rollout import check_held_out, encode_questions
 from chatsmith.stages.sft import encode_best_answers
 from chatsmith.types import Answer, Message, Record
 
