@@ -101,7 +101,7 @@ def _tried(model: Any) -> Way:
     for long in (True, False):
         subject = twin(model, long=long)
         try:
-            way = _try(subject, LENGTHS)
+            way = _try(subject, _longest(model) if subject is model else max(LENGTHS))
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as raised:  # of a row that is too long for it, or of code that nobody here has seen
@@ -120,6 +120,12 @@ def _tried(model: Any) -> Way:
     ) from error
 
 
+def _longest(model: Any) -> int:
+    """Tokens of the longest row that is tried where there is no twin."""
+    context = setting(model.config.get_text_config(), "max_position_embeddings")
+    return min(context, max(LENGTHS)) if isinstance(context, int) else max(LENGTHS)
+
+
 def _slowness(way: Way) -> tuple[bool, int, bool]:
     return way.sampling == "alone", get_args(Rows).index(way.rows), way.limit is not None
 
@@ -134,13 +140,15 @@ def _turning_point(config: Any) -> int | None:
 
 
 @torch.no_grad()
-def _try(model: Any, lengths: Sequence[int]) -> Way:
-    """The fastest way in which a model, which is a twin, computes itself."""
+def _try(model: Any, longest: int) -> Way:
+    """The fastest way in which a model, which is a twin, computes itself; on rows of up to so many tokens."""
+    lengths = [min(length, longest) for length in LENGTHS]
     if getattr(model, "score", None) is not None:
         return _try_rows(model, lengths, _scores, _plain_scores)
     if model.get_output_embeddings() is None:
         return _try_rows(model, lengths, _states, _plain_states)
-    return _try_sampling(model, _try_rows(model, lengths, _logprobs, _plain_logprobs, heads=HEADS))
+    way = _try_rows(model, lengths, _logprobs, _plain_logprobs, heads=HEADS)
+    return _try_sampling(model, way, [min(length, longest - ANSWER) for length in PROMPTS])
 
 
 def _try_rows(model: Any, lengths: Sequence[int], own: Trial, plain: Trial, heads: Sequence[Any] = HEADS[:1]) -> Way:
@@ -183,10 +191,10 @@ def _check_looks_back(model: Any, row: list[int]) -> None:
         )
 
 
-def _try_sampling(model: Any, way: Way) -> Way:
+def _try_sampling(model: Any, way: Way, lengths: Sequence[int]) -> Way:
     """Answers through two rows, a long prompt in chunks, the last ones where others have ended."""
     cache_argument(model)
-    prompts = _rows(model, PROMPTS)
+    prompts = _rows(model, lengths)
     reasons = []
     ways = (
         replace(way, sampling="together"),

@@ -211,6 +211,22 @@ def test_a_twin_is_small_and_of_the_same_kinds_and_leaves_the_model_alone(kind):
         torch.testing.assert_close(value, before[name], atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["nothing special", "positions by query", "biases"])
+def test_where_no_twin_can_be_built_the_model_itself_is_tried(kind, monkeypatch):
+    expected = way_of(build(kind))
+    monkeypatch.setattr("chatsmith.models.twin.smallest", lambda *_, **__: None)
+    monkeypatch.setattr(lm, "_decided", {})
+    found = way_of(build(kind))
+    assert (found.rows, found.head, found.sampling) == (expected.rows, expected.head, expected.sampling)
+
+
+def test_where_no_twin_can_be_built_rows_are_no_longer_than_the_model_takes(monkeypatch):
+    monkeypatch.setattr("chatsmith.models.twin.smallest", lambda *_, **__: None)
+    torch.manual_seed(0)
+    short = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=40)).eval()
+    assert (way_of(short).rows, way_of(short).sampling) == ("packed", "together")
+
+
 def test_what_attention_does_not_compute_it_refuses():
     check_options(
         {"position_ids": torch.zeros(1), "use_cache": False, "dropout": 0.0, "is_causal": True, "softcap": None}
