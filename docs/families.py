@@ -16,8 +16,7 @@ INTRODUCTION = """# Decoder families
 How a model is computed is decided when it is loaded (`chatsmith/models/lm.py`), by trying: on a small twin of it with
 large random weights, on rows past every window and short ones beside long ones, against transformers' plain forward
 pass over each row alone; then on a short row with its own weights. No architecture is looked up. A model that cannot be
-computed as itself is refused by name: one that looks ahead, one whose forward takes no cache of keys and values, one
-whose rows or answers would not be its own.
+computed as itself is refused by name: one that looks ahead, or whose rows would not be its own.
 
 What was decided for small models of all causal language models stands here, measured in fp32 on the CPU by
 `tests/decoders.py` with transformers {version}. A test measures every row again, some of them in every run
@@ -29,8 +28,8 @@ What was decided for small models of all causal language models stands here, mea
   and in plain forward passes, in nats, at temperatures 1 and 0.7.
 - *training rows*: *packed* rows of different length run without padding; *padded* ones to the length of the longest,
   *masked* ones with an attention mask, too; *alone* is each row in a pass of its own.
-- *engine*: sequences of different length run *together*, or *one at a time*. *whole prompts*: long ones are not
-  computed in chunks.
+- *engine*: sequences of different length run *together*, or *one at a time*; *anew for each token* is without a
+  cache, where none gives the model's own log-probs. *whole prompts*: long ones are not computed in chunks.
 
 In bf16 rollout and training round differently, and so do two forward passes of transformers. By how much is measured on
 the first answers of each run (`rollout/logprob_noise`), and three times that is the limit for the difference between
@@ -46,7 +45,7 @@ OTHERS = """
 ## All others
 
 Every class of transformers' causal mapping, as small as its own defaults can be made, with logits of about 10 in size.
-The first gap is at temperatures 10 and 7, the second that of the logits. A class whose padded rows are not its rows
+The first gap is at temperatures 10 and 7, the second at 2. A class whose padded rows are not its rows
 alone in transformers either (it chooses among numbers that are equal but for rounding) says by how much. What is not
 built here (its defaults are no model's, or it needs a package that is not installed) is tried when it is loaded, as
 everything is.
@@ -86,12 +85,12 @@ def class_row(name: str, measured: Measured | str) -> str:
 
 def _figures(measured: Measured) -> tuple[str, str, str, str]:
     way = measured.way
-    engine = "together" if way.sampling == "together" else "one at a time"
+    engine = {"together": "together", "alone": "one at a time", "anew": "anew for each token"}[way.sampling]
     return (
         "equal" if measured.equal else "other",
         _gap(measured.gap, GAP),
         way.rows if way.head == "apart" else f"{way.rows}, with their head",
-        engine if way.chunks or way.sampling == "alone" else f"{engine}, whole prompts",
+        engine if way.chunks or way.sampling != "together" else f"{engine}, whole prompts",
     )
 
 

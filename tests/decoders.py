@@ -84,7 +84,7 @@ DEFAULTS = {
     "BambaConfig": {"attn_layer_indices": [1]},
     "GraniteMoeHybridConfig": {"layer_types": ["mamba", "attention"] * 16},
     "MinistralConfig": {"head_dim": 128},
-    "NemotronConfig": {"head_dim": 128},
+    "NemotronConfig": {"head_dim": 128, "num_key_value_heads": 8},
     "HunYuanDenseV1Config": {"head_dim": 128},
     "HunYuanMoEV1Config": {"head_dim": 128},
     "DeepseekV2Config": {"topk_method": "greedy", "n_group": 1, "topk_group": 1},
@@ -254,8 +254,8 @@ def measure_class(name: str) -> Measured | str:
         return f"refused: {reason(str(error))}"
     equal = [answer.tokens for answer in answers(model, 0.0)] == spelled_out(model)
     ordinary, plain = map(max, zip(gap(model, 10.0), gap(model, 7.0), strict=True))
-    large, plain_large = gap(model, 5.0)
-    return Measured(name, name, equal, ordinary, 5 * large, max(plain, 5 * plain_large), way)
+    large, plain_large = gap(model, 2.0)
+    return Measured(name, name, equal, ordinary, large, max(plain, plain_large), way)
 
 
 def reason(refusal: str) -> str:

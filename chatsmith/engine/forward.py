@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
-from transformers import DynamicCache
 
 from chatsmith.engine.attention import decode_attention
 from chatsmith.engine.cache import SlotCache, prefill_cache, rounded_up
@@ -21,7 +20,7 @@ from chatsmith.engine.linears import PackedLinears
 from chatsmith.engine.memory import free_bytes
 from chatsmith.engine.scheduler import Running, prompts_of
 from chatsmith.errors import ConfigError
-from chatsmith.models.arguments import cache_argument, takes_positions
+from chatsmith.models.arguments import cache_argument, cache_of, takes_positions
 from chatsmith.models.packing import Layout, packed_attention
 from chatsmith.models.way import way_of
 
@@ -35,13 +34,16 @@ Forward = Callable[..., Tensor]
 
 
 class OneByOne:
-    """One sequence at a time, in transformers' own cache."""
+    """One sequence at a time, in the cache that the model itself makes, or in none."""
 
     stride = 1
 
     def __init__(self, model: Any) -> None:
-        self._model, self._logits = model, logits_of(model, told_positions=way_of(model).told_positions)
-        self._masked = way_of(model).rows == "masked"  # then it needs one even where nothing is masked
+        way = way_of(model)
+        self._model, self._keeps = model, way.sampling != "anew"
+        self._cache_name = cache_argument(model) if self._keeps else ""
+        self._masked = way.rows == "masked"  # then it needs a mask even where nothing is masked
+        self._told_positions = self._keeps and way.told_positions and takes_positions(model)
         self._cache: Any = None
         self._sequence: Running
 
@@ -50,8 +52,9 @@ class OneByOne:
 
     def prefill(self, admitted: Sequence[Running], first_row: int) -> Tensor:
         """Logits [1, V] behind the prompt."""
-        self._cache = DynamicCache(config=self._model.config)
-        return self._extended(admitted[0].prompt, begin=0)
+        self._cache = None
+        self._row = list(admitted[0].prompt)
+        return self._logits(self._row, begin=0)
 
     def adopt(self, prompt: "ChunkedPrompt", first_row: int, samples: int) -> None:
         raise NotImplementedError("prompts are computed whole")
@@ -61,8 +64,10 @@ class OneByOne:
 
     def logits(self) -> Tensor:
         """[1, V] behind the last token."""
-        row = self._sequence
-        return self._extended([row.last], begin=row.position)
+        self._row.append(self._sequence.last)
+        if self._keeps:
+            return self._logits([self._sequence.last], begin=self._sequence.position)
+        return self._logits(self._row, begin=0)
 
     def feed(self, tokens: Tensor) -> None:
         raise NotImplementedError("one step at a time")
@@ -73,10 +78,22 @@ class OneByOne:
     def free(self) -> None:
         self._cache = None
 
-    def _extended(self, tokens: Sequence[int], begin: int) -> Tensor:
-        mask = torch.ones(1, begin + len(tokens), dtype=torch.long, device=self._model.device)
-        extra = {"attention_mask": mask} if self._masked else {}
-        return _extended(self._model, self._logits, self._cache, tokens, begin, **extra)
+    def _logits(self, tokens: Sequence[int], begin: int) -> Tensor:
+        """[1, V] behind tokens of which `begin` others stand in the cache."""
+        device = self._model.device
+        extra: dict[str, Any] = {"use_cache": self._keeps}
+        if self._cache is not None:
+            extra[self._cache_name] = self._cache
+        if self._masked:
+            extra["attention_mask"] = torch.ones(1, begin + len(tokens), dtype=torch.long, device=device)
+        if self._told_positions:
+            extra["position_ids"] = torch.arange(begin, begin + len(tokens), device=device)[None]
+        with _head_at(self._model, torch.tensor([0]), torch.tensor([len(tokens) - 1])):
+            output = self._model(input_ids=torch.tensor([tokens], device=device), **extra)
+        if self._keeps:
+            self._cache = cache_of(output)
+        logits: Tensor = output.logits[:, -1]
+        return logits
 
 
 class Together:
@@ -310,13 +327,9 @@ def cache_shapes(model: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int
     return [keys for keys, _ in shapes], [values for _, values in shapes]
 
 
-def logits_of(model: Any, *, told_positions: bool = True) -> Forward:
-    """The model as a function to the logits of the last token of each row, the only ones that anybody needs.
-
-    Args:
-        told_positions: whether the model is told them, if its forward takes them; else it counts itself.
-    """
-    cache_name, told_positions = cache_argument(model), told_positions and takes_positions(model)
+def logits_of(model: Any) -> Forward:
+    """The model as a function to the logits of the last token of each row, the only ones that anybody needs."""
+    told_positions, cache_name = takes_positions(model), cache_argument(model)
 
     def forward(tokens: Tensor, positions: Tensor, cache: Any, **extra: Any) -> Tensor:
         extra[cache_name] = cache
@@ -328,11 +341,11 @@ def logits_of(model: Any, *, told_positions: bool = True) -> Forward:
     return forward
 
 
-def _extended(model: Any, logits: Forward, cache: Any, tokens: Sequence[int], begin: int, **extra: Tensor) -> Tensor:
+def _extended(model: Any, logits: Forward, cache: Any, tokens: Sequence[int], begin: int) -> Tensor:
     """Logits [1, V] behind tokens of a single sequence, of which `begin` stand in the cache."""
     positions = torch.arange(begin, begin + len(tokens), device=model.device)[None]
     with _head_at(model, torch.tensor([0]), torch.tensor([len(tokens) - 1])):
-        return logits(torch.tensor([tokens], device=model.device), positions, cache, **extra)
+        return logits(torch.tensor([tokens], device=model.device), positions, cache)
 
 
 @contextmanager

@@ -38,5 +38,17 @@ def cache_argument(model: Any) -> str:
     )
 
 
+def cache_of(output: Any) -> Any:
+    """The cache in what a forward pass gives, whatever it is called there.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    found = next((cache for name in CACHE_NAMES if (cache := getattr(output, name, None)) is not None), None)
+    if found is None:
+        raise ModelError(f"{type(output).__name__} holds no cache of keys and values.")
+    return found
+
+
 def _parameters(model: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(model.forward).parameters

@@ -21,17 +21,17 @@ from torch import Tensor
 from chatsmith.data.batch import pad
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ModelError
-from chatsmith.models.arguments import cache_argument
 from chatsmith.models.scoring import hidden_states, plain_arguments, sequence_scores, token_logprobs
 from chatsmith.models.twin import VOCABULARY, setting, twin
 from chatsmith.models.way import Rows, Way, note, way_of
+from chatsmith.models.way import Sampling as HowSampled
 
 LENGTHS = (90, 21, 33)  # of the rows that are tried: past every window of the twin; the second begins as the first
 SHARED = 8
 PROMPTS = (3, 60, 17, 5)  # lengths of those that are answered, through two rows
-ANSWER = 6
+ANSWER = 12
 TEMPERATURE = 5.0  # a likely token's log-prob is 0 whatever the model computes
-GAP = 1e-3  # nats in fp32: with logits of some tens another function is off by more, rounding by less
+GAP = 5e-4  # nats in fp32: with logits of some tens another function is off by more, rounding by less
 HEADS = ("apart", "whole")
 
 Trial = Callable[[Any, list[list[int]]], list[Tensor]]
@@ -89,6 +89,8 @@ def described(model: Any) -> str:
         said.append("its head is computed with its body")
     if way.sampling == "alone":
         said.append("answers one prompt at a time, its rows cannot run together")
+    elif way.sampling == "anew":
+        said.append("computes all of a row again for each token of an answer, no cache gives its own log-probs")
     if way.limit is not None and way.limit < (setting(model.config.get_text_config(), "max_position_embeddings") or 0):
         said.append(f"rows of more than {way.limit} tokens are computed one at a time")
     return "; ".join(said)
@@ -126,8 +128,8 @@ def _longest(model: Any) -> int:
     return min(context, max(LENGTHS)) if isinstance(context, int) else max(LENGTHS)
 
 
-def _slowness(way: Way) -> tuple[bool, int, bool]:
-    return way.sampling == "alone", get_args(Rows).index(way.rows), way.limit is not None
+def _slowness(way: Way) -> tuple[int, int, bool]:
+    return get_args(HowSampled).index(way.sampling), get_args(Rows).index(way.rows), way.limit is not None
 
 
 def _turning_point(config: Any) -> int | None:
@@ -193,7 +195,6 @@ def _check_looks_back(model: Any, row: list[int]) -> None:
 
 def _try_sampling(model: Any, way: Way, lengths: Sequence[int]) -> Way:
     """Answers through two rows, a long prompt in chunks, the last ones where others have ended."""
-    cache_argument(model)
     prompts = _rows(model, lengths)
     reasons = []
     ways = (
@@ -201,6 +202,7 @@ def _try_sampling(model: Any, way: Way, lengths: Sequence[int]) -> Way:
         replace(way, sampling="together", chunks=False),
         replace(way, sampling="alone", chunks=False),
         replace(way, sampling="alone", chunks=False, told_positions=False),
+        replace(way, sampling="anew", chunks=False, told_positions=False),
     )
     for tried in ways:
         note(model, tried)

@@ -6,6 +6,9 @@ from typing import Any, Literal
 Rows = Literal["packed", "padded", "masked", "alone"]
 """How rows share a pass: without padding; right-padded; the same with an attention mask; each in a pass of its own."""
 
+Sampling = Literal["together", "alone", "anew"]
+"""How sequences run: side by side; one at a time; one at a time, and all of it again for each token."""
+
 _NAME = "_chatsmith_way"
 
 
@@ -15,7 +18,7 @@ class Way:
 
     rows: Rows
     head: Literal["apart", "whole"] = "apart"  # on the states that are asked for, or with the body, on all of them
-    sampling: Literal["together", "alone"] = "together"
+    sampling: Sampling = "together"
     chunks: bool = True  # whether a long prompt may be computed chunk after chunk
     told_positions: bool = True  # whether a sequence that is sampled alone is told where its tokens stand
     limit: int | None = None  # tokens of a row up to which this holds; a longer one is computed alone

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from decoders import SIZE, answers, build, generated
+from decoders import SIZE, answers, build, generated, spelled_out
 from tiny import byte_tokenizer
 
 from chatsmith.engine.engine import Engine
@@ -16,6 +16,7 @@ from chatsmith.errors import ModelError
 from chatsmith.models.arguments import CACHE_NAMES, cache_argument
 from chatsmith.models.counts import count
 from chatsmith.models.load import load_actor
+from chatsmith.models.way import Way, note, way_of
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -70,14 +71,16 @@ def test_a_state_space_model_gets_its_state():
     assert [answer.tokens for answer in answers(model, 0.0)] == generated(model)
 
 
-def test_a_model_without_a_cache_of_ours_is_refused_by_name_when_it_is_loaded_and_not_sampled_wrongly(tmp_path):
+def test_a_model_without_a_cache_of_ours_computes_its_rows_anew_and_nothing_else_is_tried_with_it(tmp_path):
     config = transformers.RwkvConfig(**SIZE, hidden_size=64, num_hidden_layers=2)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    model = load_actor(str(tmp_path), byte_tokenizer(), dtype=torch.float32, device=torch.device("cpu"))
+    assert way_of(model).sampling == "anew"
+    assert [answer.tokens for answer in answers(model, 0.0)] == spelled_out(model)
+    note(model, Way("padded", sampling="alone"))
     with pytest.raises(ModelError, match="RwkvForCausalLM takes no cache"):
         Engine(model, pad_id=0, max_batch=2)
-    model.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="RwkvForCausalLM takes no cache"):
-        load_actor(str(tmp_path), byte_tokenizer(), dtype=torch.float32, device=torch.device("cpu"))
 
 
 def test_what_a_token_leaves_in_the_cache_is_counted():

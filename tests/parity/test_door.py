@@ -147,18 +147,30 @@ def test_a_model_that_looks_ahead_is_refused(name):
         way_of(model)
 
 
-def test_a_model_whose_every_way_differs_is_refused_by_name(monkeypatch):
+def test_a_model_that_is_another_one_with_its_cache_is_computed_without():
     class Forgetful(transformers.LlamaForCausalLM):
-        """With a cache it computes something else."""
-
         def forward(self, input_ids=None, cache=None, position_ids=None, **arguments):
             output = super().forward(input_ids=input_ids, cache=cache, position_ids=position_ids, **arguments)
             if cache is not None:
                 output.logits = output.logits.roll(1, -1)
             return output
 
+    torch.manual_seed(0)
     model = Forgetful(transformers.LlamaConfig(**HEADS_OF_16)).eval()
-    with pytest.raises(ModelError, match=r"Forgetful: answers generated here would not be its own \(together: .* off"):
+    assert (way_of(model).rows, way_of(model).sampling) == ("packed", "anew")
+
+
+def test_a_model_whose_every_way_differs_is_refused_by_name():
+    class Fickle(transformers.LlamaForCausalLM):
+        """Another one whenever it is asked."""
+
+        def forward(self, input_ids=None, cache=None, position_ids=None, **arguments):
+            output = super().forward(input_ids=input_ids, cache=cache, position_ids=position_ids, **arguments)
+            output.logits = output.logits + torch.randn_like(output.logits)
+            return output
+
+    model = Fickle(transformers.LlamaConfig(**HEADS_OF_16)).eval()
+    with pytest.raises(ModelError, match="Fickle looks ahead|Fickle: rows computed here"):
         way_of(model)
 
 

@@ -754,7 +754,7 @@ def test_missing_permission_is_named() -> None:
             stack.callback(os.seteuid, 0)
             os.seteuid(65534)
         for path in (Path(place, "a.jsonl"), closed, closed / "a.jsonl"):
-            assert f"{path}: cannot be read: Permission denied. Check the file and its permissions" in refusal(path)
+            assert f"{path}: cannot be read: Permission denied. Mend the permissions" in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt", "a.parquet", "a.arrow"])
