@@ -170,7 +170,7 @@ def test_a_model_whose_every_way_differs_is_refused_by_name():
             return output
 
     model = Fickle(transformers.LlamaConfig(**HEADS_OF_16)).eval()
-    with pytest.raises(ModelError, match="Fickle looks ahead|Fickle: rows computed here"):
+    with pytest.raises(ModelError, match=r"Fickle looks ahead|Fickle: rows computed here"):
         way_of(model)
 
 
