@@ -33,8 +33,8 @@ def cache_argument(model: Any) -> str:
         if name in taken:
             return name
     raise ModelError(
-        f"{type(model).__name__} takes no cache of keys and values (none of {', '.join(CACHE_NAMES)}), without which "
-        "no answer can be generated here. Use a model of another architecture."
+        f"{type(model).__name__} takes no cache of keys and values (none of {', '.join(CACHE_NAMES)}). Use a model of "
+        "another architecture."
     )
 
 
