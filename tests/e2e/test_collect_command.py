@@ -126,7 +126,8 @@ def test_what_was_collected_trains(collecting, chatsmith, model_directory, tmp_p
     assert result.returncode == 0, result.stderr
     assert "replies: 23; tokens: 2,300 in, 1,150 out; $0.0007 of $1.00" in result.stdout
     options = ("--data", tmp_path / "out.jsonl", "--data.max_tokens", "500", "--dry-run")
-    trained = chatsmith("sft", "--actor-model", model_directory("bloom"), *options)  # which sets no limit
+    options += ("--data.held_out", "0.4", "--engine.device", "cpu")
+    trained = chatsmith("sft", "--actor-model", model_directory("bloom"), *options, small=False)  # it sets no limit
     assert trained.returncode == 0, trained.stderr
 
 
