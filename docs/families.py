@@ -45,8 +45,9 @@ OTHERS = """
 ## All others
 
 Every class of transformers' causal mapping, as small as its own defaults can be made, with logits of about 10 in size.
-The first gap is at temperatures 10 and 7, the second at 2. A class whose padded rows are not its rows
-alone in transformers either (it chooses among numbers that are equal but for rounding) says by how much. What is not
+The first gap is at temperatures 10 and 7, the second at 2. A state is added up in another order token by token than
+over a whole row: where sequences run one at a time, the gap may be 5e-4. Where padded rows are not the rows alone in
+transformers either (it chooses among numbers that are equal but for rounding), the page says by how much. What is not
 built here (its defaults are no model's, or it needs a package that is not installed) is tried when it is loaded, as
 everything is.
 

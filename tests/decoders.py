@@ -13,7 +13,7 @@ from chatsmith.data.batch import pad, pad_mask
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ModelError
 from chatsmith.models.scoring import token_logprobs
-from chatsmith.models.twin import layer_kinds, smallest
+from chatsmith.models.twin import VOCABULARY, layer_kinds, setting, smallest
 from chatsmith.models.way import Way, way_of
 
 SIZE = {"vocab_size": 384, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -135,20 +135,31 @@ def build_class(name: str):
     return model
 
 
-def of_this_commit(count: int) -> list[str]:
-    """So many classes, other ones for each commit."""
+def of_this_commit(among, count: int) -> list[str]:
+    """So many of these classes, other ones for each commit."""
     root = Path(__file__).resolve().parents[1]
     head = root / ".git" / "HEAD"
     commit = head.read_text() if head.is_file() else ""
     if commit.startswith("ref: ") and (root / ".git" / commit[5:].strip()).is_file():
         commit = (root / ".git" / commit[5:].strip()).read_text()
-    return sorted(CLASSES, key=lambda name: hashlib.sha256((commit + name).encode()).hexdigest())[:count]
+    return sorted(among, key=lambda name: hashlib.sha256((commit + name).encode()).hexdigest())[:count]
+
+
+def small_vocabulary(model):
+    return model.get_input_embeddings().weight.shape[0] == VOCABULARY
+
+
+def stops(model):
+    """What ends an answer; a pad token too: some models count positions by the tokens that are none."""
+    pad_id = setting(model.config.get_text_config(), "pad_token_id") if small_vocabulary(model) else None
+    return tuple({2} | ({pad_id} if isinstance(pad_id, int) else set()))
 
 
 def answers(model, temperature, *, together=None):
     engine = Engine(model, pad_id=0, max_batch=3, together=together)  # five prompts through three rows
     requests = [
-        Request(tuple(prompt), 16, (2,), Sampling(temperature), (number,)) for number, prompt in enumerate(PROMPTS)
+        Request(tuple(prompt), 16, stops(model), Sampling(temperature), (number,))
+        for number, prompt in enumerate(PROMPTS)
     ]
     return [group[0] for group in engine.generate(requests)]
 
@@ -176,7 +187,7 @@ def spelled_out(model):
     found = []
     for prompt in PROMPTS:
         row = list(prompt)
-        while len(row) < len(prompt) + 16 and (row[-1] != 2 or len(row) == len(prompt)):
+        while len(row) < len(prompt) + 16 and (row[-1] not in stops(model) or len(row) == len(prompt)):
             row.append(int(plain_logits(model, row)[-1].argmax()))
         found.append(row[len(prompt) :])
     return found

@@ -23,6 +23,7 @@ from decoders import (
     spelled_out,
 )
 
+from chatsmith.models import lm
 from chatsmith.models.way import way_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -35,11 +36,19 @@ TABLES = [
     for part in (LINES[: LINES.index("## All others")], LINES[LINES.index("## All others") :])
 ]
 VERSION = re.search(r"with transformers ([\d.]+\d)", " ".join(LINES)).group(1)
-OF_THIS_COMMIT = of_this_commit(count=20)
+# not those near a limit, which processors may round to either side
+CLEAR = [name for name, line in zip(CLASSES, TABLES[1], strict=True) if "e-0" not in line]
+OF_THIS_COMMIT = of_this_commit(CLEAR, count=20)
 
 
 # another version may have brought an architecture to the common interface, or not yet
 SAME_VERSION = transformers.__version__ == VERSION
+
+
+def how(line):
+    """A class's row without the sizes of the gaps, which processors round differently."""
+    cells = line.split(" | ")
+    return cells[:2] + cells[4:]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,10 +69,11 @@ def test_any_other_class_is_computed_as_itself_or_refused(name):
     measured = measure_class(name)
     if isinstance(measured, Measured):
         assert measured.equal
-        assert measured.gap <= max(GAP, 2 * measured.plain_gap)
-        assert measured.large_gap <= max(LARGE_GAP, 2 * measured.plain_gap)
+        limits = (GAP, LARGE_GAP) if measured.way.sampling == "together" else (lm.GAP, lm.GAP)  # see the page
+        for gap, limit in zip((measured.gap, measured.large_gap), limits, strict=True):
+            assert gap <= max(limit, 2 * measured.plain_gap)
     if SAME_VERSION:
-        assert class_row(name, measured) == TABLES[1][list(CLASSES).index(name)], "make docs"
+        assert how(class_row(name, measured)) == how(TABLES[1][list(CLASSES).index(name)]), "make docs"
 
 
 def test_the_page_holds_all_families_and_classes_and_nothing_else_than_what_its_script_writes():
