@@ -10,6 +10,7 @@ from chatsmith.config import EngineConfig
 from chatsmith.data.batch import pad, pad_mask
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.models.counts import count
+from chatsmith.models.head import SinglePrecisionLinear
 from chatsmith.models.packing import packed_hidden_states
 from chatsmith.models.scoring import token_logprobs
 from chatsmith.pipeline import train
@@ -141,3 +142,19 @@ def test_three_stages_run_in_bf16(model_directory, tmp_path):
     }
     train(resolve([("test", nested(keys))]), tmp_path / "run", recipe="test", force=True)
     assert (tmp_path / "run" / "rl" / "actor" / "model.safetensors").exists()
+
+
+def test_a_wide_head_multiplies_exactly_and_has_the_gradients_of_fp32():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 300, bias=False, device="cuda").bfloat16()
+    layer.__class__ = SinglePrecisionLinear
+    x = torch.randn(2, 5, 64, device="cuda").bfloat16().requires_grad_()
+    output = layer(x)
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(output.double(), x.double() @ layer.weight.double().T, atol=1e-4, rtol=1e-5)
+    weights = torch.randn_like(output)
+    (output * weights).sum().backward()
+    torch.testing.assert_close(x.grad, weights.bfloat16() @ layer.weight, atol=0.1, rtol=0.02)
+    torch.testing.assert_close(
+        layer.weight.grad.float(), torch.einsum("bto,bti->oi", weights, x.float()), atol=0.1, rtol=0.02
+    )
