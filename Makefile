@@ -32,7 +32,7 @@ test-all: $(ENVIRONMENT)
 	{ date --utc '+%F %R UTC'; git describe --always --dirty --exclude '*'; \
 	$(BIN)/python --version; $(BIN)/python -m pip list --format freeze | grep -E '^(torch|transformers)='; \
 	$(BIN)/python $(PYTEST) --durations 20; \
-	WITHOUT_OLD_NAMES=1 $(BIN)/python $(PYTEST) tests/unit tests/parity; \
+	WITHOUT_OLD_NAMES=1 $(BIN)/python $(PYTEST) -m 'not sweep' tests/unit tests/parity; \
 	} 2>&1 | tee tests/test-all.log
 
 # The tests in an environment of their own: with the newest versions that pyproject.toml admits, or the oldest transformers.

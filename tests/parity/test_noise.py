@@ -8,7 +8,7 @@ from tiny import tiny_model
 
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.models.head import SinglePrecisionLinear, compute_head_in_single_precision
-from chatsmith.models.noise import _logprobs, _SinglePrecision, rounding_noise
+from chatsmith.models.noise import USUAL, _logprobs, _SinglePrecision, rounding_noise
 
 ROWS = [torch.randint(3, 300, (n,), generator=torch.Generator().manual_seed(n)) for n in (40, 12, 25)]
 PLACES = [torch.arange(len(row)) >= 5 for row in ROWS]
@@ -47,6 +47,18 @@ def test_noise_is_the_mean_difference_of_tokens_that_count():
 def test_noise_in_fp32_is_small_and_in_bf16_is_not():
     assert rounding_noise(tiny_model(), ROWS, PLACES, temperature=1.0) < 1e-5
     assert 1e-3 < rounding_noise(half(), ROWS, PLACES, temperature=1.0) < 0.2
+
+
+def test_a_kernel_that_takes_half_precision_alone_leaves_the_usual_noise(monkeypatch):
+    def narrow(self, x):
+        if x.dtype != torch.bfloat16:
+            raise RuntimeError("expected bf16")
+        return torch.nn.functional.silu(x)
+
+    model = half()
+    for layer in model.model.layers:
+        layer.mlp.act_fn.forward = narrow.__get__(layer.mlp.act_fn)
+    assert rounding_noise(model, ROWS, PLACES, temperature=1.0) == USUAL
 
 
 def test_a_wide_head_multiplies_exactly_and_has_the_gradients_of_fp32():
