@@ -370,12 +370,13 @@ def test_an_endpoint_that_gives_nothing_of_use_is_asked_for_three_rounds(collect
 
 def test_a_line_that_was_cut_off_is_said_and_made_again(collect, tmp_path, capsys):
     with ScriptedEndpoint() as endpoint:
-        _, whole, _ = collect(endpoint, 20)
+        # one after the other: the journal's last line is the reply that the last record was made of
+        _, whole, _ = collect(endpoint, 20, parallel=1)
         asked = len(endpoint.requests)
         for name in ("out.jsonl", "out.jsonl.journal"):
             path = tmp_path / name
             path.write_bytes(path.read_bytes()[:-7])
-        _, again, _ = collect(endpoint, 20)
+        _, again, _ = collect(endpoint, 20, parallel=1)
     said = capsys.readouterr().out
     assert said.count("its last line was cut off by a kill") == 2
     assert [row["instruction"] for row in again] == [row["instruction"] for row in whole]
