@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 from collections import Counter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs a worker per core
@@ -64,3 +65,12 @@ def model_directory(tmp_path_factory):
     """family -> a complete Hugging Face directory with a tiny model and the byte tokenizer."""
     folder = tmp_path_factory.mktemp("models")
     return lambda family="llama": saved_model(folder, family)
+
+
+@pytest.fixture
+def small_files():
+    """A limit on the size of files stands for a full disk: writes past it fail in the same place."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

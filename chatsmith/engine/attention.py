@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from chatsmith.directories import cache_directory
 from chatsmith.engine.operators import operator
-from chatsmith.models.packing import check_options
+from chatsmith.models.packing import unknown_option
 
 _SOURCE = Path(__file__).with_name("attention.cpp")
 _LANES = 8  # numbers of a vector: widths are multiples of it
@@ -82,13 +82,17 @@ def _decode_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """query [n, H, T, D], key [n, K, L, D], value [n, K, L, Dv], mask [n, 1, T, L] -> [n, T, H, Dv]."""
+    """query [n, H, T, D], key [n, K, L, D], value [n, K, L, Dv], mask [n, 1, T, L] -> [n, T, H, Dv].
+
+    A sliding window is the mask's affair.
+    """
     masked = attention_mask is not None and attention_mask.dtype == torch.bool and attention_mask.shape[1] == 1
-    if query.shape[2] != 1 or not masked or not _known(options):
+    if query.shape[2] != 1 or not masked or unknown_option(options):
         output: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **options
+            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **options
         )
         return output
     assert attention_mask is not None
@@ -99,15 +103,6 @@ def _decode_attention(
     query = query.view(*key.shape[:2], -1, query.shape[3])
     states = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scale)
     return states.flatten(1, 2)[:, None], None
-
-
-def _known(options: Mapping[str, Any]) -> bool:
-    """Whether attention with these is what is computed here; a sliding window is the mask's affair."""
-    try:
-        check_options({name: value for name, value in options.items() if name != "sliding_window"})
-    except ValueError:
-        return False
-    return True
 
 
 def _is_for_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> bool:

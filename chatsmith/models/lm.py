@@ -10,7 +10,7 @@ Where there is none, the model is refused by name.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any, get_args
@@ -158,26 +158,38 @@ def _try_rows(model: Any, lengths: Sequence[int], own: Trial, plain: Trial, head
     expected = torch.cat(plain(model, rows))
     for row in rows[:2]:
         _check_looks_back(model, row)
+
+    def gap_of(way: Way) -> float:
+        return float((torch.cat(own(model, rows)) - expected).abs().max())
+
+    ways = [Way(how, head=head) for head, how in product(heads, get_args(Rows)) if (head, how) != ("whole", "packed")]
+    found, reasons = _first_right(model, ways, gap_of, lambda way: way.rows)
+    if found is None:
+        raise ModelError(
+            f"{type(model).__name__}: rows computed here are not those of its own forward pass ({reasons}). Use a "
+            "model of another architecture."
+        )
+    return found
+
+
+def _first_right(
+    model: Any, ways: Iterable[Way], gap_of: Callable[[Way], float], name: Callable[[Way], str]
+) -> tuple[Way | None, str]:
+    """The first way whose gap is rounding, or None and what was wrong with each."""
     reasons = []
-    for head, together in product(heads, get_args(Rows)):
-        way = Way(together, head=head)
-        if (together, head) == ("packed", "whole"):
-            continue
+    for way in ways:
         note(model, way)
         try:
-            gap = float((torch.cat(own(model, rows)) - expected).abs().max())
+            gap = gap_of(way)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever foreign code raises
-            reasons.append(f"{together}: {type(error).__name__}: {error}")
+            reasons.append(f"{name(way)}: {type(error).__name__}: {error}")
             continue
         if gap < GAP:
-            return way
-        reasons.append(f"{together}: {gap:.2g} nats off")
-    raise ModelError(
-        f"{type(model).__name__}: rows computed here are not those of its own forward pass ({'; '.join(reasons)}). Use "
-        "a model of another architecture."
-    )
+            return way, ""
+        reasons.append(f"{name(way)}: {gap:.2g} nats off")
+    return None, "; ".join(reasons)
 
 
 def _check_looks_back(model: Any, row: list[int]) -> None:
@@ -196,7 +208,21 @@ def _check_looks_back(model: Any, row: list[int]) -> None:
 def _try_sampling(model: Any, way: Way, lengths: Sequence[int]) -> Way:
     """Answers through two rows, a long prompt in chunks, the last ones where others have ended."""
     prompts = _rows(model, lengths)
-    reasons = []
+    requests = [Request(tuple(prompt), ANSWER, (), Sampling(TEMPERATURE), (0,)) for prompt in prompts]
+
+    def gap_of(tried: Way) -> float:
+        try:
+            answers = Engine(model, pad_id=0, max_batch=2, max_prefill_tokens=14).generate(requests)
+            rows = [[*prompt, *group[0].tokens] for prompt, group in zip(prompts, answers, strict=True)]
+            expected = [values[-ANSWER:] for values in _plain_logprobs(model, rows, TEMPERATURE)]
+        except Exception as error:
+            if model.device.type == "cuda" and not isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                # perhaps it is not the architecture
+                warnings.warn(f"{type(model).__name__}: rows cannot run {tried.sampling}: {error!r}", stacklevel=2)
+            raise
+        found = [torch.tensor(group[0].logprobs, device=model.device) for group in answers]
+        return float((torch.cat(found) - torch.cat(expected)).abs().max())
+
     ways = (
         replace(way, sampling="together"),
         replace(way, sampling="together", chunks=False),
@@ -204,29 +230,13 @@ def _try_sampling(model: Any, way: Way, lengths: Sequence[int]) -> Way:
         replace(way, sampling="alone", chunks=False, told_positions=False),
         replace(way, sampling="anew", chunks=False, told_positions=False),
     )
-    for tried in ways:
-        note(model, tried)
-        requests = [Request(tuple(prompt), ANSWER, (), Sampling(TEMPERATURE), (0,)) for prompt in prompts]
-        try:
-            answers = Engine(model, pad_id=0, max_batch=2, max_prefill_tokens=14).generate(requests)
-            rows = [[*prompt, *group[0].tokens] for prompt, group in zip(prompts, answers, strict=True)]
-            expected = [values[-ANSWER:] for values in _plain_logprobs(model, rows, TEMPERATURE)]
-            found = [torch.tensor(group[0].logprobs, device=model.device) for group in answers]
-            gap = float((torch.cat(found) - torch.cat(expected)).abs().max())
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # whatever foreign code raises
-            if model.device.type == "cuda":  # perhaps it is not the architecture
-                warnings.warn(f"{type(model).__name__}: rows cannot run {tried.sampling}: {error!r}", stacklevel=2)
-            reasons.append(f"{tried.sampling}: {type(error).__name__}: {error}")
-            continue
-        if gap < GAP:
-            return tried
-        reasons.append(f"{tried.sampling}: {gap:.2g} nats off")
-    raise ModelError(
-        f"{type(model).__name__}: answers generated here would not be its own ({'; '.join(reasons)}). Use a model of "
-        "another architecture."
-    )
+    right, reasons = _first_right(model, ways, gap_of, lambda tried: tried.sampling)
+    if right is None:
+        raise ModelError(
+            f"{type(model).__name__}: answers generated here would not be its own ({reasons}). Use a model of another "
+            "architecture."
+        )
+    return right
 
 
 def _rows(model: Any, lengths: Sequence[int]) -> list[list[int]]:

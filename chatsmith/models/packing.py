@@ -138,7 +138,8 @@ def _packed_attention(
     Raises:
         ValueError: for attention that is not computed here; the model is then computed on padded rows.
     """
-    check_options(options)
+    if unknown := unknown_option(options):
+        raise ValueError(f"attention with {unknown} is not computed here")
     window = None if attention_mask is None else attention_mask.size
     if window is not None and sliding_window != window:
         raise ValueError("a local mask that may be another one than a sliding window")
@@ -153,17 +154,14 @@ _BESIDE = {"position_ids", "cache_position", "use_cache", "output_attentions", "
 _BESIDE |= {"output_router_logits", "return_dict", "packed_layout"}
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse attention that is more than a softmax over scaled products of what stands before: capped scores, sinks,
-    biases, ...
-
-    Raises:
-        ValueError: naming what is not computed here.
-    """
+def unknown_option(options: Mapping[str, Any]) -> str | None:
+    """The name of an option with which attention is more than a softmax over scaled products of what stands before:
+    capped scores, sinks, biases, ..."""
     for name, value in options.items():
         if name in _BESIDE or value is None or (name == "dropout" and value == 0) or (name == "is_causal" and value):
             continue
-        raise ValueError(f"attention with {name} is not computed here")
+        return name
+    return None
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, sliding_window: int | None) -> Tensor:

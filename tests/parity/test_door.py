@@ -13,7 +13,7 @@ from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ModelError
 from chatsmith.models import lm
 from chatsmith.models.load import load_actor
-from chatsmith.models.packing import check_options
+from chatsmith.models.packing import _packed_attention, unknown_option
 from chatsmith.models.scoring import sequence_scores, token_logprobs
 from chatsmith.models.twin import CONTEXT, VOCABULARY, WINDOW, layer_kinds, twin
 from chatsmith.models.way import Way, note, way_of
@@ -240,13 +240,14 @@ def test_where_no_twin_can_be_built_rows_are_no_longer_than_the_model_takes(monk
 
 
 def test_what_attention_does_not_compute_it_refuses():
-    check_options(
-        {"position_ids": torch.zeros(1), "use_cache": False, "dropout": 0.0, "is_causal": True, "softcap": None}
-    )
+    usual = {"position_ids": torch.zeros(1), "use_cache": False, "dropout": 0.0, "is_causal": True, "softcap": None}
+    assert unknown_option(usual) is None
+    x = torch.zeros(1, 1, 1, 8)
     for options in ({"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"position_bias": torch.zeros(4)}, {"dropout": 0.1},
         {"is_causal": False}, {"anything": 1}):  # fmt: skip
+        assert unknown_option(options) == next(iter(options))
         with pytest.raises(ValueError, match=next(iter(options))):
-            check_options(options)
+            _packed_attention(None, x, x, x, None, packed_layout=None, **options)
 
 
 def test_greedy_answers_spelled_out_depend_on_every_token_before():

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,15 +123,6 @@ def test_a_cache_that_may_only_be_read_is_read(root: Path, monkeypatch: pytest.M
     entry(["k"], [[1]], [])
     monkeypatch.setattr(store.tempfile, "mkdtemp", lambda **_: pytest.fail("nothing is to be made"))
     assert entry(["k"], [[1]], []).rows("rows")[0].tolist() == [1]
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """A limit on the size of files stands for a full disk: writes past it fail in the same place."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_one_error(

@@ -3,9 +3,7 @@
 import errno
 import json
 import os
-import resource
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,15 +19,6 @@ from chatsmith.errors import RunError
 from chatsmith.machine import REMEDIES, refusal
 from chatsmith.run import lock
 from chatsmith.writing import append, forget_unfinished, is_unfinished, remove, replace_directory, replace_file
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """A limit on the size of files stands for a full disk: writes past it fail in the same place."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def names(folder: Path) -> list[str]:
