@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import unicodedata
 from collections.abc import Sequence
 
@@ -18,6 +19,12 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Printable text with every run of white space as one blank."""
     return " ".join(printable(text).split())
+
+
+def quoted(name: str | os.PathLike[str]) -> str:
+    """A path or another name as it is, or with escapes in quotes where it holds what a line of a terminal cannot."""
+    text = os.fspath(name)
+    return text if text and printable(text) == text and "\n" not in text and "\t" not in text else ascii(text)
 
 
 def duration(seconds: float) -> str:
