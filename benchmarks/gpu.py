@@ -294,7 +294,7 @@ def rollouts(
 ) -> dict[str, Any]:
     """Our engine by phase, and beside transformers unless `alone`; rates count the answers' own tokens."""
     requests = requests_for(prompts, answers)
-    engine = Engine(model, pad_id=PAD, max_batch=len(prompts))
+    engine = Engine(model, max_batch=len(prompts))
     systems: dict[str, Turn] = {
         "ours": partial(ours, engine, requests),
         "generate": partial(generate, model, prompts, max(answers)),
@@ -335,7 +335,7 @@ def largest(model: Any, sizes: Sizes, machine: Machine) -> dict[str, Any]:
         prompts = random_prompts(batch, sizes.prompt, model.config.vocab_size).tokens
         requests = requests_for(prompts, [sizes.answer] * batch)
         try:
-            result = phases(model, Engine(model, pad_id=PAD, max_batch=batch), requests, machine)
+            result = phases(model, Engine(model, max_batch=batch), requests, machine)
         except (MemoryError, torch.OutOfMemoryError, ChatsmithError):
             if batch <= max(sizes.batches):
                 raise
@@ -355,7 +355,7 @@ def ppo_steps(actor: Any, sizes: Sizes, machine: Machine, batch: int) -> dict[st
     tokenizer, tokens = build_tokenizer([]), []
     policy = Assistant(actor, tokenizer, (), sizes.prompt + sizes.answer)
     critic = critic_from_reward_model(scorer, mean=0.0, std=1.0)
-    ppo = PPO(policy, [token_reward(scorer, tokens, config, PAD)], config, steps=STEPS + 1, critic=critic)
+    ppo = PPO(policy, [token_reward(scorer, tokens, config)], config, steps=STEPS + 1, critic=critic)
     prompts = random_prompts(batch, sizes.prompt, actor.config.vocab_size)
     result: dict[str, Any] = {"batch": batch}
     steps = []

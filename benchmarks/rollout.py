@@ -78,7 +78,7 @@ def work(vocabulary: int) -> tuple[list[list[int]], list[int]]:
 
 
 def ours(model: Any, prompts: list[list[int]], limits: list[int], *, compiled: bool) -> Callable[[], int]:
-    engine = Engine(model, pad_id=0, max_batch=ROWS, compiled=compiled)
+    engine = Engine(model, max_batch=ROWS, compiled=compiled)
     requests = [
         Request(tuple(prompt), limit, (), Sampling(), (seed,))
         for seed, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
@@ -134,7 +134,7 @@ def gemm_floor(model: Any) -> Callable[[], Any]:
 @contextmanager
 def one_step(model: Any, *, compiled: bool) -> Iterator[Callable[[], Any]]:
     """A decoding step of `ROWS` rows in the middle of a session."""
-    engine = Engine(model, pad_id=0, max_batch=ROWS, compiled=compiled)
+    engine = Engine(model, max_batch=ROWS, compiled=compiled)
     prompt = tuple(range(STEP_TOKENS - 32))
     for seed in range(ROWS):
         engine.add(Request(prompt, STEP_TOKENS, (), Sampling(), (seed,)))

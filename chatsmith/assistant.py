@@ -174,7 +174,7 @@ class Reply(Iterator[str]):
     def _speak(self, assistant: Assistant, request: Request, stop: Sequence[str]) -> Generator[str, None, None]:
         from chatsmith.engine.engine import Engine
 
-        engine = Engine(assistant.model, pad_id=assistant.tokenizer.pad_token_id, max_batch=1)
+        engine = Engine(assistant.model, max_batch=1)
         text = AnswerStream(assistant.tokenizer, stop)
         held, spoken = "", False  # white space is held back until text follows: none begins or ends the answer
         with engine.session():

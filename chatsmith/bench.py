@@ -66,11 +66,11 @@ def time_generation(engine: Engine, requests: Sequence[Request]) -> dict[str, fl
     return seconds
 
 
-def time_step(ppo: PPO, prompts: Prompts, rows: list[list[int]]) -> dict[str, float]:
+def time_step(ppo: PPO, prompts: Prompts, rows: list[Sequence[int]]) -> dict[str, float]:
     """Seconds of one step of PPO by part. `rows` receives the rollouts' tokens, for a reward that reads tokens."""
     seconds = {}
     seconds["rollout"], rollouts = timed(lambda: ppo.roll_out(prompts, range(len(prompts.tokens))))
-    rows[:] = [row[:n] for row, n in zip(rollouts.tokens.tolist(), rollouts.lengths.tolist(), strict=True)]
+    rows[:] = rollouts.sequences
     seconds["score"], (scores, _) = timed(lambda: ppo.score(rollouts))
     seconds["estimate"], experience = timed(lambda: ppo.estimate(rollouts, scores))
     seconds["update"], _ = timed(lambda: ppo.update(experience))
@@ -84,14 +84,13 @@ def random_prompts(count: int, length: int, vocabulary: int) -> Prompts:
     return Prompts((Record(prompt=(Message("user", "random tokens"),)),) * count, tokens, 0)
 
 
-def token_reward(scorer: Any, rows: list[list[int]], config: Config, pad_id: int) -> Reward:
+def token_reward(scorer: Any, rows: list[Sequence[int]], config: Config) -> Reward:
     """A reward model that scores the tokens in `rows` and not the answers' text: random tokens do not survive it."""
-    tokenizer = SimpleNamespace(pad_token_id=pad_id)
     max_tokens = config.engine.max_batch_tokens
 
     def score(_: list[Sample]) -> list[float | None]:
         prompts = range(len(rows))  # every row has its own
-        return [*score_rows(scorer, tokenizer, rows, max_tokens, prompts=prompts)]
+        return [*score_rows(scorer, rows, max_tokens, prompts=prompts)]
 
     return Reward("random", score, 1.0)
 
@@ -153,7 +152,7 @@ def measure(policy: Assistant, config: Config, prompt: int, answer: int, batch: 
     sampling = Sampling(config.rl.temperature, config.rl.top_k, config.rl.top_p)
     requests = [Request(tokens, answer, (), sampling, (seed,)) for seed, tokens in enumerate(prompts.tokens)]
     try:
-        engine = Engine(model, pad_id=policy.tokenizer.pad_token_id, max_batch=batch)
+        engine = Engine(model, max_batch=batch)
         generation = _best(partial(time_generation, engine, requests))
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ConfigError(
@@ -211,9 +210,9 @@ def measure(policy: Assistant, config: Config, prompt: int, answer: int, batch: 
 
 def _time_training(policy: Assistant, prompts: Prompts, config: Config) -> dict[str, float] | None:
     """Seconds of a step of PPO by part; None if there is no memory for it."""
-    rows: list[list[int]] = []
+    rows: list[Sequence[int]] = []
     with suppress(MemoryError, torch.OutOfMemoryError):
-        reward = token_reward(_scorer(policy.model), rows, config, policy.tokenizer.pad_token_id)
+        reward = token_reward(_scorer(policy.model), rows, config)
         ppo = PPO(replace(policy, stops=()), [reward], config, steps=1)  # no stop ids: answers are of full length
         return _best(lambda: time_step(ppo, prompts, rows))
     return None

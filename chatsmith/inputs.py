@@ -149,7 +149,7 @@ def ask(run: Run, asked: Assistant, records: Sequence[Record], count: int, *, ea
             f"none of {len(records)} prompts leaves room for an answer of {settings.max_new_tokens} tokens in "
             f"{asked.max_tokens}: lower --rl.max_new_tokens or give shorter prompts."
         )
-    engine = Engine(asked.model, pad_id=asked.tokenizer.pad_token_id, max_batch=run.config.engine.max_batch)
+    engine = Engine(asked.model, max_batch=run.config.engine.max_batch)
     rollouts = roll_out(
         engine,
         asked.tokenizer,

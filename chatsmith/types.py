@@ -11,7 +11,7 @@ The road of one RL step, each object made once and never edited:
     Record -> Request -> Rollouts -> Scores -> Experience -> minibatches
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,16 +74,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What the policy did: prompts and sampled answers, right-padded.
+    """What the policy did: prompts and sampled answers. Tensors are right-padded.
 
-    A worked row, prompt of two tokens and an answer of two: tokens [7, 8, 21, 2, 0], lengths 4, mask [F, F, T, T, F].
+    A worked row, prompt of two tokens and an answer of two: sequence [7, 8, 21, 2], mask [F, F, T, T, F] where T is 5.
     """
 
-    tokens: "Tensor"  # [B, T] int64: prompt, then answer, then padding
-    lengths: "Tensor"  # [B] int64: real tokens of the row
+    sequences: tuple[Sequence[int], ...]  # B rows of real tokens: prompt, then answer
     mask: "Tensor"  # [B, T] bool: sampled tokens, a sampled end of sequence included
     logprobs: "Tensor"  # [B, T] log-softmax(logits / temperature) of sampled tokens, 0 elsewhere
-    prompts: "Tensor"  # [B] int64: number of the prompt that the row answers
+    prompts: tuple[int, ...]  # B numbers: of the prompt that the row answers
     samples: tuple[Sample, ...]  # B of them
 
 
@@ -102,9 +101,8 @@ class Scores:
 class Experience:
     """What the update learns from. Everything is 0 outside `mask`."""
 
-    tokens: "Tensor"  # [B, T]
-    lengths: "Tensor"  # [B]
-    prompts: "Tensor"  # [B] number of the prompt that the row answers
+    sequences: tuple[Sequence[int], ...]  # B rows of real tokens
+    prompts: tuple[int, ...]  # B numbers: of the prompt that the row answers
     mask: "Tensor"  # [B, T] bool: sampled tokens of valid samples
     logprobs: "Tensor"  # [B, T] old log-probs
     reference_logprobs: "Tensor"  # [B, T]
@@ -112,14 +110,11 @@ class Experience:
     advantages: "Tensor"  # [B, T] whitened over the valid tokens of the global batch
     returns: "Tensor"  # [B, T] from unwhitened advantages
 
-    def sequences(self) -> list[list[int]]:
-        """The real tokens of every row."""
-        return [row[:length] for row, length in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)]
-
-    def rows(self, index: "Tensor") -> "Experience":
-        """The sub-batch of rows `index` [M], trimmed to its longest row."""
-        width = int(self.lengths[index].max())
-        picked = {
-            name: value[index][:, :width] if value.dim() == 2 else value[index] for name, value in vars(self).items()
+    def rows(self, index: Sequence[int]) -> "Experience":
+        """The sub-batch of rows `index`, trimmed to its longest row."""
+        width = max((len(self.sequences[i]) for i in index), default=0)
+        picked: dict[str, Any] = {
+            name: tuple(value[i] for i in index) if isinstance(value, tuple) else value[list(index), :width]
+            for name, value in vars(self).items()
         }
         return Experience(**picked)

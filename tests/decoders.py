@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from chatsmith.data.batch import pad, pad_mask
+from chatsmith.data.passes import Pass, pad_mask
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ModelError
 from chatsmith.models.scoring import token_logprobs
@@ -156,7 +156,7 @@ def stops(model):
 
 
 def answers(model, temperature, *, together=None):
-    engine = Engine(model, pad_id=0, max_batch=3, together=together)  # five prompts through three rows
+    engine = Engine(model, max_batch=3, together=together)  # five prompts through three rows
     requests = [
         Request(tuple(prompt), 16, stops(model), Sampling(temperature), (number,))
         for number, prompt in enumerate(PROMPTS)
@@ -205,12 +205,11 @@ def logprobs(model, temperature):
     forward passes over each row alone, and from one over padded rows."""
     sampled = answers(model, temperature)
     rows = list(zip(PROMPTS, sampled, strict=True))
-    tokens, lengths = pad([prompt + answer.tokens for prompt, answer in rows], pad_id=0)
+    part = Pass.of([prompt + answer.tokens for prompt, answer in rows])
     mask = pad_mask([[False] * len(prompt) + [True] * len(answer.tokens) for prompt, answer in rows])
-    training, _ = token_logprobs(model, tokens, lengths, mask, temperature=temperature, max_logits_bytes=1 << 30)
+    training, _ = token_logprobs(model, part, mask, temperature=temperature, max_logits_bytes=1 << 30)
     mask[:, 0] = False
-    real = torch.arange(tokens.shape[1]) < lengths[:, None]
-    padded = model(input_ids=tokens, attention_mask=real.long(), use_cache=False).logits
+    padded = model(input_ids=part.tokens, attention_mask=part.real.long(), use_cache=False).logits
     return (
         torch.tensor([value for answer in sampled for value in answer.logprobs]),
         training[mask],

@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM
 
 from chatsmith.algo.losses import policy_loss
 from chatsmith.config import Config
+from chatsmith.data.passes import Pass
 from chatsmith.models.scoring import token_logprobs
 
 ROWS, PROMPT_TOKENS, ANSWER_TOKENS, VOCABULARY = 32, 64, 64, 50_272
@@ -44,8 +45,7 @@ def main(way: str) -> None:
         logprobs = full_logprobs(model, tokens)
     else:
         budget = config.engine.max_logits_mib << 20 if way == "chunked" else 1 << 40
-        lengths = torch.full((ROWS,), tokens.shape[1])
-        logprobs, _ = token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=budget)
+        logprobs, _ = token_logprobs(model, Pass.of(tokens.tolist()), mask, temperature=1.0, max_logits_bytes=budget)
     loss, _ = policy_loss(logprobs, logprobs.detach(), advantages, mask, count=mask.sum(), **clip)
     loss.backward()
     result = {

@@ -65,7 +65,6 @@ class Engine:
         self,
         model: Any,
         *,
-        pad_id: int,
         max_batch: int,
         compiled: bool = False,
         together: bool | None = None,
@@ -83,7 +82,7 @@ class Engine:
         together = way.sampling == "together" if together is None else together
         self._forward: OneByOne | Together = OneByOne(model)
         if together:
-            self._forward = Together(model, pad_id=pad_id, max_rows=max_batch, compiled=compiled)
+            self._forward = Together(model, max_rows=max_batch, compiled=compiled)
         self._scheduler = Scheduler(
             max_batch,
             max_prefill_tokens or MAX_PREFILL_TOKENS[model.device.type],

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
+from chatsmith.data.passes import Pass
 from chatsmith.engine.attention import decode_attention
 from chatsmith.engine.cache import SlotCache, prefill_cache, rounded_up
 from chatsmith.engine.linears import PackedLinears
@@ -21,7 +22,7 @@ from chatsmith.engine.memory import free_bytes
 from chatsmith.engine.scheduler import Running, prompts_of
 from chatsmith.errors import ConfigError
 from chatsmith.models.arguments import cache_argument, cache_of, takes_positions
-from chatsmith.models.packing import Layout, packed_attention
+from chatsmith.models.packing import packed_attention
 from chatsmith.models.way import way_of
 
 STRIDE = 8  # decoding steps on a GPU before the host looks at the tokens
@@ -99,8 +100,8 @@ class OneByOne:
 class Together:
     """Rows of different length together in a `SlotCache`."""
 
-    def __init__(self, model: Any, *, pad_id: int, max_rows: int, compiled: bool) -> None:
-        self._model, self._pad_id, self._max_rows = model, pad_id, max_rows
+    def __init__(self, model: Any, *, max_rows: int, compiled: bool) -> None:
+        self._model, self._max_rows = model, max_rows
         self._device: torch.device = model.device
         self._packs = way_of(model).rows == "packed"
         self._linears = PackedLinears(model)
@@ -150,22 +151,18 @@ class Together:
         """
         self._pack_weights(len(admitted))
         prompts, index = prompts_of(admitted)
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        tokens = torch.full((len(prompts), int(lengths.max())), self._pad_id)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = torch.tensor(prompt)
-        tokens, lengths, cache = tokens.to(self._device), lengths.to(self._device), prefill_cache()
+        of, cache = Pass.of(prompts, self._device), prefill_cache()
         own = torch.tensor(index, device=self._device)
         if self._packs:
-            layout = Layout.of(tokens, lengths)
-            last = layout.index.gather(1, lengths[:, None] - 1)[:, 0]
+            layout = of.layout
+            last = layout.index.gather(1, of.lengths[:, None] - 1)[:, 0]
             with packed_attention(self._model.base_model.config), _head_at(self._model, torch.zeros_like(last), last):
-                logits = self._logits(layout.pack(tokens)[None], layout.positions[None], cache, packed_layout=layout)
+                logits = self._logits(layout.tokens[None], layout.positions[None], cache, packed_layout=layout)
             self._cache.store(cache, first_row, own, lambda x: layout.unpack(x[0].transpose(0, 1)).transpose(1, 2))
         else:
-            positions = torch.arange(tokens.shape[1], device=self._device)[None].expand_as(tokens)
-            with _head_at(self._model, torch.arange(len(tokens), device=self._device), lengths - 1):
-                logits = self._logits(tokens, positions, cache)
+            positions = torch.arange(of.width, device=self._device)[None].expand_as(of.tokens)
+            with _head_at(self._model, torch.arange(len(prompts), device=self._device), of.lengths - 1):
+                logits = self._logits(of.tokens, positions, cache)
             self._cache.store(cache, first_row, own, lambda x: x)
         return logits[own]
 

@@ -18,7 +18,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from chatsmith.data.batch import pad
+from chatsmith.data.passes import Pass
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ModelError
 from chatsmith.models.scoring import hidden_states, plain_arguments, sequence_scores, token_logprobs
@@ -212,7 +212,7 @@ def _try_sampling(model: Any, way: Way, lengths: Sequence[int]) -> Way:
 
     def gap_of(tried: Way) -> float:
         try:
-            answers = Engine(model, pad_id=0, max_batch=2, max_prefill_tokens=14).generate(requests)
+            answers = Engine(model, max_batch=2, max_prefill_tokens=14).generate(requests)
             rows = [[*prompt, *group[0].tokens] for prompt, group in zip(prompts, answers, strict=True)]
             expected = [values[-ANSWER:] for values in _plain_logprobs(model, rows, TEMPERATURE)]
         except Exception as error:
@@ -249,27 +249,21 @@ def _rows(model: Any, lengths: Sequence[int]) -> list[list[int]]:
     return [rows[0], rows[0][:SHARED] + rows[1][SHARED:], *rows[2:]] if len(rows) > 1 else rows
 
 
-def _padded(model: Any, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    tokens, lengths = pad(rows, pad_id=0)
-    return tokens.to(model.device), lengths.to(model.device)
-
-
 def _logprobs(model: Any, rows: list[list[int]]) -> list[Tensor]:
-    tokens, lengths = _padded(model, rows)
-    mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+    together = Pass.of(rows, model.device)
+    mask = together.real.clone()
     mask[:, 0] = False
-    values, _ = token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=1 << 30)
-    return [row[1:length] for row, length in zip(values, lengths.tolist(), strict=True)]
+    values, _ = token_logprobs(model, together, mask, temperature=1.0, max_logits_bytes=1 << 30)
+    return [found[1 : len(row)] for found, row in zip(values, rows, strict=True)]
 
 
 def _states(body: Any, rows: list[list[int]]) -> list[Tensor]:
-    tokens, lengths = _padded(body, rows)
-    real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-    return [hidden_states(body, tokens, lengths, real).flatten()]
+    together = Pass.of(rows, body.device)
+    return [hidden_states(body, together, together.real).flatten()]
 
 
 def _scores(model: Any, rows: list[list[int]]) -> list[Tensor]:
-    return [sequence_scores(model, *_padded(model, rows))]
+    return [sequence_scores(model, Pass.of(rows, model.device))]
 
 
 def _plain_logits(model: Any, row: list[int]) -> Tensor:

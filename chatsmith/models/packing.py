@@ -8,7 +8,7 @@ transformers' attention interface and leaves the model untouched.
 Architectures that do not use that interface (BLOOM) compute padded rows; `lm.py` tells which.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,96 +18,22 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from chatsmith.data.passes import Layout
 from chatsmith.models.products import fast_products
 
 _NAME = "chatsmith_packed"
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The prefix tree of right-padded rows: a node is a token with all tokens before it, whatever rows it stands in."""
-
-    index: Tensor  # [B, T] int64: the node of each token; in the padding any node
-    flat: Tensor  # [N]: a place of each node, as index into [B * T]
-    positions: Tensor  # [N]: of each node in its rows
-    groups: tuple[Tensor, ...]  # of rows of similar length, each [B', T']: the part of `index` that covers them
-    places: Tensor  # [N]: a place of each node in the groups' tokens, counted through them all
-
-    @classmethod
-    def of(cls, tokens: Tensor, lengths: Tensor) -> "Layout":
-        """The layout of tokens [B, T] with `lengths` [B] real ones."""
-        width = tokens.shape[1]
-        real = torch.arange(width, device=tokens.device) < lengths[:, None]
-        keys = torch.where(real, tokens, -1)  # padding equals no token
-        # Rows in lexicographic order: what a row shares with any row above, it shares with the one right above it.
-        order = torch.unique(keys, dim=0, return_inverse=True)[1].argsort(stable=True)
-        keys, real = keys[order], real[order]
-        shared = torch.zeros_like(real)
-        shared[1:] = (keys[1:] == keys[:-1]).cumprod(1).bool()
-        new = real & ~shared
-        numbers = new.flatten().cumsum(0).view_as(new) - 1
-        nodes = torch.where(new, numbers, 0).cummax(0).values  # numbers grow downwards: the last new one above
-        first = new.flatten().nonzero()[:, 0]
-        flat = order[first // width] * width + first % width
-        index = torch.empty_like(nodes).index_copy_(0, order, nodes)
-        together = _similar(lengths.tolist(), width)
-        if len(together) == 1:
-            return cls(index, flat, first % width, (index,), flat)
-        groups, starts, begin = [], torch.empty_like(lengths), 0
-        for rows in together:
-            group = index[rows, : int(lengths[rows[0]])]
-            starts[rows] = begin + torch.arange(len(rows), device=tokens.device) * group.shape[1]
-            begin += group.numel()
-            groups.append(group)
-        return cls(index, flat, first % width, tuple(groups), starts[flat // width] + first % width)
-
-    def pack(self, padded: Tensor) -> Tensor:
-        """[B, T, ...] -> [N, ...], for what is the same wherever a node stands."""
-        return padded.flatten(0, 1).index_select(0, self.flat)
-
-    def unpack(self, packed: Tensor) -> Tensor:
-        """[N, ...] -> [B, T, ...]; padding is undefined. Gradients of a node add up over its rows."""
-        return _spread(packed, self.index)
-
-    def regroup(self, packed: Tensor) -> list[Tensor]:
-        """[N, ...] -> [B', T', ...] for each group, as `unpack`."""
-        return [_spread(packed, group) for group in self.groups]
-
-    def ungroup(self, grouped: Sequence[Tensor]) -> Tensor:
-        """The inverse of `regroup`, for what is the same wherever a node stands."""
-        flat = [rows.flatten(0, 1) for rows in grouped]
-        return (flat[0] if len(flat) == 1 else torch.cat(flat)).index_select(0, self.places)  # cat copies even one
-
-
-def _spread(packed: Tensor, index: Tensor) -> Tensor:
-    return packed.index_select(0, index.flatten()).view(*index.shape, *packed.shape[1:])
-
-
-def _similar(lengths: list[int], width: int) -> list[list[int]]:
-    """Rows in groups, longest first; in a group the padding is small. One group where there is little to save."""
-    if 4 * sum(lengths) > 3 * width * len(lengths):
-        return [list(range(len(lengths)))]
-    groups: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if groups and 3 * lengths[row] > 2 * lengths[groups[-1][0]]:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
-
-
-def packed_hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor, where: Tensor) -> Tensor:
-    """As `scoring.hidden_states`, each node of the rows' prefix tree computed once."""
-    layout = Layout.of(tokens, lengths)
-    with packed_attention(backbone.config), fast_products(backbone, len(layout.flat)):
-        states = backbone(
-            input_ids=layout.pack(tokens)[None],
+def packed_states(backbone: Any, layout: Layout) -> Tensor:
+    """Last hidden states [N, d] of the nodes of a layout, each computed once."""
+    with packed_attention(backbone.config), fast_products(backbone, len(layout.tokens)):
+        states: Tensor = backbone(
+            input_ids=layout.tokens[None],
             position_ids=layout.positions[None],
             use_cache=False,
             packed_layout=layout,
         ).last_hidden_state
-    selected: Tensor = states[0].index_select(0, layout.index[where])
-    return selected
+    return states[0]
 
 
 @contextmanager

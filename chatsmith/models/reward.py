@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 
-from chatsmith.data.batch import micro_batches, pad
 from chatsmith.data.chat import Encoded, encode_said
 from chatsmith.errors import ModelError, RewardError
 from chatsmith.functions import load_function
 from chatsmith.models.critic import Critic, critic_from_actor, critic_from_reward_model
 from chatsmith.models.load import context_length, load_reward_model, load_stop_ids, load_tokenizer, same_tokenizer
-from chatsmith.models.scoring import sequence_scores
+from chatsmith.models.scoring import passes_of, sequence_scores
 from chatsmith.types import Message, Sample
 
 RewardFunction = Callable[[list[Sample]], list[float | None]]
@@ -58,7 +57,7 @@ class RewardModel:
     def _score(self, rows: Sequence[Sequence[int] | None], samples: Sequence[Sample]) -> list[float]:
         prompts = [sample.messages for sample in samples]
         known = [row for row in rows if row is not None]
-        return score_rows(self.model, self.tokenizer, known, self.max_tokens_per_pass, prompts=prompts)
+        return score_rows(self.model, known, self.max_tokens_per_pass, prompts=prompts)
 
 
 def encode_samples(tokenizer: Any, samples: Sequence[Sample], *, stops: Sequence[int]) -> list[list[int] | None]:
@@ -77,19 +76,17 @@ def encode_samples(tokenizer: Any, samples: Sequence[Sample], *, stops: Sequence
 
 @torch.no_grad()
 def score_rows(
-    model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_tokens: int, *, prompts: Sequence[Hashable]
+    model: Any, rows: Sequence[Sequence[int]], max_tokens: int, *, prompts: Sequence[Hashable]
 ) -> list[float]:
     """Raw scores of tokenised conversations, each read at its last token.
 
     Args:
-        max_tokens: padded, in one forward pass.
+        max_tokens: in one forward pass.
         prompts: which one each row answers; those of the same are scored together.
     """
     scores = [0.0] * len(rows)
-    for group in micro_batches([len(row) for row in rows], max_tokens=max_tokens, prompts=prompts):
-        tokens, lengths = pad([rows[i] for i in group], pad_id=tokenizer.pad_token_id)
-        values = sequence_scores(model, tokens.to(model.device), lengths.to(model.device)).tolist()
-        for index, value in zip(group, values, strict=True):
+    for part in passes_of(model, rows=rows, max_tokens=max_tokens, together=prompts):
+        for index, value in zip(part.index, sequence_scores(model, part).tolist(), strict=True):
             scores[index] = value
     return scores
 

@@ -5,7 +5,7 @@ it speaks about. Rows are right-padded and attention is causal, so a real token 
 and one-by-one forward passes compute the same function where the architecture allows it, which `lm.py` has tried.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,47 +17,53 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from transformers.utils import ModelOutput
 
+from chatsmith.data.passes import Pass, Row, passes
 from chatsmith.models.arguments import takes_mask
-from chatsmith.models.packing import packed_hidden_states
+from chatsmith.models.packing import packed_states
 from chatsmith.models.products import fast_products
 from chatsmith.models.way import Rows, way_of
 
 
-def hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor, where: Tensor) -> Tensor:
-    """Last hidden states [N, d] at N places of rows, in the order of the rows.
+def passes_of(
+    *models: Any, rows: Sequence[Row], max_tokens: int, together: Sequence[Hashable] | None = None, whole: bool = False
+) -> list[Pass]:
+    """Rows in passes for models that all compute them, see `passes`; they are packed where all of them can be."""
+    longest = max(map(len, rows), default=0)
+    packed = all(way_of(model).rows_of(longest) == "packed" for model in models)
+    device = models[0].device
+    return passes(rows, max_tokens=max_tokens, packed=packed, device=device, together=together, whole=whole)
+
+
+def hidden_states(backbone: Any, of: Pass, where: Tensor) -> Tensor:
+    """Last hidden states [N, d] at N places of a pass, in the order of its rows.
 
     Args:
-        tokens: [B, T] right-padded.
-        lengths: [B] real tokens per row.
         where: [B, T] bool, N times True, never in the padding.
     """
-    rows = way_of(backbone).rows_of(tokens.shape[1])
+    rows = way_of(backbone).rows_of(of.width)
     if rows == "packed":
-        return packed_hidden_states(backbone, tokens, lengths, where)
+        return packed_states(backbone, of.layout).index_select(0, of.layout.index[where])
 
     def run(tokens: Tensor, **extra: Any) -> Tensor:
         with fast_products(backbone, tokens.numel()):
             states: Tensor = backbone(input_ids=tokens, **extra).last_hidden_state
         return states
 
-    return _in_rows(backbone, run, rows, tokens, lengths, where)
+    return _in_rows(backbone, run, rows, of, where)
 
 
-def _in_rows(
-    model: Any, run: Callable[..., Tensor], rows: Rows, tokens: Tensor, lengths: Tensor, where: Tensor
-) -> Tensor:
+def _in_rows(model: Any, run: Callable[..., Tensor], rows: Rows, of: Pass, where: Tensor) -> Tensor:
     """What `run` gives for tokens [B, T] at the N places `where`, [N, ...]; in one pass, or each row in its own."""
     if rows == "alone":
         alone = [
-            run(row[None, :length], **plain_arguments(model, row[None, :length]))[0][places[:length]]
-            for row, length, places in zip(tokens, lengths.tolist(), where, strict=True)
+            run(tokens[None, : len(row)], **plain_arguments(model, tokens[None, : len(row)]))[0][places[: len(row)]]
+            for row, tokens, places in zip(of.rows, of.tokens, where, strict=True)
         ]
         return torch.cat(alone)
     extra: dict[str, Any] = {"use_cache": False}
     if rows == "masked":
-        real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        extra["attention_mask"] = real.long()
-    return run(tokens, **extra)[where]
+        extra["attention_mask"] = of.real.long()
+    return run(of.tokens, **extra)[where]
 
 
 def plain_arguments(model: Any, tokens: Tensor) -> dict[str, Any]:
@@ -100,18 +106,18 @@ def _gives(body: Any, states: Tensor) -> Iterator[None]:
         del vars(body)["forward"]
 
 
-def whole_logits(model: Any, tokens: Tensor, lengths: Tensor, where: Tensor) -> Tensor:
-    """Logits [N, V] in fp32 at the N places `where` of tokens [B, T], from forward passes of the whole model."""
+def whole_logits(model: Any, of: Pass, where: Tensor) -> Tensor:
+    """Logits [N, V] in fp32 at the N places `where` [B, T], from forward passes of the whole model."""
 
     def run(tokens: Tensor, **extra: Any) -> Tensor:
         logits: Tensor = model(input_ids=tokens, **extra).logits
         return logits
 
-    return _in_rows(model, run, way_of(model).rows_of(tokens.shape[1]), tokens, lengths, where).float()
+    return _in_rows(model, run, way_of(model).rows_of(of.width), of, where).float()
 
 
 def token_logprobs(
-    model: Any, tokens: Tensor, lengths: Tensor, mask: Tensor, *, temperature: float, max_logits_bytes: int
+    model: Any, of: Pass, mask: Tensor, *, temperature: float, max_logits_bytes: int
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of the masked tokens under softmax(logits / temperature), and the entropies they were drawn from.
 
@@ -120,22 +126,17 @@ def token_logprobs(
 
     Args:
         model: a Hugging Face causal language model.
-        tokens: [B, T] right-padded.
-        lengths: [B] real tokens per row.
         mask: [B, T] bool, tokens to score; the first token of a row has no prediction and must be False.
         max_logits_bytes: budget for one fp32 [N, V] tensor.
     Returns:
         logprobs [B, T] and entropies [B, T] (nats, no gradient), both 0 outside the mask.
     """
     assert not mask[:, 0].any(), "the first token of a row is predicted by nothing"
-    targets = tokens[mask]  # [N]
+    targets = of.tokens[mask]  # [N]
     if way_of(model).head == "whole":
-        selected, head = (
-            whole_logits(model, tokens, lengths, _before(mask)),
-            Tensor.clone,
-        )  # [N, V]; changed in place below
+        selected, head = whole_logits(model, of, _before(mask)), Tensor.clone  # [N, V]; changed in place below
     else:
-        selected, head = hidden_states(model.base_model, tokens, lengths, _before(mask)), partial(head_logits, model)
+        selected, head = hidden_states(model.base_model, of, _before(mask)), partial(head_logits, model)
 
     def logits(states: Tensor) -> Tensor:
         whole: Tensor = head(states)  # [n, V]
@@ -213,27 +214,25 @@ class _ChunkedLogprobs(torch.autograd.Function):
         )
 
 
-def token_values(critic: Any, tokens: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
+def token_values(critic: Any, of: Pass, mask: Tensor) -> Tensor:
     """Values [B, T] of the states *before* each masked token is emitted, fp32, 0 outside the mask."""
-    return _place(critic.value(hidden_states(critic.backbone, tokens, lengths, _before(mask))), mask)
+    return _place(critic.value(hidden_states(critic.backbone, of, _before(mask))), mask)
 
 
-def sequence_scores(reward_model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Scores [B] in fp32, read at each row's last real token.
+def sequence_scores(reward_model: Any, of: Pass) -> Tensor:
+    """Scores [B] in fp32, read at each row's last token.
 
     Args:
         reward_model: a Hugging Face `...ForSequenceClassification` with one label.
-        tokens: [B, T] right-padded.
-        lengths: [B] real tokens per row.
     """
-    last = last_hidden_states(reward_model.base_model, tokens, lengths)  # [B, d]
+    last = last_hidden_states(reward_model.base_model, of)  # [B, d]
     return linear(last.float(), reward_model.score.weight.float())[:, 0]
 
 
-def last_hidden_states(backbone: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Last hidden states [B, d] at the last real token of each row of right-padded tokens [B, T]."""
-    is_last = torch.arange(tokens.shape[1], device=tokens.device) == lengths[:, None] - 1
-    return hidden_states(backbone, tokens, lengths, is_last)
+def last_hidden_states(backbone: Any, of: Pass) -> Tensor:
+    """Last hidden states [B, d] at the last token of each row."""
+    is_last = torch.arange(of.width, device=of.device) == of.lengths[:, None] - 1
+    return hidden_states(backbone, of, is_last)
 
 
 def _before(mask: Tensor) -> Tensor:

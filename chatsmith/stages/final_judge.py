@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from chatsmith.algo.losses import pairs_of
-from chatsmith.data.batch import micro_batches, pad
 from chatsmith.evaluate import Interval, share
 from chatsmith.models.reward import encode_samples
-from chatsmith.models.scoring import last_hidden_states
+from chatsmith.models.scoring import last_hidden_states, passes_of
 from chatsmith.stages.reward import encode_ranked
 from chatsmith.types import Record, Sample
 
@@ -114,9 +113,7 @@ def _fit(differences: Tensor) -> Tensor:
 def _last_states(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_batch_tokens: int) -> Tensor:
     """Last hidden state [A, d] at the last token of each row, fp32 on the CPU."""
     result: list[Tensor] = [torch.empty(0)] * len(rows)
-    for group in micro_batches([len(row) for row in rows], max_tokens=max_batch_tokens):
-        tokens, lengths = pad([rows[i] for i in group], pad_id=tokenizer.pad_token_id)
-        last = last_hidden_states(model.base_model, tokens.to(model.device), lengths.to(model.device)).float().cpu()
-        for index, state in zip(group, last, strict=True):
+    for part in passes_of(model.base_model, rows=rows, max_tokens=max_batch_tokens):
+        for index, state in zip(part.index, last_hidden_states(model.base_model, part).float().cpu(), strict=True):
             result[index] = state
     return torch.stack(result)

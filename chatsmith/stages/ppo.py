@@ -20,17 +20,26 @@ from chatsmith.algo.losses import Total, kl_estimate, masked_sum, policy_loss, v
 from chatsmith.algo.rewards import adapt_kl_coef, token_rewards
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, RlConfig
-from chatsmith.data.batch import batches, micro_batches
+from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded
+from chatsmith.data.passes import Pass
 from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.errors import DataError
 from chatsmith.models.critic import Critic
 from chatsmith.models.ema import Ema, default_decay
 from chatsmith.models.reward import Reward, critic_for
-from chatsmith.models.scoring import token_logprobs, token_values
+from chatsmith.models.scoring import passes_of, token_logprobs, token_values
 from chatsmith.seeds import derive_seed, permutation
 from chatsmith.stages.loop import Guard, Skipped, Trainable, as_text, learning_rate_factor
-from chatsmith.stages.rollout import Prompts, encode_questions, judge, roll_out, rollout_logprobs, rollout_noise
+from chatsmith.stages.rollout import (
+    Prompts,
+    encode_questions,
+    judge,
+    roll_out,
+    rollout_logprobs,
+    rollout_noise,
+    rollout_passes,
+)
 from chatsmith.stages.sft import language_model_backward
 from chatsmith.stages.watch import check_logprob_gap, describe, kl_per_answer
 from chatsmith.types import Experience, Message, Record, Rollouts, Scores
@@ -113,7 +122,6 @@ class PPO:
         )
         self.engine = Engine(
             self.actor,
-            pad_id=self.tokenizer.pad_token_id,
             max_batch=config.engine.max_batch,
             compiled=config.engine.compile,
         )
@@ -170,7 +178,7 @@ class PPO:
             self.noise = rollout_noise(self.actor, rollouts, settings.temperature)
         rewards, valid, metrics = judge(rollouts.samples, self.rewards, settings)
         metrics["rollout/logprob_noise"] = self.noise
-        temperature, device = settings.temperature, rollouts.tokens.device
+        temperature, device = settings.temperature, rollouts.mask.device
         reference_logprobs, _ = rollout_logprobs(self.reference, rollouts, temperature=temperature, config=self.config)
         logprobs = rollouts.logprobs
         if not self._old_from_rollout:
@@ -206,9 +214,9 @@ class PPO:
         factor = learning_rate_factor(settings, self.step, self.steps)
         order_seed = derive_seed(self.config.seed, self.step)
         texts = self._texts() if settings.ptx_coef > 0 and not self._policy_frozen else None
-        rows = experience.tokens.shape[0]
+        rows = len(experience.sequences)
         rows_of: dict[int, list[int]] = defaultdict(list)
-        for row, prompt in enumerate(experience.prompts.tolist()):
+        for row, prompt in enumerate(experience.prompts):
             rows_of[prompt].append(row)
         prompts = list(rows_of.values())
         edges = [rows * i // settings.minibatches for i in range(settings.minibatches + 1)]
@@ -218,9 +226,9 @@ class PPO:
             # The rows of a prompt stay together: a mini-batch computes what they share once.
             shuffle = [row for number in permutation(len(prompts), order_seed, epoch) for row in prompts[number]]
             for first, end in pairwise(edges):
-                index = torch.tensor(shuffle[first:end], device=experience.tokens.device)
-                if len(index) and experience.mask[index].any():  # else every sample was excluded
-                    per_minibatch.append(self._update_once(experience.rows(index), factor, texts))
+                batch = experience.rows(shuffle[first:end])
+                if batch.mask.any():  # else every sample was excluded
+                    per_minibatch.append(self._update_once(batch, factor, texts))
             moved = [whole["rl/kl_old"] for whole in per_minibatch[first_of_epoch:] if "rl/kl_old" in whole]
             if moved and _mean(moved) > settings.max_kl_old:
                 break
@@ -289,17 +297,19 @@ class PPO:
         settings, learners, frozen = self.config.rl, self.learners, self._policy_frozen
         count = batch.mask.sum()
         parts: list[dict[str, Tensor]] = []
-        for group in micro_batches(
-            batch.lengths.tolist(),
+        for of in passes_of(
+            self.actor,
+            self.critic.backbone,
+            rows=batch.sequences,
             max_tokens=self.config.engine.max_batch_tokens,
-            prompts=batch.prompts.tolist(),
+            together=batch.prompts,
         ):
-            part = batch.rows(torch.tensor(group, device=batch.tokens.device))
+            part = batch.rows(of.index)
             metrics: dict[str, Tensor] = {}
             if not frozen:
-                loss, metrics = actor_loss(self.actor, part, self.config, count=count, kl_coef=self.kl_coef)
+                loss, metrics = actor_loss(self.actor, of, part, self.config, count=count, kl_coef=self.kl_coef)
                 learners.actor.backward(loss)
-            values = token_values(self.critic, part.tokens, part.lengths, part.mask)
+            values = token_values(self.critic, of, part.mask)
             clip = None if frozen else settings.value_clip
             loss = value_loss(values, part.values, part.returns, part.mask, count=count, clip=clip)
             learners.critic.backward(loss)
@@ -307,10 +317,10 @@ class PPO:
         whole = _combine(_numbers(parts), sum)
         if texts is not None:
             whole["rl/ptx_loss"] = language_model_backward(
-                learners.actor, self.actor, self.tokenizer, next(texts), self.config, weight=settings.ptx_coef
+                learners.actor, self.actor, next(texts), self.config, weight=settings.ptx_coef
             )
         moving = [(learners.critic, factor)] + ([] if frozen else [(learners.actor, factor)])
-        norms = learners.guard.step(moving, lambda: as_text(self.tokenizer, batch.sequences()))
+        norms = learners.guard.step(moving, lambda: as_text(self.tokenizer, batch.sequences))
         if norms is not None:
             whole |= dict(zip(("rl/grad_norm_critic", "rl/grad_norm_actor"), norms, strict=False))
             if not frozen:
@@ -322,13 +332,9 @@ def rollout_values(critic: Critic, rollouts: Rollouts, config: Config) -> Tensor
     """The critic's values [B, T] of the states before each sampled token, without gradient."""
     values = torch.zeros_like(rollouts.logprobs)
     with torch.no_grad():
-        for group in micro_batches(
-            rollouts.lengths.tolist(), max_tokens=config.engine.max_batch_tokens, prompts=rollouts.prompts.tolist()
-        ):
-            rows = torch.tensor(group, device=rollouts.tokens.device)
-            width = int(rollouts.lengths[rows].max())
-            tokens, mask = rollouts.tokens[rows, :width], rollouts.mask[rows, :width]
-            values[rows, :width] = token_values(critic, tokens, rollouts.lengths[rows], mask)
+        for part in rollout_passes(critic.backbone, rollouts, config):
+            rows, width = list(part.index), part.width
+            values[rows, :width] = token_values(critic, part, rollouts.mask[rows, :width])
     return values
 
 
@@ -342,8 +348,7 @@ def estimate(
     for_returns = gae(per_token, scores.values, mask, gamma=settings.gamma, lam=settings.returns_lam)
     returns = torch.where(mask, for_returns + scores.values, torch.zeros_like(for_returns))
     return Experience(
-        tokens=rollouts.tokens,
-        lengths=rollouts.lengths,
+        sequences=rollouts.sequences,
         prompts=rollouts.prompts,
         mask=mask,
         logprobs=scores.logprobs,
@@ -355,18 +360,18 @@ def estimate(
 
 
 def actor_loss(
-    actor: Any, part: Experience, config: Config, *, count: Tensor, kl_coef: float
+    actor: Any, of: Pass, part: Experience, config: Config, *, count: Tensor, kl_coef: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Policy loss of a micro-batch, with the KL term where it belongs to the loss, and its metrics.
+    """Policy loss of a pass, with the KL term where it belongs to the loss, and its metrics.
 
     Args:
+        part: the experience of the rows of the pass `of`.
         count: valid sampled tokens of the global mini-batch.
     """
     settings = config.rl
     logprobs, entropies = token_logprobs(
         actor,
-        part.tokens,
-        part.lengths,
+        of,
         part.mask,
         temperature=settings.temperature,
         max_logits_bytes=config.engine.max_logits_mib << 20,

@@ -11,7 +11,7 @@ import torch
 
 from chatsmith.algo.losses import pairs_of, preference_loss
 from chatsmith.config import Config
-from chatsmith.data.batch import batches, micro_batches, pad
+from chatsmith.data.batch import batches
 from chatsmith.data.chat import try_encode
 from chatsmith.data.store import Array, Entry, Lazy
 from chatsmith.data.tokens import Columns, OnError, TokenRows, as_bytes, place_errors, prepared
@@ -26,7 +26,7 @@ from chatsmith.evaluate import (
     share,
 )
 from chatsmith.models.reward import score_rows
-from chatsmith.models.scoring import sequence_scores
+from chatsmith.models.scoring import passes_of, sequence_scores
 from chatsmith.runtime import StageRun
 from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, total_steps
 from chatsmith.types import Message, Record
@@ -101,7 +101,7 @@ def train_reward(
     order = batches(len(rows), size=settings.batch, seed=config.seed, start=start)
     for step in run.steps(start, total):
         batch = [rows[index] for index in next(order)]
-        metrics = _preference_backward(learner, model, tokenizer, batch, config)
+        metrics = _preference_backward(learner, model, batch, config)
         factor = learning_rate_factor(settings, step, total)
         rows_of_batch = [row for prompt in batch for row in prompt.rows]
         norms = guard.step([(learner, factor)], partial(as_text, tokenizer, rows_of_batch))
@@ -111,7 +111,7 @@ def train_reward(
         run.log(step, metrics)
         run.checkpoint(step, {"learner": learner.state_dict(), "guard": guard.state_dict()})
     asked = [held_out[int(number)] for number in held_out_rows.kept]
-    return _report(model, tokenizer, rows, held_out_rows, asked, config, dropped + also_dropped, total, guard.skipped)
+    return _report(model, rows, held_out_rows, asked, config, dropped + also_dropped, total, guard.skipped)
 
 
 class RankedRows(Lazy[Ranked]):
@@ -200,19 +200,16 @@ def source_of(record: Record) -> str:
     return record.origin.rpartition(":")[0] or record.origin.partition("[")[0] or "data"
 
 
-def _preference_backward(
-    learner: Trainable, model: Any, tokenizer: Any, batch: Sequence[Ranked], config: Config
-) -> dict[str, float]:
-    """Collect the gradient of the pair loss over a batch of prompts, in groups of whole prompts."""
+def _preference_backward(learner: Trainable, model: Any, batch: Sequence[Ranked], config: Config) -> dict[str, float]:
+    """Collect the gradient of the pair loss over a batch of prompts, in passes of whole prompts."""
     count = torch.tensor(float(len(batch)), device=model.device)
-    widths = [max(map(len, prompt.rows)) * len(prompt.rows) for prompt in batch]
+    rows = [row for prompt in batch for row in prompt.rows]
+    whose = [number for number, prompt in enumerate(batch) for _ in prompt.rows]
     found = []
-    for group in micro_batches(widths, max_tokens=config.engine.max_batch_tokens):
-        prompts = [batch[i] for i in group]
-        rows = [row for prompt in prompts for row in prompt.rows]
-        tokens, lengths = pad(rows, pad_id=tokenizer.pad_token_id)
-        scores = sequence_scores(model, tokens.to(model.device), lengths.to(model.device))  # [A]
-        pairs = pairs_of([prompt.scores for prompt in prompts]).to(model.device)
+    for part in passes_of(model, rows=rows, max_tokens=config.engine.max_batch_tokens, together=whose, whole=True):
+        scores = sequence_scores(model, part)  # [A]
+        prompts = dict.fromkeys(whose[row] for row in part.index)  # in their order: no prompt's rows are divided
+        pairs = pairs_of([batch[number].scores for number in prompts]).to(model.device)
         loss = preference_loss(scores, pairs, count=count, margin=config.reward.margin, center=config.reward.center)
         learner.backward(loss)
         is_clear = pairs.target == 1
@@ -224,7 +221,6 @@ def _preference_backward(
 
 def _report(
     model: Any,
-    tokenizer: Any,
     train: RankedRows,
     held_out: RankedRows,
     asked: Sequence[Record],
@@ -238,7 +234,7 @@ def _report(
         asked: the records of the held-out rows.
     """
     prompts = np.repeat(np.arange(len(held_out)), np.diff(held_out.ends, prepend=0)).tolist()
-    scores = score_rows(model, tokenizer, held_out.answers, config.engine.max_batch_tokens, prompts=prompts)
+    scores = score_rows(model, held_out.answers, config.engine.max_batch_tokens, prompts=prompts)
     lengths = held_out.lengths.tolist()
     margins = _margins(held_out, scores)
     every_margin = [margin for values in margins for margin in values]

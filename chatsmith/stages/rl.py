@@ -207,7 +207,7 @@ def _spoken(scores: PolicyScores, critic: Critic, tokenizer: Any, config: Config
     unknown = unknown_id(tokenizer)  # which decoders leave out
     answers = []
     for row, mask in enumerate(rollouts.mask):
-        ids = rollouts.tokens[row][mask].tolist()
+        ids = [token for token, sampled in zip(rollouts.sequences[row], mask.tolist(), strict=False) if sampled]
         texts = [
             tokenizer.unk_token if id == unknown else text
             for id, text in zip(ids, token_texts(tokenizer, ids), strict=True)

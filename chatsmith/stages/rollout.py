@@ -13,8 +13,8 @@ from torch import Tensor
 from chatsmith.algo.losses import kl_estimate, masked_sum
 from chatsmith.algo.rewards import standardise
 from chatsmith.config import Config, RlConfig
-from chatsmith.data.batch import micro_batches, pad, pad_mask
 from chatsmith.data.chat import decode_answers, try_encode_prompts
+from chatsmith.data.passes import Pass, pad_mask
 from chatsmith.data.records import choose
 from chatsmith.data.tokens import Columns, OnError, TokenRows, as_bytes, place_errors, prepared
 from chatsmith.engine.engine import Engine, Request, Sampling
@@ -22,7 +22,7 @@ from chatsmith.errors import DataError, RewardError
 from chatsmith.evaluate import MIN_PROMPTS
 from chatsmith.models.noise import rounding_noise
 from chatsmith.models.reward import Reward, RewardModel, call
-from chatsmith.models.scoring import token_logprobs
+from chatsmith.models.scoring import passes_of, token_logprobs
 from chatsmith.seeds import derive_seed
 from chatsmith.types import Record, Rollouts, Sample
 
@@ -90,18 +90,16 @@ def roll_out(
         requests.append(Request(prompts.tokens[i], limit, tuple(stops), sampling, seeds))
         asked[i] += samples
     answers = [(i, a) for i, group in zip(index, engine.generate(requests), strict=True) for a in group]
-    tokens, lengths = pad([(*prompts.tokens[i], *a.tokens) for i, a in answers], pad_id=tokenizer.pad_token_id)
     mask = pad_mask([[False] * len(prompts.tokens[i]) + [True] * len(a.tokens) for i, a in answers])
     logprobs = torch.zeros(mask.shape)
     logprobs[mask] = torch.tensor([value for _, a in answers for value in a.logprobs])
     device = engine.model.device
     texts = decode_answers(tokenizer, [a.tokens for _, a in answers], stops=stops)
     return Rollouts(
-        tokens=tokens.to(device),
-        lengths=lengths.to(device),
+        sequences=tuple([*prompts.tokens[i], *a.tokens] for i, a in answers),
         mask=mask.to(device),
         logprobs=logprobs.to(device),
-        prompts=torch.arange(len(index), device=device).repeat_interleave(samples),
+        prompts=tuple(number for number in range(len(index)) for _ in range(samples)),
         samples=tuple(
             Sample(prompts.records[i].prompt, text, a.finish_reason, prompts.records[i])
             for (i, a), text in zip(answers, texts, strict=True)
@@ -141,34 +139,37 @@ def unit_of(rewards: Sequence[Reward]) -> str:
 def rollout_logprobs(model: Any, rollouts: Rollouts, *, temperature: float, config: Config) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies [B, T] of the sampled tokens under `model`, without gradient."""
     logprobs, entropies = torch.zeros_like(rollouts.logprobs), torch.zeros_like(rollouts.logprobs)
-    for group in micro_batches(
-        rollouts.lengths.tolist(), max_tokens=config.engine.max_batch_tokens, prompts=rollouts.prompts.tolist()
-    ):
-        rows = torch.tensor(group, device=rollouts.tokens.device)
-        width = int(rollouts.lengths[rows].max())
-        logprobs[rows, :width], entropies[rows, :width] = token_logprobs(
-            model,
-            rollouts.tokens[rows, :width],
-            rollouts.lengths[rows],
-            rollouts.mask[rows, :width],
-            temperature=temperature,
-            max_logits_bytes=config.engine.max_logits_mib << 20,
+    budget = config.engine.max_logits_mib << 20
+    for part in rollout_passes(model, rollouts, config):
+        rows, width = list(part.index), part.width
+        found = token_logprobs(
+            model, part, rollouts.mask[rows, :width], temperature=temperature, max_logits_bytes=budget
         )
+        logprobs[rows, :width], entropies[rows, :width] = found
     return logprobs, entropies
+
+
+def rollout_passes(model: Any, rollouts: Rollouts, config: Config) -> list[Pass]:
+    """All rows of rollouts."""
+    return passes_of(
+        model,
+        rows=rollouts.sequences,
+        max_tokens=config.engine.max_batch_tokens,
+        together=rollouts.prompts,
+    )
 
 
 def rollout_noise(model: Any, rollouts: Rollouts, temperature: float) -> float:
     """The model's `rounding_noise` on the sampled tokens of some rows: short ones, for logits are large."""
-    lengths: list[int] = rollouts.lengths.tolist()
     rows: list[int] = []
     total = 0
-    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        total += lengths[row]
+    for row in sorted(range(len(rollouts.sequences)), key=lambda row: len(rollouts.sequences[row])):
+        total += len(rollouts.sequences[row])
         if rows and total > NOISE_TOKENS:
             break
         rows.append(row)
-    tokens = [rollouts.tokens[row, : lengths[row]] for row in rows]
-    places = [rollouts.mask[row, : lengths[row]] for row in rows]
+    tokens = [torch.tensor(rollouts.sequences[row], device=model.device) for row in rows]
+    places = [rollouts.mask[row, : len(rollouts.sequences[row])] for row in rows]
     return rounding_noise(model, tokens, places, temperature=temperature)
 
 
@@ -244,7 +245,7 @@ def evaluate_policy(
     stops: Sequence[int],
 ) -> PolicyScores:
     """Answer every prompt once at the training temperature and score the answers."""
-    engine = Engine(model, pad_id=tokenizer.pad_token_id, max_batch=config.engine.max_batch)
+    engine = Engine(model, max_batch=config.engine.max_batch)
     rollouts = roll_out(
         engine,
         tokenizer,

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from chatsmith.algo.losses import language_model_loss
 from chatsmith.config import Config
-from chatsmith.data.batch import batches, best_fit, micro_batches, pad, pad_mask
+from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded, try_encode, try_encode_prompts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.formats import best_answer
+from chatsmith.data.passes import Pass, pad_mask
 from chatsmith.data.store import Array
-from chatsmith.data.tokens import EncodedRows, OnError, encoded, lengths_of, place_errors
+from chatsmith.data.tokens import EncodedRows, OnError, encoded, place_errors
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import DataError
-from chatsmith.models.scoring import token_logprobs
-from chatsmith.models.way import way_of
+from chatsmith.models.scoring import passes_of, token_logprobs
 from chatsmith.runtime import StageRun
 from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, total_steps
 from chatsmith.types import Message, Record
@@ -93,7 +93,7 @@ def train_sft(
     evaluate_every = max(1, total // EVALUATIONS)
 
     def held_out_loss() -> float:
-        return evaluate_language_model(actor, tokenizer, held_out_rows, config)
+        return evaluate_language_model(actor, held_out_rows, config)
 
     state = run.resume()
     if state is None:
@@ -105,13 +105,13 @@ def train_sft(
     order = batches(len(rows), size=settings.batch, seed=config.seed, start=start)
     for step in run.steps(start, total):
         batch = [rows[index] for index in next(order)]
-        loss = language_model_backward(learner, actor, tokenizer, batch, config, loss_on=settings.loss_on)
+        loss = language_model_backward(learner, actor, batch, config, loss_on=settings.loss_on)
         factor = learning_rate_factor(settings, step, total)
         norms = guard.step([(learner, factor)], partial(as_text, tokenizer, [row.tokens for row in batch]))
         metrics = {
             "sft/loss": loss,
             "sft/lr": settings.lr * factor,
-            "sft/fill": _fill(actor, [len(row.tokens) for row in batch], config),
+            "sft/fill": _fill(actor, batch, config),
             "sft/skipped": float(guard.skipped),
         }
         if norms is not None:
@@ -194,7 +194,6 @@ def best_answers(
 def language_model_backward(
     learner: Trainable,
     model: Any,
-    tokenizer: Any,
     batch: Sequence[Encoded],
     config: Config,
     *,
@@ -204,32 +203,30 @@ def language_model_backward(
     """Collect the gradient of weight * mean target-token loss of a batch; returns the unweighted loss."""
     losses = []
     count = torch.tensor(float(sum(sum(targets_of(row, loss_on)) for row in batch)))
-    for group in _passes(model, [len(row.tokens) for row in batch], config):
-        logprobs, mask = _target_logprobs(model, tokenizer, [batch[i] for i in group], config, loss_on)
+    for part in _passes(model, batch, config):
+        logprobs, mask = _target_logprobs(model, part, batch, config, loss_on)
         loss = language_model_loss(logprobs, mask, count=count.to(mask.device))
         learner.backward(weight * loss)
         losses.append(loss.detach())
     return math.fsum(torch.stack(losses).tolist())  # waits for the device once
 
 
-def _passes(model: Any, lengths: Sequence[int], config: Config) -> list[list[int]]:
-    """Which rows go through the model together: packed rows may have any lengths, others pay for the longest."""
-    if way_of(model).rows == "packed":
-        return best_fit(lengths, capacity=config.engine.max_batch_tokens)
-    return micro_batches(lengths, max_tokens=config.engine.max_batch_tokens)
+def _passes(model: Any, rows: Sequence[Encoded], config: Config) -> list[Pass]:
+    return passes_of(model, rows=[row.tokens for row in rows], max_tokens=config.engine.max_batch_tokens)
 
 
-def _fill(model: Any, lengths: Sequence[int], config: Config) -> float:
+def _fill(model: Any, rows: Sequence[Encoded], config: Config) -> float:
     """Real tokens over what the passes they take could hold."""
-    return sum(lengths) / (len(_passes(model, lengths, config)) * config.engine.max_batch_tokens)
+    tokens = sum(len(row.tokens) for row in rows)
+    return tokens / (len(_passes(model, rows, config)) * config.engine.max_batch_tokens)
 
 
 @torch.no_grad()
-def evaluate_language_model(model: Any, tokenizer: Any, rows: Sequence[Encoded], config: Config) -> float:
+def evaluate_language_model(model: Any, rows: Sequence[Encoded], config: Config) -> float:
     """Mean loss in nats over the target tokens of all rows."""
     total, count = 0.0, 0
-    for group in _passes(model, lengths_of(rows), config):
-        logprobs, mask = _target_logprobs(model, tokenizer, [rows[i] for i in group], config, "assistant")
+    for part in _passes(model, rows, config):
+        logprobs, mask = _target_logprobs(model, part, rows, config, "assistant")
         total -= logprobs.double().sum().item()
         count += int(mask.sum())
     return total / count
@@ -241,18 +238,12 @@ def targets_of(row: Encoded, loss_on: str) -> list[bool]:
 
 
 def _target_logprobs(
-    model: Any, tokenizer: Any, rows: Sequence[Encoded], config: Config, loss_on: str
+    model: Any, part: Pass, rows: Sequence[Encoded], config: Config, loss_on: str
 ) -> tuple[Tensor, Tensor]:
-    tokens, lengths = pad([row.tokens for row in rows], pad_id=tokenizer.pad_token_id)
-    mask = pad_mask([targets_of(row, loss_on) for row in rows]).to(model.device)
-    logprobs, _ = token_logprobs(
-        model,
-        tokens.to(model.device),
-        lengths.to(model.device),
-        mask,
-        temperature=1.0,
-        max_logits_bytes=config.engine.max_logits_mib << 20,
-    )
+    """Log-probs and mask [B, T] of what is learned from a pass over some of the rows."""
+    mask = pad_mask([targets_of(rows[i], loss_on) for i in part.index]).to(model.device)
+    budget = config.engine.max_logits_mib << 20
+    logprobs, _ = token_logprobs(model, part, mask, temperature=1.0, max_logits_bytes=budget)
     return logprobs, mask
 
 
@@ -278,7 +269,7 @@ def _greedy_habits(
     prompts = prompts[:GREEDY_SAMPLES]
     if not prompts:
         return float("nan"), float("nan")
-    engine = Engine(actor, pad_id=tokenizer.pad_token_id, max_batch=config.engine.max_batch)
+    engine = Engine(actor, max_batch=config.engine.max_batch)
     requests = [Request(tuple(prompt), limit, tuple(stops), Sampling(temperature=0.0), (0,)) for prompt in prompts]
     answers = [completions[0] for completions in engine.generate(requests)]
     grams = [(n, *a.tokens[i : i + 4]) for n, a in enumerate(answers) for i in range(len(a.tokens) - 3)]

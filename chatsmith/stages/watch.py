@@ -82,7 +82,7 @@ class PhaseClock:
     ) -> dict[str, float]:
         """`time/*`, tokens per second of useful tokens, model FLOP utilisation, peak memory."""
         total = time.perf_counter() - self._started
-        sampled, tokens = rollouts.mask.sum().item(), rollouts.lengths.sum().item()
+        sampled, tokens = rollouts.mask.sum().item(), sum(map(len, rollouts.sequences))
         # 2 FLOPs per parameter and token forward, 6 with backward: rollout and reference, critic, epochs of updates
         flops = tokens * (4 * parameters["actor"] + 2 * parameters["critic"] + 6 * epochs * sum(parameters.values()))
         on_gpu = torch.cuda.is_available()

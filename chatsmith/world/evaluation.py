@@ -168,7 +168,7 @@ def _answers(
         policy.tokenizer, [as_record(task) for task in tasks], stops=policy.stops, max_tokens=config.data.max_tokens
     )
     return roll_out(
-        Engine(policy.model, pad_id=policy.tokenizer.pad_token_id, max_batch=config.engine.max_batch),
+        Engine(policy.model, max_batch=config.engine.max_batch),
         policy.tokenizer,
         prompts,
         range(len(tasks)),

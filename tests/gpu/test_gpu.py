@@ -7,12 +7,11 @@ import torch
 from tiny import FAMILIES, tiny_model
 
 from chatsmith.config import EngineConfig
-from chatsmith.data.batch import pad, pad_mask
+from chatsmith.data.passes import Pass, pad_mask
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.models.counts import count
 from chatsmith.models.head import SinglePrecisionLinear
-from chatsmith.models.packing import packed_hidden_states
-from chatsmith.models.scoring import token_logprobs
+from chatsmith.models.scoring import hidden_states, token_logprobs
 from chatsmith.pipeline import train
 from chatsmith.resolve import nested, resolve
 from chatsmith.runtime import choose_device
@@ -42,12 +41,10 @@ def many(count, seed=0):
 def gap(model, requests, groups):
     """Mean difference of the rollout's log-probs from those of the training forward."""
     rows = [(list(r.tokens), c) for r, group in zip(requests, groups, strict=True) for c in group]
-    tokens, lengths = pad([prompt + c.tokens for prompt, c in rows], pad_id=0)
+    part = Pass.of([prompt + c.tokens for prompt, c in rows], DEVICE)
     mask = pad_mask([[False] * len(prompt) + [True] * len(c.tokens) for prompt, c in rows]).to(DEVICE)
     with torch.no_grad():
-        training, _ = token_logprobs(
-            model, tokens.to(DEVICE), lengths.to(DEVICE), mask, temperature=1.0, max_logits_bytes=1 << 30
-        )
+        training, _ = token_logprobs(model, part, mask, temperature=1.0, max_logits_bytes=1 << 30)
     rollout = torch.tensor([value for _, c in rows for value in c.logprobs])
     return (rollout - training[mask].cpu()).abs().mean()
 
@@ -57,7 +54,7 @@ def gap(model, requests, groups):
 def test_rollout_and_training_logprobs_agree(family, dtype):
     model = tiny_model(family, scale=1.0).to(DEVICE, dtype)
     requests = [Request(tuple(p), 20, (2,), Sampling(), (1, 2)) for p in PROMPTS]
-    groups = Engine(model, pad_id=0, max_batch=4).generate(requests)
+    groups = Engine(model, max_batch=4).generate(requests)
     assert gap(model, requests, groups) < LIMITS[dtype]
 
 
@@ -65,7 +62,7 @@ def test_rollout_and_training_logprobs_agree(family, dtype):
 def test_a_large_mixed_batch_agrees_with_training_and_with_a_small_one(dtype):
     model = tiny_model("llama", scale=1.0).to(DEVICE, dtype)
     requests = many(400)
-    large, small = (Engine(model, pad_id=0, max_batch=rows).generate(requests) for rows in (256, 48))
+    large, small = (Engine(model, max_batch=rows).generate(requests) for rows in (256, 48))
     for groups in (large, small):
         assert [len(group[0].tokens) for group in groups] == [r.max_new_tokens for r in requests]
         assert gap(model, requests, groups) < LIMITS[dtype]
@@ -77,14 +74,14 @@ def test_a_large_mixed_batch_agrees_with_training_and_with_a_small_one(dtype):
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_prompts_that_are_computed_in_chunks_agree_with_training(dtype):
     model, requests = tiny_model("llama", scale=1.0).to(DEVICE, dtype), many(48)
-    groups = Engine(model, pad_id=0, max_batch=8, max_prefill_tokens=16).generate(requests)
+    groups = Engine(model, max_batch=8, max_prefill_tokens=16).generate(requests)
     assert gap(model, requests, groups) < LIMITS[dtype]
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_the_next_rollout_sees_new_weights(dtype):
     model = tiny_model("llama", scale=1.0).to(DEVICE, dtype)
-    engine, requests = Engine(model, pad_id=0, max_batch=64), many(64)
+    engine, requests = Engine(model, max_batch=64), many(64)
     before = engine.generate(requests)
     assert gap(model, requests, before) < LIMITS[dtype]
     addresses = [parameter.data_ptr() for parameter in model.parameters()]
@@ -100,7 +97,7 @@ def test_a_session_gives_its_cache_back():
     model = tiny_model("llama").to(DEVICE, torch.bfloat16)
     requests = [Request((5,) * 100, 100, (), Sampling(), (seed,)) for seed in range(256)]
     cache = count(model).cache_bytes * 256 * 200
-    engine = Engine(model, pad_id=0, max_batch=256)
+    engine = Engine(model, max_batch=256)
     engine.generate(requests)  # what is kept for good, such as graphs, is made here
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -118,10 +115,9 @@ def test_a_session_gives_its_cache_back():
 
 def test_packed_rows_equal_rows_alone():
     backbone = tiny_model("llama").cuda().base_model
-    tokens, lengths = pad(PROMPTS, pad_id=0)
+    part = Pass.of(PROMPTS, "cuda")
     with torch.no_grad():
-        real = torch.arange(tokens.shape[1]) < lengths[:, None]
-        packed = packed_hidden_states(backbone, tokens.cuda(), lengths.cuda(), real.cuda())
+        packed = hidden_states(backbone, part, part.real)
         alone = [backbone(input_ids=torch.tensor([prompt]).cuda()).last_hidden_state[0] for prompt in PROMPTS]
         torch.testing.assert_close(packed, torch.cat(alone), atol=1e-4, rtol=1e-3)
 

@@ -156,7 +156,7 @@ def test_a_compiler_that_fails_is_as_good_as_none(cache, monkeypatch, tmp_path):
 
 def rollout(model):
     requests = [Request(tuple(range(3, 9 + n)), 20, (2,), Sampling(), (n,)) for n in range(5)]
-    return [group[0].tokens for group in Engine(model, pad_id=0, max_batch=4).generate(requests)]
+    return [group[0].tokens for group in Engine(model, max_batch=4).generate(requests)]
 
 
 def expected_rollout(monkeypatch):

@@ -80,7 +80,7 @@ def test_a_model_without_a_cache_of_ours_computes_its_rows_anew_and_nothing_else
     assert [answer.tokens for answer in answers(model, 0.0)] == spelled_out(model)
     note(model, Way("padded", sampling="alone"))
     with pytest.raises(ModelError, match="RwkvForCausalLM takes no cache"):
-        Engine(model, pad_id=0, max_batch=2)
+        Engine(model, max_batch=2)
 
 
 def test_what_a_token_leaves_in_the_cache_is_counted():

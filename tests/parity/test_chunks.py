@@ -9,7 +9,7 @@ from decoders import FAMILIES, HEADS_OF_16, build
 from tiny import tiny_model
 
 import chatsmith.engine.forward
-from chatsmith.data.batch import pad
+from chatsmith.data.passes import Pass
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.engine.forward import ChunkedPrompt
 from chatsmith.errors import ModelError
@@ -30,7 +30,7 @@ def requests(sampling, lengths=(5, 41, 16, 33, 3, 17), seeds=(0,), limit=12):
 
 
 def engine(model, tokens, rows=3):
-    return Engine(model, pad_id=0, max_batch=rows, max_prefill_tokens=tokens)
+    return Engine(model, max_batch=rows, max_prefill_tokens=tokens)
 
 
 def run(model, tokens, asked, rows=3):
@@ -190,16 +190,16 @@ def long_rope():
 def test_a_row_whose_length_decides_on_its_rotations_is_not_computed_beside_others():
     model = long_rope()
     assert (way_of(model).limit, way_of(model).rows, way_of(model).sampling) == (32, "packed", "together")
-    engine = Engine(model, pad_id=0, max_batch=2)
+    engine = Engine(model, max_batch=2)
     with pytest.raises(ModelError, match=r"41 tokens.*32"):
         engine.add(requests(GREEDY, lengths=(35,), limit=6)[0])
     rows = [list(range(3, 3 + n)) for n in (20, 90)]
-    tokens, lengths = pad(rows, pad_id=0)
-    mask = torch.arange(90)[None] < lengths[:, None]
+    part = Pass.of(rows)
+    mask = part.real.clone()
     mask[:, 0] = False
 
     def logprobs():
-        return token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=1 << 30)[0]
+        return token_logprobs(model, part, mask, temperature=1.0, max_logits_bytes=1 << 30)[0]
 
     for row, found in zip(rows, logprobs(), strict=True):
         plain = model(input_ids=torch.tensor([row])).logits[0, :-1].log_softmax(-1)

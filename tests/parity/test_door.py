@@ -8,7 +8,7 @@ import transformers
 from decoders import EXPERTS, GROUPED, HEADS_OF_16, SIZE, plain_logits, spelled_out
 from tiny import byte_tokenizer, tiny_model, tiny_reward_model
 
-from chatsmith.data.batch import pad
+from chatsmith.data.passes import Pass
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ModelError
 from chatsmith.models import lm
@@ -80,12 +80,12 @@ def build(kind, scale=4.0):
 
 
 def logprobs(model, rows):
-    tokens, lengths = pad(rows, pad_id=0)
-    mask = torch.arange(tokens.shape[1])[None] < lengths[:, None]
+    part = Pass.of(rows)
+    mask = part.real.clone()
     mask[:, 0] = False
     with torch.no_grad():
-        found, _ = token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=4 * 384 * 30)
-    return torch.cat([row[1:length] for row, length in zip(found, lengths, strict=True)])
+        found, _ = token_logprobs(model, part, mask, temperature=1.0, max_logits_bytes=4 * 384 * 30)
+    return torch.cat([values[1 : len(row)] for values, row in zip(found, rows, strict=True)])
 
 
 def plain_logprobs(model, rows):
@@ -101,7 +101,7 @@ def test_training_and_answers_are_those_of_the_model_itself(kind):
     asked = [
         Request(tuple(range(3, 3 + n)), 8, (), Sampling(temperature=0.0), (n,)) for n in (5, min(40, longest - 8), 17)
     ]
-    answers = [group[0].tokens for group in Engine(model, pad_id=0, max_batch=2, max_prefill_tokens=16).generate(asked)]
+    answers = [group[0].tokens for group in Engine(model, max_batch=2, max_prefill_tokens=16).generate(asked)]
     for request, answer in zip(asked, answers, strict=True):
         row = list(request.tokens)
         for token in answer:
@@ -135,7 +135,7 @@ def attention(q, k, v, scale):
 
 def answers(model):
     asked = [Request(tuple(range(3, 3 + n)), 8, (), Sampling(temperature=0.0), (n,)) for n in (5, 20, 17)]
-    return [group[0].tokens for group in Engine(model, pad_id=0, max_batch=2).generate(asked)]
+    return [group[0].tokens for group in Engine(model, max_batch=2).generate(asked)]
 
 
 @pytest.mark.parametrize("name", ["Bert", "Roberta", "Electra"])
@@ -188,11 +188,10 @@ def test_scores_are_those_of_the_whole_reward_model():
     for family in ("llama", "opt-350m", "bloom", "gpt2"):
         model = tiny_reward_model(family)
         model.config.pad_token_id = 0
-        tokens, lengths = pad(ROWS, pad_id=0)
         with torch.no_grad():
             expected = [model(input_ids=torch.tensor([row])).logits[0, 0] for row in ROWS]
             torch.testing.assert_close(
-                sequence_scores(model, tokens, lengths), torch.stack(expected), atol=1e-5, rtol=1e-5
+                sequence_scores(model, Pass.of(ROWS)), torch.stack(expected), atol=1e-5, rtol=1e-5
             )
 
 

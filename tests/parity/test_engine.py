@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_model
 
-from chatsmith.data.batch import pad, pad_mask
+from chatsmith.data.passes import Pass, pad_mask
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.models.scoring import token_logprobs
 
@@ -23,7 +23,7 @@ def requests(sampling, *, limit=24, seeds=(5,), prompts=PROMPTS):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_equal_generate(family):
     model = tiny_model(family)
-    engine = Engine(model, pad_id=0, max_batch=4)  # six prompts through four places
+    engine = Engine(model, max_batch=4)  # six prompts through four places
     ours = [group[0].tokens for group in engine.generate(requests(Sampling(temperature=0.0)))]
     for prompt, tokens in zip(PROMPTS, ours, strict=True):
         with torch.no_grad():
@@ -42,7 +42,7 @@ def test_greedy_tokens_with_a_repetition_penalty_equal_generate():
     model = tiny_model("llama")
     found = []
     for penalty in (1.0, 1.5):
-        engine = Engine(model, pad_id=0, max_batch=4)
+        engine = Engine(model, max_batch=4)
         answers = engine.generate(requests(Sampling(temperature=0.0, repetition_penalty=penalty)))
         found.append([group[0].tokens for group in answers])
         for prompt, tokens in zip(PROMPTS, found[-1], strict=True):
@@ -63,32 +63,30 @@ def test_greedy_tokens_with_a_repetition_penalty_equal_generate():
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_rollout_logprobs_equal_the_training_forward(family, temperature):
     model = tiny_model(family)
-    engine = Engine(model, pad_id=0, max_batch=4)
+    engine = Engine(model, max_batch=4)
     groups = engine.generate(requests(Sampling(temperature=temperature), seeds=(1, 2)))
     rows = [(prompt, c) for prompt, group in zip(PROMPTS, groups, strict=True) for c in group]
-    tokens, lengths = pad([prompt + c.tokens for prompt, c in rows], pad_id=0)
+    part = Pass.of([prompt + c.tokens for prompt, c in rows])
     mask = pad_mask([[False] * len(prompt) + [True] * len(c.tokens) for prompt, c in rows])
     with torch.no_grad():
-        training, _ = token_logprobs(model, tokens, lengths, mask, temperature=temperature, max_logits_bytes=1 << 30)
+        training, _ = token_logprobs(model, part, mask, temperature=temperature, max_logits_bytes=1 << 30)
     rollout = torch.tensor([value for _, c in rows for value in c.logprobs])
     torch.testing.assert_close(rollout, training[mask], atol=2e-5, rtol=1e-5)
 
 
 def test_a_sequence_depends_on_its_seed_and_not_on_its_batch():
     model = tiny_model("llama")
-    together = Engine(model, pad_id=0, max_batch=6).generate(requests(Sampling(), seeds=(1, 2)))
+    together = Engine(model, max_batch=6).generate(requests(Sampling(), seeds=(1, 2)))
     reverse = requests(Sampling(), seeds=(1, 2))[::-1]
-    one_by_one = Engine(model, pad_id=0, max_batch=1).generate(reverse)[::-1]
+    one_by_one = Engine(model, max_batch=1).generate(reverse)[::-1]
     assert [[c.tokens for c in g] for g in together] == [[c.tokens for c in g] for g in one_by_one]
-    other_seed = Engine(model, pad_id=0, max_batch=6).generate(requests(Sampling(), seeds=(3, 4)))
+    other_seed = Engine(model, max_batch=6).generate(requests(Sampling(), seeds=(3, 4)))
     assert [[c.tokens for c in g] for g in together] != [[c.tokens for c in g] for g in other_seed]
 
 
 def test_answers_end_at_a_stop_id_or_at_the_limit_and_say_which():
     model = tiny_model("llama")
-    groups = Engine(model, pad_id=0, max_batch=6).generate(
-        requests(Sampling(temperature=3.0), limit=60, seeds=range(8))
-    )
+    groups = Engine(model, max_batch=6).generate(requests(Sampling(temperature=3.0), limit=60, seeds=range(8)))
     completions = [c for group in groups for c in group]
     assert {c.finish_reason for c in completions} == {"stop", "length"}
     for c in completions:
@@ -100,21 +98,21 @@ def test_answers_end_at_a_stop_id_or_at_the_limit_and_say_which():
 
 def test_a_weight_change_is_visible_to_the_very_next_rollout():
     model = tiny_model("llama")
-    engine = Engine(model, pad_id=0, max_batch=6)
+    engine = Engine(model, max_batch=6)
     before = engine.generate(requests(Sampling(temperature=0.0)))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     after = engine.generate(requests(Sampling(temperature=0.0)))
-    fresh = Engine(model, pad_id=0, max_batch=6).generate(requests(Sampling(temperature=0.0)))
+    fresh = Engine(model, max_batch=6).generate(requests(Sampling(temperature=0.0)))
     assert [g[0].tokens for g in after] == [g[0].tokens for g in fresh]
     assert [g[0].tokens for g in after] != [g[0].tokens for g in before]
 
 
 def test_a_cancelled_request_sends_no_more_events_and_the_others_are_untouched():
     model = tiny_model("llama")
-    expected = [g[0].tokens for g in Engine(model, pad_id=0, max_batch=6).generate(requests(Sampling()))]
-    engine = Engine(model, pad_id=0, max_batch=6)
+    expected = [g[0].tokens for g in Engine(model, max_batch=6).generate(requests(Sampling()))]
+    engine = Engine(model, max_batch=6)
     ids = [engine.add(request) for request in requests(Sampling())]
     tokens: dict[int, list[int]] = {i: [] for i in ids}
     while not engine.idle:

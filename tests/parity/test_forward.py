@@ -29,7 +29,7 @@ def tokens(engine, asked):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])  # gpt2 stores its matrices transposed
 def test_packed_weights_are_used_by_many_rows_and_forgotten_after_the_session(family):
     model = tiny_model(family)
-    engine = Engine(model, pad_id=0, max_batch=6)
+    engine = Engine(model, max_batch=6)
     with engine.session():
         for request in requests():
             engine.add(request)
@@ -41,27 +41,27 @@ def test_packed_weights_are_used_by_many_rows_and_forgotten_after_the_session(fa
             packed[0](torch.randn(3, width)).sum().backward()
         assert packed[0].weight.grad is not None, "where gradients are asked for, the weights themselves compute"
     assert not [m for m in model.modules() if "forward" in vars(m)]
-    alone = Engine(model, pad_id=0, max_batch=1)  # one row is not worth packing
+    alone = Engine(model, max_batch=1)  # one row is not worth packing
     assert tokens(engine, requests()) == tokens(alone, requests())
 
 
 def test_packed_weights_are_those_of_their_session():
     model = tiny_model("llama")
-    engine = Engine(model, pad_id=0, max_batch=6)
+    engine = Engine(model, max_batch=6)
     before = tokens(engine, requests())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.5)
     after = tokens(engine, requests())
     assert after != before
-    assert after == tokens(Engine(model, pad_id=0, max_batch=1), requests())
+    assert after == tokens(Engine(model, max_batch=1), requests())
 
 
 @pytest.mark.parametrize("stride", [2, 5, 64])
 def test_looking_at_the_tokens_every_few_steps_changes_none(stride):
     model = tiny_model("llama")
     asked = [Request(r.tokens, 3 + 4 * n, r.stops, r.sampling, r.seeds) for n, r in enumerate(requests())]
-    engine = Engine(model, pad_id=0, max_batch=4)
+    engine = Engine(model, max_batch=4)
     expected = engine.generate(asked)
     engine._forward.stride = stride
     found = engine.generate(asked)
@@ -74,13 +74,13 @@ def test_looking_at_the_tokens_every_few_steps_changes_none(stride):
 def test_a_compiled_step_draws_the_same_tokens():
     require_program("g++")  # torch's compiler writes C++
     model = tiny_model("llama")
-    compiled = Engine(model, pad_id=0, max_batch=4, compiled=True)
-    assert tokens(compiled, requests()) == tokens(Engine(model, pad_id=0, max_batch=4), requests())
+    compiled = Engine(model, max_batch=4, compiled=True)
+    assert tokens(compiled, requests()) == tokens(Engine(model, max_batch=4), requests())
 
 
 def test_as_many_rows_run_as_the_memory_holds(monkeypatch):
     model = tiny_model("llama")
-    engine = Engine(model, pad_id=0, max_batch=6)
+    engine = Engine(model, max_batch=6)
     expected = tokens(engine, requests())
     cache = engine._forward._cache
     room = 3 * cache.rounded(max(map(len, PROMPTS)) + 12) * cache.bytes_per_token
@@ -103,7 +103,7 @@ def test_a_cache_that_grows_keeps_to_its_share_of_the_memory():
 
 
 def test_a_sequence_that_does_not_fit_at_all_is_refused_with_the_number_that_does(monkeypatch):
-    engine = Engine(tiny_model("llama"), pad_id=0, max_batch=6)
+    engine = Engine(tiny_model("llama"), max_batch=6)
     monkeypatch.setattr(
         chatsmith.engine.forward, "free_bytes", lambda _, held: 20 * engine._forward._cache.bytes_per_token
     )

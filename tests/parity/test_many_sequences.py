@@ -61,8 +61,8 @@ def test_a_seed_gives_the_same_2000_tokens_whatever_else_is_in_the_batch():
         )
         for number in range(20)
     ]
-    (alone,) = Engine(model, pad_id=0, max_batch=1).generate([mine])[0]
-    crowd = Engine(model, pad_id=0, max_batch=4).generate([*others[:3], mine, *others[3:]])
+    (alone,) = Engine(model, max_batch=1).generate([mine])[0]
+    crowd = Engine(model, max_batch=4).generate([*others[:3], mine, *others[3:]])
     assert len(alone.tokens) == 2000
     assert len(set(alone.tokens)) > 200
     assert_same(model, prompt, seed, crowd[3][0].tokens, alone.tokens)
@@ -78,7 +78,7 @@ def test_ten_thousand_requests_through_sixteen_rows_are_answered_once_each_and_l
         Request(tuple(rng.choices(range(3, 384), k=rng.randint(1, 12))), rng.randint(1, 3), (2,), Sampling(), (number,))
         for number in range(10_000)
     ]
-    engine = Engine(model, pad_id=0, max_batch=16)
+    engine = Engine(model, max_batch=16)
     with engine.session():
         ids = [engine.add(request) for request in requests]
         cancelled = set(rng.sample(ids, 200))
@@ -106,8 +106,8 @@ def test_ten_thousand_requests_through_sixteen_rows_are_answered_once_each_and_l
 def test_a_cancelled_request_frees_its_rows_at_once_and_the_others_say_what_they_would_have_said():
     model = small_llama(context=128)
     requests = [Request((3 + n, 40, 50 + n), 30, (), Sampling(), (10 * n, 10 * n + 1)) for n in range(6)]
-    expected = Engine(model, pad_id=0, max_batch=12).generate(requests)
-    engine = Engine(model, pad_id=0, max_batch=3)
+    expected = Engine(model, max_batch=12).generate(requests)
+    engine = Engine(model, max_batch=3)
     ids = [engine.add(request) for request in requests]
     said = {(id, sample): [] for id in ids for sample in (0, 1)}
     rows_after = {}

@@ -84,7 +84,7 @@ def test_rollouts_use_the_wide_head_and_copies_have_their_own():
     ids = torch.tensor([[5, 6, 7]])
     assert twin(ids).logits.abs().max() == 0 != model(ids).logits.abs().max()
     requests = [Request(tuple(row[:9].tolist()), 8, (), Sampling(), (n,)) for n, row in enumerate(ROWS * 2)]
-    packed, plain = (Engine(model, pad_id=0, max_batch=n).generate(requests) for n in (6, 1))  # one row is not packed
+    packed, plain = (Engine(model, max_batch=n).generate(requests) for n in (6, 1))  # one row is not packed
     same = [(a[0], b[0]) for a, b in zip(packed, plain, strict=True) if a[0].tokens == b[0].tokens]
     gaps = [abs(x - y) for a, b in same for x, y in zip(a.logprobs, b.logprobs, strict=True)]
     assert gaps

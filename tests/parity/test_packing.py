@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_model
 
-from chatsmith.data.batch import pad
-from chatsmith.models.packing import Layout, packed_hidden_states
+from chatsmith.data.passes import Layout, Pass
+from chatsmith.models.packing import packed_states
 from chatsmith.models.scoring import hidden_states
 from chatsmith.models.way import way_of
 
@@ -39,14 +39,13 @@ def alone(backbone, rows=ROWS):
 
 
 def test_layout_by_hand():
-    layout = Layout.of(torch.tensor([[7, 6, 0, 0], [4, 5, 0, 0], [7, 6, 0, 5]]), torch.tensor([2, 1, 4]))
+    layout = Layout.of([[7, 6], [4], [7, 6, 0, 5]])
     tree = [(0, 4), (0, 7), (1, 6), (2, 0), (3, 5)]  # (position, token) of each node, row after sorted row
     assert layout.positions.tolist() == [position for position, _ in tree]
     assert layout.index[0, :2].tolist() == [1, 2]
     assert layout.index[1, :1].tolist() == [0]
     assert layout.index[2].tolist() == [1, 2, 3, 4]
-    padded = torch.tensor([[7, 6, 99, 99], [4, 99, 99, 99], [7, 6, 0, 5]])
-    packed = layout.pack(padded)
+    packed = layout.tokens
     assert packed.tolist() == [token for _, token in tree]
     # lengths 4, 2 and 1 are too different to stand side by side
     groups = layout.regroup(packed)
@@ -57,9 +56,8 @@ def test_layout_by_hand():
 def test_rows_of_similar_length_attend_side_by_side():
     def widths(lengths):
         rows = [random_row(length) for length in lengths]
-        tokens, counts = pad(rows, pad_id=0)
-        layout = Layout.of(tokens, counts)
-        packed = layout.pack(tokens)
+        layout = Layout.of(rows)
+        packed = layout.tokens
         assert layout.ungroup(layout.regroup(packed)).tolist() == packed.tolist()
         return [tuple(group.shape) for group in layout.groups]
 
@@ -82,8 +80,8 @@ def test_every_node_of_the_prefix_tree_is_computed_once(tree):
 
 def padded(rows):
     """The arguments of `hidden_states` for all tokens of the rows."""
-    tokens, lengths = pad(rows, pad_id=0)
-    return tokens, lengths, torch.arange(tokens.shape[1]) < lengths[:, None]
+    part = Pass.of(rows)
+    return part, part.real
 
 
 def states_and_gradients(rows, family="llama", packed=True):
@@ -115,10 +113,8 @@ def test_one_token_shared_too_many_would_be_noticed(monkeypatch):
     assert difference(states_and_gradients(rows), plain) < 1e-5
     layout_of = Layout.of
 
-    def first_difference_ignored(tokens, lengths):
-        tokens = tokens.clone()
-        tokens[:, 11:12] = tokens[1:2, 11:12]
-        return layout_of(tokens, lengths)
+    def first_difference_ignored(rows, device):
+        return layout_of([[*row[:11], rows[1][11], *row[12:]] for row in rows], device)
 
     monkeypatch.setattr(Layout, "of", first_difference_ignored)
     assert difference(states_and_gradients(rows), plain) > 1e-2
@@ -133,7 +129,7 @@ def test_which_families_pack(family):
 def test_packed_rows_give_the_hidden_states_of_rows_alone(family):
     backbone = tiny_model(family).base_model
     with torch.no_grad():
-        packed = packed_hidden_states(backbone, *padded(ROWS))
+        packed = hidden_states(backbone, *padded(ROWS))
         torch.testing.assert_close(packed, torch.cat(alone(backbone)), atol=2e-5, rtol=1e-4)
         one_long_row = backbone(
             input_ids=torch.tensor([functools.reduce(operator.iadd, ROWS, [])]), use_cache=False
@@ -162,9 +158,8 @@ def test_packed_gradients_equal_those_of_rows_alone(family):
 def test_the_model_is_left_as_it_was():
     model = tiny_model("llama")
     before = model.config._attn_implementation
-    tokens, lengths, where = padded(ROWS)
-    packed_hidden_states(model.base_model, tokens, lengths, where)
+    packed_states(model.base_model, Layout.of(ROWS))
     assert model.config._attn_implementation == before
     with pytest.raises(IndexError):
-        packed_hidden_states(model.base_model, tokens + 10_000, lengths, where)
+        packed_states(model.base_model, Layout.of([[10_000]]))
     assert model.config._attn_implementation == before

@@ -5,18 +5,18 @@ import torch
 import transformers
 from tiny import FAMILIES, tiny_model, tiny_reward_model
 
-from chatsmith.data.batch import pad
+from chatsmith.data.passes import Pass
 from chatsmith.models.critic import critic_from_actor, critic_from_reward_model
 from chatsmith.models.scoring import _ChunkedLogprobs, sequence_scores, token_logprobs, token_values
+from chatsmith.models.way import Way, note
 
 LARGE = 1 << 30
 torch.manual_seed(0)
 ROWS = [torch.randint(3, 300, (n,)).tolist() for n in (9, 21, 14)]
 
 
-def answer_mask(tokens, lengths, prompt=4):
-    positions = torch.arange(tokens.shape[1])[None]
-    return (positions >= prompt) & (positions < lengths[:, None])
+def answer_mask(part, prompt=4):
+    return part.real & (torch.arange(part.width)[None] >= prompt)
 
 
 def plain_logprobs(model, row, temperature):
@@ -31,9 +31,9 @@ def plain_logprobs(model, row, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_padded_logprobs_equal_the_plain_forward_one_by_one(family, temperature):
     model = tiny_model(family)
-    tokens, lengths = pad(ROWS, pad_id=0)
-    mask = answer_mask(tokens, lengths)
-    logprobs, _ = token_logprobs(model, tokens, lengths, mask, temperature=temperature, max_logits_bytes=LARGE)
+    part = Pass.of(ROWS)
+    mask = answer_mask(part)
+    logprobs, _ = token_logprobs(model, part, mask, temperature=temperature, max_logits_bytes=LARGE)
     for index, row in enumerate(ROWS):
         expected = plain_logprobs(model, row, temperature)
         scored = mask[index, : len(row)]
@@ -43,18 +43,18 @@ def test_padded_logprobs_equal_the_plain_forward_one_by_one(family, temperature)
 
 def test_logprobs_shifted_by_one_would_be_noticed():
     model = tiny_model("llama")
-    tokens, lengths = pad(ROWS, pad_id=0)
-    mask = answer_mask(tokens, lengths)
-    logprobs, _ = token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=LARGE)
+    part = Pass.of(ROWS)
+    mask = answer_mask(part)
+    logprobs, _ = token_logprobs(model, part, mask, temperature=1.0, max_logits_bytes=LARGE)
     expected = plain_logprobs(model, ROWS[1], 1.0)
     assert not torch.allclose(logprobs[1, 4:20], expected[5:21], atol=1e-2)
 
 
 def test_entropy_is_that_of_the_distribution_the_token_was_drawn_from():
     model = tiny_model("llama")
-    tokens, lengths = pad(ROWS, pad_id=0)
-    mask = answer_mask(tokens, lengths)
-    _, entropies = token_logprobs(model, tokens, lengths, mask, temperature=0.7, max_logits_bytes=LARGE)
+    part = Pass.of(ROWS)
+    mask = answer_mask(part)
+    _, entropies = token_logprobs(model, part, mask, temperature=0.7, max_logits_bytes=LARGE)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ROWS[0]])).logits[0] / 0.7
     expected = torch.distributions.Categorical(logits=logits).entropy()
@@ -93,9 +93,9 @@ def model_with_head(head, *, left_out=False):
 
 def logprobs_and_gradients(head, temperature, dtype, budget, **options):
     model = model_with_head(head, **options).to(dtype)
-    tokens, lengths = pad(ROWS, pad_id=0)
-    mask = answer_mask(tokens, lengths)
-    logprobs, entropies = token_logprobs(model, tokens, lengths, mask, temperature=temperature, max_logits_bytes=budget)
+    part = Pass.of(ROWS)
+    mask = answer_mask(part)
+    logprobs, entropies = token_logprobs(model, part, mask, temperature=temperature, max_logits_bytes=budget)
     weights = torch.randn(logprobs.shape, generator=torch.Generator().manual_seed(1))
     (weights * logprobs).sum().backward()
     return logprobs.detach(), entropies, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -106,7 +106,7 @@ def test_logprobs_and_gradients_are_those_of_the_whole_model(head):
     model = model_with_head(head)
     ours = logprobs_and_gradients(head, 1.0, torch.float32, 4 * 384 * 3)
     weights = torch.randn(ours[0].shape, generator=torch.Generator().manual_seed(1))
-    mask = answer_mask(*pad(ROWS, pad_id=0))
+    mask = answer_mask(Pass.of(ROWS))
     for index, row in enumerate(ROWS):
         logprobs = model(input_ids=torch.tensor([row])).logits[0].log_softmax(-1)
         plain = logprobs[:-1].gather(1, torch.tensor(row)[1:, None])[:, 0]
@@ -139,9 +139,9 @@ def test_a_chunked_head_that_is_frozen_passes_the_gradient_on():
     for budget in (LARGE, 4 * 384 * 3):
         model = tiny_model("llama")
         model.lm_head.requires_grad_(False)
-        tokens, lengths = pad(ROWS, pad_id=0)
-        mask = answer_mask(tokens, lengths)
-        logprobs, _ = token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=budget)
+        part = Pass.of(ROWS)
+        mask = answer_mask(part)
+        logprobs, _ = token_logprobs(model, part, mask, temperature=1.0, max_logits_bytes=budget)
         logprobs.sum().backward()
         assert model.lm_head.weight.grad is None
         gradients.append(model.base_model.embed_tokens.weight.grad)
@@ -164,13 +164,13 @@ def test_the_end_of_sequence_token_gets_a_gradient():
     # one ancestor masked EOS out because its pad token was EOS: the policy was never taught to stop
     model = tiny_model("llama")
     row = [1, 30, 40, 50, 2]
-    tokens, lengths = pad([row, [*row, 60, 61]], pad_id=0)
-    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    part = Pass.of([row, [*row, 60, 61]])
+    mask = torch.zeros_like(part.real)
     mask[0, 4] = True  # the EOS alone
-    logprobs, _ = token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=LARGE)
+    logprobs, _ = token_logprobs(model, part, mask, temperature=1.0, max_logits_bytes=LARGE)
     logprobs.sum().backward()
     assert model.lm_head.weight.grad[2].norm() > 0
-    masked_out = tokens != 2  # what inferring the mask from the token's value would do
+    masked_out = part.tokens != 2  # what inferring the mask from the token's value would do
     assert not (masked_out & mask).any()
 
 
@@ -178,11 +178,11 @@ def test_the_end_of_sequence_token_gets_a_gradient():
 def test_sequence_scores_equal_the_model_s_own_pooled_logits(family):
     model = tiny_reward_model(family)
     model.config.pad_token_id = 0
-    tokens, lengths = pad(ROWS, pad_id=0)
+    part = Pass.of(ROWS)
     with torch.no_grad():
-        expected = model(input_ids=tokens, attention_mask=(tokens != 0).long()).logits[:, 0]
-        scores = sequence_scores(model, tokens, lengths)
-        one_early = sequence_scores(model, tokens, lengths - 1)
+        expected = model(input_ids=part.tokens, attention_mask=(part.tokens != 0).long()).logits[:, 0]
+        scores = sequence_scores(model, part)
+        one_early = sequence_scores(model, Pass.of([row[:-1] for row in ROWS]))
     torch.testing.assert_close(scores, expected, atol=2e-5, rtol=1e-5)
     assert not torch.allclose(one_early, expected, atol=1e-4)
 
@@ -193,12 +193,12 @@ def test_a_critic_made_from_a_reward_model_values_a_complete_answer_at_its_stand
     with torch.no_grad():
         model.score.weight.mul_(10)
     critic = critic_from_reward_model(model, mean=7.0, std=2.5)
-    tokens, lengths = pad([[*row, 0] for row in ROWS], pad_id=0)  # room for the state after the last token
-    mask = torch.zeros_like(tokens, dtype=torch.bool)
-    mask[torch.arange(3), lengths - 1] = True  # values of the state before this token, after the whole answer
+    part = Pass.of([[*row, 0] for row in ROWS])  # room for the state after the last token
+    mask = torch.zeros_like(part.real)
+    mask[torch.arange(3), part.lengths - 1] = True  # values of the state before this token, after the whole answer
     with torch.no_grad():
-        values = token_values(critic, tokens, lengths, mask)[mask]
-        scores = sequence_scores(model, tokens, lengths - 1)
+        values = token_values(critic, part, mask)[mask]
+        scores = sequence_scores(model, Pass.of(ROWS))
     torch.testing.assert_close(values, (scores - 7.0) / 2.5, atol=2e-5, rtol=1e-5)
 
 
@@ -206,19 +206,22 @@ def test_a_critic_made_from_a_reward_model_values_a_complete_answer_at_its_stand
 def test_a_critic_made_from_an_actor_starts_at_zero_and_fits_the_head_s_input(family):
     actor = tiny_model(family)
     critic = critic_from_actor(actor)
-    tokens, lengths = pad(ROWS, pad_id=0)
-    values = token_values(critic, tokens, lengths, answer_mask(tokens, lengths))
+    part = Pass.of(ROWS)
+    values = token_values(critic, part, answer_mask(part))
     assert values.abs().max() == 0
     assert critic.head.in_features == actor.get_output_embeddings().in_features
     values.sum().backward()
     assert critic.head.weight.grad.norm() > 0
 
 
-def test_scoring_ignores_what_stands_in_the_padding():
+@pytest.mark.parametrize("rows", ["packed", "padded", "alone"])
+def test_scoring_ignores_what_stands_in_the_padding(rows):
     model = tiny_model("llama")
-    tokens, lengths = pad(ROWS, pad_id=0)
-    mask = answer_mask(tokens, lengths)
-    noise = torch.where(torch.arange(tokens.shape[1])[None] < lengths[:, None], tokens, torch.tensor(77))
-    one, _ = token_logprobs(model, tokens, lengths, mask, temperature=1.0, max_logits_bytes=LARGE)
-    other, _ = token_logprobs(model, noise, lengths, mask, temperature=1.0, max_logits_bytes=LARGE)
+    note(model, Way(rows))
+    part, noisy = Pass.of(ROWS), Pass.of(ROWS)
+    noisy.tokens[~noisy.real] = 77
+    mask = answer_mask(part)
+    one, other = (
+        token_logprobs(model, each, mask, temperature=1.0, max_logits_bytes=LARGE)[0] for each in (part, noisy)
+    )
     torch.testing.assert_close(one, other, atol=0, rtol=0)

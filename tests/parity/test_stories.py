@@ -32,7 +32,7 @@ def generated(model, prompt, **options):
 
 def test_200_greedy_tokens_equal_generate(stories):
     model, prompt = stories
-    (greedy,), (cold,) = Engine(model, pad_id=0, max_batch=2).generate(
+    (greedy,), (cold,) = Engine(model, max_batch=2).generate(
         [Request(prompt, 200, STOPS, Sampling(temperature), (0,)) for temperature in (0.0, 0.5)]
     )
     assert greedy.tokens == generated(model, prompt, max_new_tokens=200, do_sample=False)[0].tolist()
@@ -51,9 +51,7 @@ def likelihoods(model, prompt, answers):
 
 
 def drawn(model, prompt, sampling):
-    (group,) = Engine(model, pad_id=0, max_batch=250).generate(
-        [Request(prompt, LENGTH, STOPS, sampling, tuple(range(SAMPLES)))]
-    )
+    (group,) = Engine(model, max_batch=250).generate([Request(prompt, LENGTH, STOPS, sampling, tuple(range(SAMPLES)))])
     answers = torch.tensor([c.tokens + [0] * (LENGTH - len(c.tokens)) for c in group])
     return answers, torch.tensor([sum(c.logprobs) for c in group])
 

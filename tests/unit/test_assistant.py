@@ -175,11 +175,11 @@ def test_what_was_held_back_is_said_where_the_limit_comes_before_the_stop_string
 def test_every_sample_of_a_request_ends_at_its_own_stop_string_and_others_go_on():
     model, tokenizer = tiny_model(), byte_tokenizer()
     plain = [Request((5, 6, 7), 40, (), Sampling(), range(6)), Request((8, 9), 40, (), Sampling(), (7, 8))]
-    whole = Engine(model, pad_id=0, max_batch=4).generate(plain)
+    whole = Engine(model, max_batch=4).generate(plain)
     texts = [tokenizer.decode(c.tokens) for c in whole[0]]
     stop = [texts[0][4:6], texts[1][9:11]]
     watched = Request((5, 6, 7), 40, (), Sampling(), range(6), stop_strings(tokenizer, stop))
-    stopped, others = Engine(model, pad_id=0, max_batch=4).generate([watched, plain[1]])
+    stopped, others = Engine(model, max_batch=4).generate([watched, plain[1]])
     assert [c.tokens for c in others] == [c.tokens for c in whole[1]]
     for completion, full in zip(stopped, whole[0], strict=True):
         assert completion.tokens == full.tokens[: len(completion.tokens)]

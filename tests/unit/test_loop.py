@@ -47,12 +47,12 @@ def test_after_an_update_the_next_rollout_is_that_of_a_freshly_loaded_model(tmp_
     model = load().eval()
     learner = Trainable(model, settings(), lr=0.05)
     request = Request((1, 5, 9), 12, (2,), Sampling(temperature=0.0), (0,))
-    engine = Engine(model, pad_id=0, max_batch=1)
+    engine = Engine(model, max_batch=1)
     before = engine.generate([request])[0][0].tokens
     learner.backward(model(torch.tensor([[1, 5, 9, 7]])).logits.float().square().mean())
     learner.step(1.0, learner.gradient_norm())
     model.save_pretrained(tmp_path)
-    expected = Engine(load().eval(), pad_id=0, max_batch=1).generate([request])[0][0]
+    expected = Engine(load().eval(), max_batch=1).generate([request])[0][0]
     ours = engine.generate([request])[0][0]
     assert ours.tokens == expected.tokens
     assert ours.logprobs == expected.logprobs

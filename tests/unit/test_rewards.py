@@ -9,6 +9,7 @@ from tiny import byte_tokenizer, tiny_model, tiny_reward_model
 
 from chatsmith.config import RlConfig
 from chatsmith.data.chat import prepare_tokenizer
+from chatsmith.data.passes import Pass
 from chatsmith.errors import ConfigError, ModelError, RewardError
 from chatsmith.inputs import score_unit
 from chatsmith.intake import parse_reward
@@ -140,9 +141,8 @@ def test_the_critic_starts_as_what_the_reward_model_adds_to_the_reward(weight):
     for sample in batch:
         (row,) = encode_samples(model.tokenizer, [sample], stops=model.stops)
         # the value of the state after the answer's last token stands at the token that would follow
-        tokens = torch.tensor([[*row, 0]])
         mask = torch.arange(len(row) + 1)[None] == len(row)
-        started.append(token_values(critic, tokens, torch.tensor([len(row) + 1]), mask)[0, -1].item())
+        started.append(token_values(critic, Pass.of([[*row, 0]]), mask)[0, -1].item())
     assert started == pytest.approx(values.tolist(), rel=1e-4, abs=1e-4)
     assert f"times its weight {weight:g}" in critic.origin or weight == 1
 

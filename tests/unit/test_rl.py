@@ -11,6 +11,7 @@ from chatsmith.algo.losses import language_model_loss
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, EngineConfig, RlConfig
 from chatsmith.data.chat import Encoded, encode_texts, prepare_tokenizer
+from chatsmith.data.passes import Pass
 from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.errors import DataError, TrainingStopped
 from chatsmith.models.critic import critic_from_actor
@@ -50,7 +51,7 @@ class World:
             self.critic.head.weight.normal_(generator=torch.Generator().manual_seed(3))
         records = [Record(prompt=(Message("user", "x" * (i % 5 + 1)),)) for i in range(8)]
         prompts = encode_questions(self.tokenizer, records, stops=STOPS, max_tokens=64)
-        engine = Engine(self.actor, pad_id=0, max_batch=8)
+        engine = Engine(self.actor, max_batch=8)
         policy = Assistant(self.actor, self.tokenizer, STOPS, max_tokens=64)
         self.ppo = PPO(policy, [Reward("test", reward, 1.0)], settings, steps=9, critic=self.critic, ptx=ptx)
         self.ppo.reference = self.reference
@@ -72,6 +73,11 @@ class World:
         return self.ppo.update(self.experience)
 
 
+def part(world):
+    """All rows of the rollouts in one pass."""
+    return Pass.of(world.rollouts.sequences)
+
+
 @pytest.mark.parametrize("source", ["rollout", "training"])
 def test_on_the_first_update_the_ratio_is_one_and_nothing_is_clipped(source):
     world = World(config(old_logprobs=source))
@@ -80,7 +86,9 @@ def test_on_the_first_update_the_ratio_is_one_and_nothing_is_clipped(source):
     assert abs(metrics["rl/ratio_max"] - 1) <= limit
     assert metrics["rl/clip_fraction"] == 0
     assert metrics["rl/kl_old"] <= 1e-6
-    after = actor_loss(world.actor, world.experience, world.config, count=world.experience.mask.sum(), kl_coef=0.1)[1]
+    after = actor_loss(
+        world.actor, part(world), world.experience, world.config, count=world.experience.mask.sum(), kl_coef=0.1
+    )[1]
     assert abs(after["rl/ratio_max"] - 1) > 1e-5  # the update did move the policy
 
 
@@ -176,7 +184,10 @@ def test_an_excluded_sample_changes_nothing_whatever_it_holds():
     one, two = world.ppo.estimate(world.rollouts, scores), world.ppo.estimate(world.rollouts, spoiled)
     assert not one.mask[6:].any()
     for name, value in vars(one).items():
-        torch.testing.assert_close(value, getattr(two, name))
+        if name in ("sequences", "prompts"):
+            assert value == getattr(two, name)
+        else:
+            torch.testing.assert_close(value, getattr(two, name))
     kept = world.ppo.estimate(world.rollouts, world.scores)
     assert not torch.allclose(kept.advantages[:6], one.advantages[:6])
 
@@ -211,10 +222,8 @@ def test_a_shifted_and_scaled_reward_head_changes_neither_values_nor_returns():
         scaled_model.score.weight.mul_(10)
     scaled = critic_from_reward_model(scaled_model, mean=10 * 0.3 + 7, std=8.0)
     with torch.no_grad():
-        one = token_values(plain, world.rollouts.tokens, world.rollouts.lengths, world.rollouts.mask)
-        two = (
-            token_values(scaled, world.rollouts.tokens, world.rollouts.lengths, world.rollouts.mask) + 7 / 8
-        )  # the head itself has no bias
+        one = token_values(plain, part(world), world.rollouts.mask)
+        two = token_values(scaled, part(world), world.rollouts.mask) + 7 / 8  # the head itself has no bias
     torch.testing.assert_close(one, torch.where(world.rollouts.mask, two, 0.0), atol=1e-5, rtol=1e-4)
 
 
@@ -222,7 +231,7 @@ def test_mixed_training_adds_c_times_the_language_model_gradient():
     texts = encode_texts(World(config()).tokenizer, ["good text", "another good text"], max_tokens=64)
     world = World(config())
     ppo = collect(world)
-    language_model_backward(world.ppo.learners.actor, world.actor, world.tokenizer, texts, world.config)
+    language_model_backward(world.ppo.learners.actor, world.actor, texts, world.config)
     lm = gradients(world.actor)
     mixed = collect(World(config(ptx_coef=0.7), ptx=texts))
     for name, gradient in mixed.items():
@@ -240,13 +249,10 @@ def test_the_language_model_loss_counts_targets_over_all_micro_batches():
         update={"engine": world.config.engine.model_copy(update={"max_batch_tokens": 1})}
     )
     for settings in (world.config, one_each):
-        loss = language_model_backward(world.ppo.learners.actor, world.actor, world.tokenizer, rows, settings)
+        loss = language_model_backward(world.ppo.learners.actor, world.actor, rows, settings)
         world.ppo.learners.actor.clear()
-        tokens = torch.full((1, 27), 5)
         mask = torch.arange(27)[None] > 0
-        logprobs, _ = token_logprobs(
-            world.actor, tokens, torch.tensor([27]), mask, temperature=1.0, max_logits_bytes=1 << 30
-        )
+        logprobs, _ = token_logprobs(world.actor, Pass.of([[5] * 27]), mask, temperature=1.0, max_logits_bytes=1 << 30)
         sums = [language_model_loss(logprobs[:, :n], mask[:, :n], count=torch.tensor(1.0)) for n in (3, 9, 27)]
         assert loss == pytest.approx(sum(sums).item() / (2 + 8 + 26), rel=1e-5)
 
@@ -274,9 +280,9 @@ def test_kl_in_the_loss_pulls_the_policy_back_to_the_reference():
         world.actor.lm_head.weight.add_(0.05 * torch.randn(world.actor.lm_head.weight.shape))
     flat = dataclasses.replace(world.experience, advantages=torch.zeros_like(world.experience.advantages))
     count = flat.mask.sum()
-    loss, _ = actor_loss(world.actor, flat, settings, count=count, kl_coef=1.0)
+    loss, _ = actor_loss(world.actor, part(world), flat, settings, count=count, kl_coef=1.0)
     loss.backward()
-    difference = actor_loss(world.actor, flat, settings, count=count, kl_coef=0.0)[0]
+    difference = actor_loss(world.actor, part(world), flat, settings, count=count, kl_coef=0.0)[0]
     assert loss > difference
     assert world.actor.lm_head.weight.grad.norm() > 0
 
@@ -292,14 +298,14 @@ def test_every_step_draws_other_answers_and_every_prompt_gets_its_samples():
     ppo = assistant(samples_per_prompt=4, rollouts=8)
     first, _ = ppo.make_experience(["a", "b"])
     again, _ = ppo.make_experience(["a", "b"])
-    torch.testing.assert_close(first.tokens, again.tokens)
+    assert first.sequences == again.sequences
     ppo.update(first)
     second, _ = ppo.make_experience(["a", "b"])
-    assert first.sequences() != second.sequences()
-    assert len(first.tokens) == 8
-    prompts = [row[: first.mask[i].nonzero()[0, 0]] for i, row in enumerate(first.sequences())]
+    assert first.sequences != second.sequences
+    assert len(first.sequences) == 8
+    prompts = [row[: first.mask[i].nonzero()[0, 0]] for i, row in enumerate(first.sequences)]
     assert prompts[0] == prompts[3] != prompts[4] == prompts[7]
-    assert len({tuple(row) for row in first.sequences()[:4]}) > 1
+    assert len({tuple(row) for row in first.sequences[:4]}) > 1
 
 
 def test_a_frozen_policy_stays_out_of_everything_until_its_warm_up_is_over():
@@ -322,7 +328,9 @@ def test_rows_that_mini_batches_do_not_divide_make_as_many_steps_of_nearly_the_s
     ppo = assistant(minibatches=4, rollouts=8)
     sizes = []
     once = ppo._update_once
-    monkeypatch.setattr(ppo, "_update_once", lambda batch, *rest: sizes.append(len(batch.tokens)) or once(batch, *rest))
+    monkeypatch.setattr(
+        ppo, "_update_once", lambda batch, *rest: sizes.append(len(batch.sequences)) or once(batch, *rest)
+    )
     experience, _ = ppo.make_experience([f"question {i}" for i in range(rows)])
     ppo.update(experience)
     assert len(sizes) == 4
@@ -342,13 +350,13 @@ def mini_batches(ppo, questions, monkeypatch):
 def test_a_mini_batch_holds_all_answers_to_its_prompts(monkeypatch):
     ppo = assistant(samples_per_prompt=4, rollouts=24, minibatches=3, epochs=2)
     experience, seen = mini_batches(ppo, [f"question {i}" for i in range(6)], monkeypatch)
-    assert experience.prompts.tolist() == [row // 4 for row in range(24)]
+    assert list(experience.prompts) == [row // 4 for row in range(24)]
     assert len(seen) == 6
-    visited = [batch.prompts.tolist() for batch in seen]
+    visited = [list(batch.prompts) for batch in seen]
     for prompts in visited:
         assert len(prompts) == 8
         assert all(prompts.count(prompt) == 4 for prompt in prompts)
-    assert sorted(visited[0] + visited[1] + visited[2]) == experience.prompts.tolist()
+    assert sorted(visited[0] + visited[1] + visited[2]) == list(experience.prompts)
     assert visited[:3] != visited[3:]
 
 
@@ -356,8 +364,8 @@ def test_single_answers_are_visited_in_the_order_of_the_permutation(monkeypatch)
     ppo = assistant(rollouts=8, minibatches=2)
     experience, seen = mini_batches(ppo, [f"question {i}" for i in range(8)], monkeypatch)
     order = permutation(8, derive_seed(ppo.config.seed, 0), 0)
-    expected = [experience.sequences()[row] for row in order]
-    assert [row for batch in seen for row in batch.sequences()] == expected
+    expected = [experience.sequences[row] for row in order]
+    assert [row for batch in seen for row in batch.sequences] == expected
 
 
 def count_tokens(seen, _module, inputs, _output):
@@ -376,8 +384,8 @@ def test_answers_to_one_prompt_compute_it_once_and_give_the_same_update():
         ppo.actor.get_input_embeddings().register_forward_hook(partial(count_tokens, seen))
         metrics = ppo.update(experience)
         results.append((metrics["rl/grad_norm_actor"], metrics["rl/grad_norm_critic"]))
-        prefixes = {tuple(row[: n + 1]) for row in experience.sequences() for n in range(len(row))}
-        in_rows = sum(map(len, experience.sequences()))
+        prefixes = {tuple(row[: n + 1]) for row in experience.sequences for n in range(len(row))}
+        in_rows = sum(map(len, experience.sequences))
         assert seen == (in_rows if tokens == 1 else len(prefixes))
         assert len(prefixes) < 0.6 * in_rows
     assert results[0] == pytest.approx(results[1], rel=1e-5)
