@@ -61,7 +61,7 @@ from chatsmith.models.critic import critic_from_reward_model
 from chatsmith.models.limits import measure_bandwidth, measure_peak_flops
 from chatsmith.run import commit
 from chatsmith.runtime import choose_device
-from chatsmith.stages.ppo import PPO
+from chatsmith.stages.policy import PolicyTrainer
 from chatsmith.world.model import build_tokenizer
 
 if not hasattr(PagedAttentionCache, "get_seq_length"):
@@ -355,17 +355,17 @@ def ppo_steps(actor: Any, sizes: Sizes, machine: Machine, batch: int) -> dict[st
     tokenizer, tokens = build_tokenizer([]), []
     policy = Assistant(actor, tokenizer, (), sizes.prompt + sizes.answer)
     critic = critic_from_reward_model(scorer, mean=0.0, std=1.0)
-    ppo = PPO(policy, [token_reward(scorer, tokens, config)], config, steps=STEPS + 1, critic=critic)
+    trainer = PolicyTrainer(policy, [token_reward(scorer, tokens, config)], config, steps=STEPS + 1, critic=critic)
     prompts = random_prompts(batch, sizes.prompt, actor.config.vocab_size)
     result: dict[str, Any] = {"batch": batch}
     steps = []
     with peak_memory(result):
         for _ in range(STEPS + 1):
-            steps.append(time_step(ppo, prompts, tokens))
+            steps.append(time_step(trainer, prompts, tokens))
     held = None
     if sizes.device.type == "cuda":
         before = torch.cuda.memory_allocated()
-        ppo.roll_out(prompts, range(batch))
+        trainer.roll_out(prompts, range(batch))
         held = (torch.cuda.memory_allocated() - before) / 2**30
     seconds = {part: statistics.median(step[part] for step in steps[1:]) for part in steps[0]}
     total = sum(seconds.values())

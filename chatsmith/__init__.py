@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from chatsmith.config import Config as Config
     from chatsmith.inputs import load_reward as load_reward
     from chatsmith.models.reward import Reward as Reward
-    from chatsmith.stages.ppo import PPO as PPO
+    from chatsmith.stages.policy import PolicyTrainer as PolicyTrainer
 
 __version__ = "0.1.0"
 
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Assistant": "chatsmith.assistant",
     "Config": "chatsmith.config",
-    "PPO": "chatsmith.stages.ppo",
+    "PolicyTrainer": "chatsmith.stages.policy",
     "Reward": "chatsmith.models.reward",
     "load": "chatsmith.assistant",
     "load_reward": "chatsmith.inputs",

@@ -34,7 +34,7 @@ from chatsmith.models.counts import count
 from chatsmith.models.limits import measure_bandwidth, measure_peak_flops
 from chatsmith.models.reward import Reward, score_rows
 from chatsmith.runtime import choose_device, choose_dtype
-from chatsmith.stages.ppo import PPO
+from chatsmith.stages.policy import PolicyTrainer
 from chatsmith.stages.rollout import Prompts
 from chatsmith.types import Message, Record, Sample
 
@@ -66,14 +66,14 @@ def time_generation(engine: Engine, requests: Sequence[Request]) -> dict[str, fl
     return seconds
 
 
-def time_step(ppo: PPO, prompts: Prompts, rows: list[Sequence[int]]) -> dict[str, float]:
+def time_step(trainer: PolicyTrainer, prompts: Prompts, rows: list[Sequence[int]]) -> dict[str, float]:
     """Seconds of one step of PPO by part. `rows` receives the rollouts' tokens, for a reward that reads tokens."""
     seconds = {}
-    seconds["rollout"], rollouts = timed(lambda: ppo.roll_out(prompts, range(len(prompts.tokens))))
+    seconds["rollout"], rollouts = timed(lambda: trainer.roll_out(prompts, range(len(prompts.tokens))))
     rows[:] = rollouts.sequences
-    seconds["score"], (scores, _) = timed(lambda: ppo.score(rollouts))
-    seconds["estimate"], experience = timed(lambda: ppo.estimate(rollouts, scores))
-    seconds["update"], _ = timed(lambda: ppo.update(experience))
+    seconds["score"], (scores, _) = timed(lambda: trainer.score(rollouts))
+    seconds["estimate"], experience = timed(lambda: trainer.estimate(rollouts, scores))
+    seconds["update"], _ = timed(lambda: trainer.update(experience))
     return seconds
 
 
@@ -213,8 +213,9 @@ def _time_training(policy: Assistant, prompts: Prompts, config: Config) -> dict[
     rows: list[Sequence[int]] = []
     with suppress(MemoryError, torch.OutOfMemoryError):
         reward = token_reward(_scorer(policy.model), rows, config)
-        ppo = PPO(replace(policy, stops=()), [reward], config, steps=1)  # no stop ids: answers are of full length
-        return _best(lambda: time_step(ppo, prompts, rows))
+        unending = replace(policy, stops=())  # its answers are of full length
+        trainer = PolicyTrainer(unending, [reward], config, steps=1)
+        return _best(lambda: time_step(trainer, prompts, rows))
     return None
 
 

@@ -323,7 +323,7 @@ def _rl(run: Run, sources: Sequence[Source]) -> None:
     if distinct < len(prompts.tokens) / 2:
         stage.warn(f"duplicate prompts: only {distinct} of {len(prompts.tokens)} differ; the repeated ones count more")
     sft_gold = evaluation.gold_scores(policy, config) if config.world is not None else None
-    report, average = train_rl(
+    report, trainer = train_rl(
         policy,
         critic,
         prompts,
@@ -347,7 +347,9 @@ def _rl(run: Run, sources: Sequence[Source]) -> None:
     verdict, gain = judge_rl(report, config.gates, judged, left_out)
     means = report.reward_means()
     _save(run, policy.model, policy.tokenizer, "rl/actor", policy.stops, what="Assistant after PPO", base=location)
-    _save(run, average, policy.tokenizer, "rl/ema", policy.stops, what="Assistant after PPO, averaged", base=location)
+    with trainer.averaged():
+        what = "Assistant after PPO, averaged"
+        _save(run, policy.model, policy.tokenizer, "rl/ema", policy.stops, what=what, base=location)
     replace_directory(run.directory / "rl" / "critic", critic.save)
     samples = report.samples()
     if config.world is not None:

@@ -92,7 +92,7 @@ class Scores:
 
     logprobs: "Tensor"  # [B, T] the policy before this step's updates
     reference_logprobs: "Tensor"  # [B, T]
-    values: "Tensor"  # [B, T]
+    values: "Tensor | None"  # [B, T]; None without a critic
     rewards: "Tensor"  # [B] standardised, clipped, weighted; without KL
     valid: "Tensor"  # [B] bool: False where the sample is excluded from training
 
@@ -106,15 +106,18 @@ class Experience:
     mask: "Tensor"  # [B, T] bool: sampled tokens of valid samples
     logprobs: "Tensor"  # [B, T] old log-probs
     reference_logprobs: "Tensor"  # [B, T]
-    values: "Tensor"  # [B, T] old values
+    values: "Tensor | None"  # [B, T] old values; None without a critic
     advantages: "Tensor"  # [B, T] whitened over the valid tokens of the global batch
-    returns: "Tensor"  # [B, T] from unwhitened advantages
+    returns: "Tensor | None"  # [B, T] from unwhitened advantages; None without a critic
 
     def rows(self, index: Sequence[int]) -> "Experience":
         """The sub-batch of rows `index`, trimmed to its longest row."""
         width = max((len(self.sequences[i]) for i in index), default=0)
-        picked: dict[str, Any] = {
-            name: tuple(value[i] for i in index) if isinstance(value, tuple) else value[list(index), :width]
-            for name, value in vars(self).items()
-        }
-        return Experience(**picked)
+        where = list(index)
+
+        def pick(value: Any) -> Any:
+            if value is None:
+                return None
+            return tuple(value[i] for i in where) if isinstance(value, tuple) else value[where, :width]
+
+        return Experience(**{name: pick(value) for name, value in vars(self).items()})

@@ -243,7 +243,7 @@ def judge_rl(
             "telling small gains",
             f"only {counted} held-out prompts: give more data, or raise data.held_out",
         )
-    if report.explained_variance < 0:
+    if report.explained_variance is not None and report.explained_variance < 0:
         warnings.append(
             "longer training as it is",
             f"the critic explains nothing (explained variance {report.explained_variance:.2f}): "

@@ -23,13 +23,11 @@ questions = [json.loads(line)["prompt"] for line in Path(file).read_text(encodin
 
 config = chatsmith.Config(rl={"samples_per_prompt": SAMPLES, "max_new_tokens": 16, "lr": 2e-4, "kl_coef": 0.15})
 policy = chatsmith.load(actor)
-ppo = chatsmith.PPO(
-    policy, [chatsmith.load_reward(reward)], config, steps=STEPS, advantages=leave_one_out(samples=SAMPLES)
-)
+trainer = chatsmith.PolicyTrainer(policy, [chatsmith.load_reward(reward)], config, steps=STEPS, estimator=leave_one_out)
 for step in range(STEPS):
-    experience, metrics = ppo.make_experience(
+    experience, metrics = trainer.make_experience(
         [questions[(step * PROMPTS + i) % len(questions)] for i in range(PROMPTS)]
     )
-    metrics |= ppo.update(experience)
+    metrics |= trainer.update(experience)
     print(f"step {step:2}  reward {metrics['rl/reward_mean']:+.3f}  KL {metrics['rl/kl']:.3f}")
 policy.save(directory)

@@ -33,10 +33,12 @@ class Ema:
             average.lerp_(weights[name].float(), 1 - keep)
 
     @torch.no_grad()
-    def copy_to(self, model: torch.nn.Module) -> None:
-        """Write the average into a model of the same shape."""
-        for name, parameter in model.named_parameters():
-            parameter.copy_(self.shadow[name])
+    def swap(self, weights: Mapping[str, Tensor]) -> None:
+        """Exchange the average with the fp32 masters, in place; a second time undoes it exactly."""
+        for name, average in self.shadow.items():
+            kept = average.clone()
+            average.copy_(weights[name])
+            weights[name].copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates, "shadow": self.shadow}

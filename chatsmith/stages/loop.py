@@ -81,6 +81,11 @@ class Trainable:
             group["lr"] = self.lr * factor
         self.optimizer.step()
         self.clear()
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """The compute weights become what the masters are."""
         for name, parameter in self.parameters.items():
             if self.weights[name] is not parameter:
                 parameter.copy_(self.weights[name])

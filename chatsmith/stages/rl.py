@@ -1,4 +1,4 @@
-"""Stage 3: PPO over a whole run. What one step does stands in `stages/ppo.py`."""
+"""Stage 3: PPO over a whole run. What one step does stands in `stages/policy.py`."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from chatsmith.models.limits import measure_peak_flops
 from chatsmith.models.reward import Reward
 from chatsmith.runtime import StageRun
 from chatsmith.stages.loop import total_steps
-from chatsmith.stages.ppo import PPO, rollout_values
+from chatsmith.stages.policy import Estimator, PolicyTrainer
 from chatsmith.stages.rollout import PolicyScores, Prompts, check_held_out, evaluate_policy, unit_of
 from chatsmith.stages.tripwires import CONSTANT, Tripwires
 from chatsmith.stages.watch import PhaseClock, answer_table, describe
@@ -36,7 +36,7 @@ class SpokenToken:
 
     text: str
     kl: float
-    value: float
+    value: float | None  # None without a critic
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class RlReport:
     tokens: list[list[SpokenToken]]  # of the actor's answers
     steps: int
     skipped_steps: int
-    explained_variance: float  # of the critic, mean over the last quarter of the steps
+    explained_variance: float | None  # of the critic, mean over the last quarter of the steps; None without one
     reward_unit: str = ""  # in words; empty where the reward has none
 
     def gain(self) -> Interval:
@@ -106,32 +106,38 @@ class RlReport:
             {"prompt": sample.messages[-1].content}
             | {name: policy.samples[i].answer for name, policy in policies.items()}
             | {f"{name}_reward": policy.rewards[i] for name, policy in policies.items()}
-            | {"tokens": [[token.text, round(token.kl, 4), round(token.value, 4)] for token in self.tokens[i]]}
+            | {"tokens": [[token.text, _rounded(token.kl), _rounded(token.value)] for token in self.tokens[i]]}
             for i, sample in enumerate(self.before.samples)
         ]
 
 
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
 def train_rl(
     policy: Assistant,
-    critic: Critic,
+    critic: Critic | None,
     prompts: Prompts,
     held_out: Prompts,
     rewards: Sequence[Reward],
     config: Config,
     run: StageRun,
     *,
+    estimator: Estimator | None = None,
     ptx: Sequence[Encoded] = (),
     probe: Probe | None = None,
-) -> tuple[RlReport, Any]:
+) -> tuple[RlReport, PolicyTrainer]:
     """Train policy and critic in place. The reference is a copy of the policy as it comes in: the SFT model.
 
     Args:
+        critic, estimator: see `PolicyTrainer`.
         prompts, held_out: tokenised prompts; the fixed held-out ones are scored before and after.
         rewards: what is maximised, summed with their weights.
         ptx: rows for mixed training; used when `ptx_coef` > 0.
         probe: asked up to twelve times, before that step's update; its metrics are logged and nothing else.
     Returns:
-        the report, and the averaged actor.
+        the report, and the trainer, whose `averaged` gives the policy its averaged weights.
     Raises:
         DataError: if there are too few prompts, or no text for mixed training.
         TrainingStopped: if training cannot sensibly go on, see `Guard` and `check_logprob_gap`.
@@ -146,22 +152,25 @@ def train_rl(
         )
     check_held_out(held_out)
     total = total_steps(config, "rl", len(prompts.tokens))
-    ppo = PPO(policy, rewards, config, steps=total, critic=critic, ptx=ptx, on_skip=run.skipped)
+    trainer = PolicyTrainer(
+        policy, rewards, config, steps=total, estimator=estimator, critic=critic, ptx=ptx, on_skip=run.skipped
+    )
     tripwires = Tripwires(config, run.warn)
 
     def evaluate(model: Any) -> PolicyScores:
-        return evaluate_policy(model, ppo.reference, policy.tokenizer, held_out, rewards, config, stops=policy.stops)
+        return evaluate_policy(
+            model, trainer.reference, policy.tokenizer, held_out, rewards, config, stops=policy.stops
+        )
 
-    before = evaluate(ppo.reference)
-    peak_flops = measure_peak_flops(ppo.actor.device, ppo.actor.dtype)
-    parameters = {
-        name: sum(p.numel() for p in model.parameters()) for name, model in (("actor", ppo.actor), ("critic", critic))
-    }
-    start, variances = 0, []
+    before = evaluate(trainer.reference)
+    peak_flops = measure_peak_flops(trainer.actor.device, trainer.actor.dtype)
+    parameters = {name: sum(p.numel() for p in part.parameters.values()) for name, part in trainer.moving().items()}
+    start = 0
+    variances: list[float] = []
     state = run.resume()
     if state is not None:
         start, variances = state["step"] + 1, state["variances"]
-        ppo.load_state_dict(state["ppo"])
+        trainer.load_state_dict(state["trainer"])
         tripwires.load_state_dict(state["tripwires"])
     order = batches(len(prompts.tokens), size=per_step, seed=config.seed, start=start)
 
@@ -169,41 +178,45 @@ def train_rl(
         probed = probe() if probe is not None and step % math.ceil(total / PROBES) == 0 else {}
         clock = PhaseClock()
         with clock("rollout"):
-            rollouts = ppo.roll_out(prompts, next(order))
+            rollouts = trainer.roll_out(prompts, next(order))
         with clock("score"):
-            scores, metrics = ppo.score(rollouts)
+            scores, metrics = trainer.score(rollouts)
         with clock("estimate"):
-            experience = ppo.estimate(rollouts, scores)
+            experience = trainer.estimate(rollouts, scores)
             metrics |= describe(rollouts, scores, experience)
         with clock("update"):
-            metrics = ppo.update(experience) | metrics
+            metrics = trainer.update(experience) | metrics
         tripwires.check(metrics)
-        variances.append(metrics["rl/explained_variance"])
+        variances += [metrics[name] for name in ("rl/explained_variance",) if name in metrics]
         metrics |= clock.metrics(rollouts, metrics["rl/epochs"], parameters, peak_flops) | probed
         run.log(step, metrics)
         if step % math.ceil(total / LOGGED_TABLES) == 0:
             run.log_answers(step, answer_table(rollouts, scores))
-        run.checkpoint(step, {"variances": variances, "ppo": ppo.state_dict(), "tripwires": tripwires.state_dict()})
+        run.checkpoint(
+            step, {"variances": variances, "trainer": trainer.state_dict(), "tripwires": tripwires.state_dict()}
+        )
 
-    after, average = evaluate(ppo.actor), ppo.average()
+    after = evaluate(trainer.actor)
+    with trainer.averaged():
+        ema = evaluate(trainer.actor)
     late = variances[-max(1, len(variances) // 4) :]
     report = RlReport(
         before=before,
         after=after,
-        ema=evaluate(average),
-        tokens=_spoken(after, critic, policy.tokenizer, config),
+        ema=ema,
+        tokens=_spoken(after, trainer, policy.tokenizer),
         steps=total,
-        skipped_steps=ppo.learners.guard.skipped,
-        explained_variance=sum(late) / len(late),
+        skipped_steps=trainer.learners.guard.skipped,
+        explained_variance=sum(late) / len(late) if late else None,
         reward_unit=unit_of(rewards),
     )
-    return report, average
+    return report, trainer
 
 
-def _spoken(scores: PolicyScores, critic: Critic, tokenizer: Any, config: Config) -> list[list[SpokenToken]]:
-    """What each token of the answers cost in KL, and what the critic expected before it."""
-    rollouts = scores.rollouts
-    values = rollout_values(critic, rollouts, config)
+def _spoken(scores: PolicyScores, trainer: PolicyTrainer, tokenizer: Any) -> list[list[SpokenToken]]:
+    """What each token of the answers cost in KL, and what the critic, if there is one, expected before it."""
+    rollouts, critic = scores.rollouts, trainer.learners.critic
+    values = critic.values(rollouts) if critic is not None else None
     unknown = unknown_id(tokenizer)  # which decoders leave out
     answers = []
     for row, mask in enumerate(rollouts.mask):
@@ -212,6 +225,7 @@ def _spoken(scores: PolicyScores, critic: Critic, tokenizer: Any, config: Config
             tokenizer.unk_token if id == unknown else text
             for id, text in zip(ids, token_texts(tokenizer, ids), strict=True)
         ]
-        figures = zip(texts, scores.kl_tokens[row][mask].tolist(), values[row][mask].tolist(), strict=True)
+        expected = [None] * len(ids) if values is None else values[row][mask].tolist()
+        figures = zip(texts, scores.kl_tokens[row][mask].tolist(), expected, strict=True)
         answers.append([SpokenToken(*figure) for figure in figures])
     return answers

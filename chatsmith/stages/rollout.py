@@ -14,7 +14,7 @@ from chatsmith.algo.losses import kl_estimate, masked_sum
 from chatsmith.algo.rewards import standardise
 from chatsmith.config import Config, RlConfig
 from chatsmith.data.chat import decode_answers, try_encode_prompts
-from chatsmith.data.passes import Pass, pad_mask
+from chatsmith.data.passes import pad_mask
 from chatsmith.data.records import choose
 from chatsmith.data.tokens import Columns, OnError, TokenRows, as_bytes, place_errors, prepared
 from chatsmith.engine.engine import Engine, Request, Sampling
@@ -140,23 +140,18 @@ def rollout_logprobs(model: Any, rollouts: Rollouts, *, temperature: float, conf
     """Log-probs and entropies [B, T] of the sampled tokens under `model`, without gradient."""
     logprobs, entropies = torch.zeros_like(rollouts.logprobs), torch.zeros_like(rollouts.logprobs)
     budget = config.engine.max_logits_mib << 20
-    for part in rollout_passes(model, rollouts, config):
+    for part in passes_of(
+        model,
+        rows=rollouts.sequences,
+        max_tokens=config.engine.max_batch_tokens,
+        together=rollouts.prompts,
+    ):
         rows, width = list(part.index), part.width
         found = token_logprobs(
             model, part, rollouts.mask[rows, :width], temperature=temperature, max_logits_bytes=budget
         )
         logprobs[rows, :width], entropies[rows, :width] = found
     return logprobs, entropies
-
-
-def rollout_passes(model: Any, rollouts: Rollouts, config: Config) -> list[Pass]:
-    """All rows of rollouts."""
-    return passes_of(
-        model,
-        rows=rollouts.sequences,
-        max_tokens=config.engine.max_batch_tokens,
-        together=rollouts.prompts,
-    )
 
 
 def rollout_noise(model: Any, rollouts: Rollouts, temperature: float) -> float:

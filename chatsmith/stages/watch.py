@@ -23,18 +23,26 @@ def describe(rollouts: Rollouts, scores: Scores, experience: Experience) -> dict
     """Metrics of rollouts and advantages, before any update."""
     mask, count = experience.mask, experience.mask.sum().clamp(min=1)
     rewards = scores.rewards[scores.valid]
-    returns, errors = experience.returns[mask], (experience.returns - experience.values)[mask]
     finished = [sample.finish_reason == "stop" for sample in rollouts.samples]
     return {
         "rl/reward_mean": rewards.mean().item(),
         "rl/reward_std": rewards.std(correction=0).item(),
         "rl/kl": (masked_sum(kl_estimate(scores.logprobs, scores.reference_logprobs, "k3"), mask) / count).item(),
         "rl/kl_sequence": kl_per_answer(experience),
-        "rl/explained_variance": (1 - errors.var() / returns.var()).item() if returns.var() > 0 else 0.0,
-        "rl/advantage_std": errors.std(correction=0).item(),  # before whitening, with the critic's lambda
         "rl/answer_length": rollouts.mask.sum().item() / len(finished),
         "rl/eos_rate": sum(finished) / len(finished),
         "rl/truncation_rate": 1 - sum(finished) / len(finished),
+        **_of_critic(experience),
+    }
+
+
+def _of_critic(experience: Experience) -> dict[str, float]:
+    if experience.values is None or experience.returns is None:
+        return {}
+    returns, errors = (x[experience.mask] for x in (experience.returns, experience.returns - experience.values))
+    return {
+        "rl/explained_variance": (1 - errors.var() / returns.var()).item() if returns.var() > 0 else 0.0,
+        "rl/advantage_std": errors.std(correction=0).item(),  # before whitening, with the critic's lambda
     }
 
 
@@ -84,7 +92,8 @@ class PhaseClock:
         total = time.perf_counter() - self._started
         sampled, tokens = rollouts.mask.sum().item(), sum(map(len, rollouts.sequences))
         # 2 FLOPs per parameter and token forward, 6 with backward: rollout and reference, critic, epochs of updates
-        flops = tokens * (4 * parameters["actor"] + 2 * parameters["critic"] + 6 * epochs * sum(parameters.values()))
+        forward = 4 * parameters["actor"] + 2 * parameters.get("critic", 0)
+        flops = tokens * (forward + 6 * epochs * sum(parameters.values()))
         on_gpu = torch.cuda.is_available()
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         peak = torch.cuda.max_memory_allocated() if on_gpu else resident

@@ -7,6 +7,7 @@ import torch
 from tiny import byte_tokenizer, tiny_model, tiny_reward_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from chatsmith.config import RlConfig
 from chatsmith.data.chat import prepare_tokenizer
 from chatsmith.errors import ModelError
 from chatsmith.models.ema import Ema, default_decay
@@ -18,6 +19,7 @@ from chatsmith.models.load import (
     same_tokenizer,
     save_model,
 )
+from chatsmith.stages.loop import Trainable
 
 CPU = {"dtype": torch.float32, "device": torch.device("cpu")}
 
@@ -46,6 +48,26 @@ def test_ema_of_a_bf16_model_moves_where_bf16_would_not():
         ema.update({"weight": torch.tensor([[1.001]])})  # the fp32 master: bf16 would round it to 1
     assert ema.shadow["weight"].item() > 1.0001
     assert torch.tensor(1.0, dtype=torch.bfloat16).lerp(torch.tensor(1.001, dtype=torch.bfloat16), 0.01).item() == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_can_have_its_average_for_a_while(dtype):
+    model = torch.nn.Linear(3, 3).to(dtype)
+    trainable = Trainable(model, RlConfig(), lr=0.1)
+    ema = Ema(model, decay=0.5)
+    model(torch.ones(1, 3, dtype=dtype)).sum().backward()
+    trainable.backward(model(torch.ones(1, 3, dtype=dtype)).square().sum())
+    trainable.step(1.0, trainable.gradient_norm())
+    ema.update(trainable.weights)
+    now, average = {n: p.clone() for n, p in model.named_parameters()}, {n: w.clone() for n, w in ema.shadow.items()}
+    ema.swap(trainable.weights)
+    trainable.refresh()
+    assert all(torch.equal(p, average[n].to(dtype)) for n, p in model.named_parameters())
+    assert not all(torch.equal(p, now[n]) for n, p in model.named_parameters())
+    ema.swap(trainable.weights)
+    trainable.refresh()
+    assert all(torch.equal(p, now[n]) for n, p in model.named_parameters())
+    assert all(torch.equal(w, average[n]) for n, w in ema.shadow.items())
 
 
 def test_memory_of_the_average_is_at_most_a_fifth_of_a_short_run():

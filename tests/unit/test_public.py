@@ -61,7 +61,7 @@ COMMANDS = {
 
 
 def test_the_public_names_are_these_and_all_can_be_had():
-    assert chatsmith.__all__ == ["Assistant", "Config", "PPO", "Reward", "load", "load_reward"]
+    assert chatsmith.__all__ == ["Assistant", "Config", "PolicyTrainer", "Reward", "load", "load_reward"]
     for name in chatsmith.__all__:
         assert getattr(chatsmith, name).__doc__, name
         assert name in dir(chatsmith)

@@ -1,4 +1,4 @@
-"""PPO with a critic, one step in its parts: roll out, score, estimate, update.
+"""One online step in its parts: roll out, score, estimate, update.
 
 `stages/rl.py` runs these parts over a whole stage; a loop of one's own is the same four calls.
 """
@@ -7,6 +7,7 @@ import copy
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from chatsmith.algo.advantages import gae, whiten
-from chatsmith.algo.losses import Total, kl_estimate, masked_sum, policy_loss, value_loss
+from chatsmith.algo.losses import Total, kl_estimate, masked_sum, policy_loss
 from chatsmith.algo.rewards import adapt_kl_coef, token_rewards
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, RlConfig
@@ -28,8 +29,9 @@ from chatsmith.errors import DataError
 from chatsmith.models.critic import Critic
 from chatsmith.models.ema import Ema, default_decay
 from chatsmith.models.reward import Reward, critic_for
-from chatsmith.models.scoring import passes_of, token_logprobs, token_values
+from chatsmith.models.scoring import passes_of, token_logprobs
 from chatsmith.seeds import derive_seed, permutation
+from chatsmith.stages.critic import CriticTrainer
 from chatsmith.stages.loop import Guard, Skipped, Trainable, as_text, learning_rate_factor
 from chatsmith.stages.rollout import (
     Prompts,
@@ -38,16 +40,14 @@ from chatsmith.stages.rollout import (
     roll_out,
     rollout_logprobs,
     rollout_noise,
-    rollout_passes,
 )
 from chatsmith.stages.sft import language_model_backward
 from chatsmith.stages.watch import check_logprob_gap, describe, kl_per_answer
 from chatsmith.types import Experience, Message, Record, Rollouts, Scores
 
-Advantages = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(token_rewards, values, mask), each [B, T] -> advantages [B, T], not whitened, 0 outside the mask.
-
-Row p * G + g is sample g of the p-th prompt, G = `rl.samples_per_prompt`.
+Estimator = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""(token_rewards [B, T], mask [B, T], prompts [B], values [B, T] or None) -> advantages [B, T], not whitened, 0 outside
+the mask. `prompts` numbers what each row answers; `values` are the critic's, where there is one.
 """
 
 
@@ -56,32 +56,37 @@ class Learners:
     """Everything that moves."""
 
     actor: Trainable
-    critic: Trainable
+    critic: CriticTrainer | None
     ema: Ema
     guard: Guard
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in vars(self).items()}
+        return {name: part.state_dict() for name, part in vars(self).items() if part is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, part in vars(self).items():
-            part.load_state_dict(state[name])
+            if part is not None:
+                part.load_state_dict(state[name])
 
 
-class PPO:
-    """A policy that is trained in place, with its reference, critic, rewards and optimizers.
+class PolicyTrainer:
+    """A policy that is trained in place, with its reference, its rewards and its critic, if it has one.
 
-        ppo = PPO(policy, rewards, config, steps=10)
-        experience, metrics = ppo.make_experience(questions)
-        metrics |= ppo.update(experience)
+        trainer = PolicyTrainer(policy, rewards, config, steps=10)
+        experience, metrics = trainer.make_experience(questions)
+        metrics |= trainer.update(experience)
+
+    Without `estimator` this is PPO: advantages are generalised ones of a critic.
 
     Args:
-        policy: the SFT model. Its weights move; the reference is a copy of what it is now.
+        policy: the SFT model. Its weights move.
         rewards: what is maximised, summed with their weights.
         config: of it `seed`, `rl` and `engine`; how many steps and rollouts there are is the caller's affair.
         steps: how many there will be, for the learning rate's schedule and the average's decay.
-        critic: None: from the first reward model that reads the policy's tokens, else from the policy.
-        advantages: what to use in place of generalised advantage estimation.
+        estimator: gives the advantages. None: generalised advantage estimation, which needs a critic.
+        critic: None: with an estimator there is none, else it starts from the first reward model that reads the
+            policy's tokens, or from the policy.
+        reference: what the KL is measured to. None: a copy of the policy as it is now.
         ptx: rows for mixed training, used when `rl.ptx_coef` > 0.
         on_skip: told of every refused optimizer step, with its batch as text; None: a Python warning.
     Raises:
@@ -95,8 +100,9 @@ class PPO:
         config: Config,
         *,
         steps: int,
+        estimator: Estimator | None = None,
         critic: Critic | None = None,
-        advantages: Advantages | None = None,
+        reference: Any = None,
         ptx: Sequence[Encoded] = (),
         on_skip: Skipped | None = None,
     ) -> None:
@@ -108,15 +114,16 @@ class PPO:
             )
         self.config, self.policy, self.rewards, self.ptx = config, policy, rewards, ptx
         self.actor, self.tokenizer = policy.model, policy.tokenizer
-        self.reference = copy.deepcopy(self.actor).requires_grad_(False)
-        self.critic = critic or critic_for(policy.model, policy.tokenizer, rewards, max_tokens=policy.max_tokens)
+        self.reference = reference or copy.deepcopy(self.actor).requires_grad_(False)
+        if critic is None and estimator is None:
+            critic = critic_for(policy.model, policy.tokenizer, rewards, max_tokens=policy.max_tokens)
         self.steps, self.step, self.kl_coef = steps, 0, settings.kl_coef
         self.noise: float | None = None  # of the policy's log-probs, measured on the first rollouts
-        self.advantages = advantages or partial(gae, gamma=settings.gamma, lam=settings.lam)
+        self.estimator = estimator or partial(_generalised, gamma=settings.gamma, lam=settings.lam)
         decay = settings.ema_decay or default_decay(steps * settings.epochs * settings.minibatches)
         self.learners = Learners(
             Trainable(self.actor, settings, lr=settings.lr),
-            Trainable(self.critic, settings, lr=settings.critic_lr),
+            CriticTrainer(critic, config) if critic is not None else None,
             Ema(self.actor, decay),
             Guard("rl", on_skip or (lambda reason, _: warnings.warn(reason, stacklevel=2))),
         )
@@ -168,7 +175,7 @@ class PPO:
 
     @torch.no_grad()
     def score(self, rollouts: Rollouts) -> tuple[Scores, dict[str, float]]:
-        """Old and reference log-probs, values and rewards of rollouts.
+        """Old and reference log-probs, values (of a critic) and rewards of rollouts.
 
         Old log-probs come from the rollout (default in fp32: then `update` measures the gap on its first mini-batch)
         or from the training forward, also where the policy is frozen and `update` does not run it.
@@ -186,7 +193,8 @@ class PPO:
             gap = (logprobs - rollouts.logprobs).abs()[rollouts.mask]
             metrics |= {"rollout/logprob_gap_mean": gap.mean().item(), "rollout/logprob_gap_max": gap.max().item()}
             check_logprob_gap(metrics["rollout/logprob_gap_mean"], self.noise, self.actor.dtype, settings)
-        values = rollout_values(self.critic, rollouts, self.config)
+        critic = self.learners.critic
+        values = critic.values(rollouts) if critic is not None else None
         return Scores(logprobs, reference_logprobs, values, rewards.to(device), valid.to(device)), metrics
 
     def estimate(self, rollouts: Rollouts, scores: Scores) -> Experience:
@@ -196,7 +204,7 @@ class PPO:
             scores,
             self.config.rl,
             kl_coef=self.kl_coef,
-            advantages=self.advantages,
+            estimator=self.estimator,
             total=lambda x: x,
         )
 
@@ -257,11 +265,21 @@ class PPO:
             )
         return result
 
-    def average(self) -> Any:
-        """A copy of the actor with the averaged weights."""
-        average = copy.deepcopy(self.actor)
-        self.learners.ema.copy_to(average)
-        return average
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the policy has the averaged weights, and must not be trained."""
+        self.learners.ema.swap(self.learners.actor.weights)
+        self.learners.actor.refresh()
+        try:
+            yield
+        finally:
+            self.learners.ema.swap(self.learners.actor.weights)
+            self.learners.actor.refresh()
+
+    def moving(self) -> dict[str, Trainable]:
+        """What the optimizer moves, by name."""
+        critic = self.learners.critic
+        return {"actor": self.learners.actor} | ({"critic": critic} if critic is not None else {})
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -293,13 +311,13 @@ class PPO:
             yield [self.ptx[i] for i in index]
 
     def _update_once(self, batch: Experience, factor: float, texts: Iterator[list[Encoded]] | None) -> dict[str, float]:
-        """One optimizer step of critic and (unless frozen) actor on a mini-batch."""
+        """One optimizer step of critic (if any) and (unless frozen) actor on a mini-batch."""
         settings, learners, frozen = self.config.rl, self.learners, self._policy_frozen
         count = batch.mask.sum()
         parts: list[dict[str, Tensor]] = []
+        bodies = [self.actor] if learners.critic is None else [self.actor, learners.critic.critic.backbone]
         for of in passes_of(
-            self.actor,
-            self.critic.backbone,
+            *bodies,
             rows=batch.sequences,
             max_tokens=self.config.engine.max_batch_tokens,
             together=batch.prompts,
@@ -309,44 +327,47 @@ class PPO:
             if not frozen:
                 loss, metrics = actor_loss(self.actor, of, part, self.config, count=count, kl_coef=self.kl_coef)
                 learners.actor.backward(loss)
-            values = token_values(self.critic, of, part.mask)
-            clip = None if frozen else settings.value_clip
-            loss = value_loss(values, part.values, part.returns, part.mask, count=count, clip=clip)
-            learners.critic.backward(loss)
-            parts.append({**metrics, "rl/value_loss": loss.detach()})
+            if learners.critic is not None:
+                clip = None if frozen else settings.value_clip
+                metrics["rl/value_loss"] = learners.critic.collect(of, part, count=count, clip=clip)
+            parts.append(metrics)
         whole = _combine(_numbers(parts), sum)
         if texts is not None:
             whole["rl/ptx_loss"] = language_model_backward(
                 learners.actor, self.actor, next(texts), self.config, weight=settings.ptx_coef
             )
-        moving = [(learners.critic, factor)] + ([] if frozen else [(learners.actor, factor)])
-        norms = learners.guard.step(moving, lambda: as_text(self.tokenizer, batch.sequences))
+        moving = dict(sorted(self.moving().items(), reverse=True))  # the critic, which is never left out, first
+        if frozen:
+            del moving["actor"]
+        steps = [(trainable, factor) for trainable in moving.values()]
+        norms = learners.guard.step(steps, lambda: as_text(self.tokenizer, batch.sequences))
         if norms is not None:
-            whole |= dict(zip(("rl/grad_norm_critic", "rl/grad_norm_actor"), norms, strict=False))
+            whole |= {f"rl/grad_norm_{name}": norm for name, norm in zip(moving, norms, strict=True)}
             if not frozen:
                 learners.ema.update(learners.actor.weights)
         return whole
 
 
-def rollout_values(critic: Critic, rollouts: Rollouts, config: Config) -> Tensor:
-    """The critic's values [B, T] of the states before each sampled token, without gradient."""
-    values = torch.zeros_like(rollouts.logprobs)
-    with torch.no_grad():
-        for part in rollout_passes(critic.backbone, rollouts, config):
-            rows, width = list(part.index), part.width
-            values[rows, :width] = token_values(critic, part, rollouts.mask[rows, :width])
-    return values
+def _generalised(
+    rewards: Tensor, mask: Tensor, _: Tensor, values: Tensor | None, *, gamma: float, lam: float
+) -> Tensor:
+    assert values is not None, "generalised advantages come from a critic's values"
+    return gae(rewards, values, mask, gamma=gamma, lam=lam)
 
 
 def estimate(
-    rollouts: Rollouts, scores: Scores, settings: RlConfig, *, kl_coef: float, advantages: Advantages, total: Total
+    rollouts: Rollouts, scores: Scores, settings: RlConfig, *, kl_coef: float, estimator: Estimator, total: Total
 ) -> Experience:
-    """Rewards per token, advantages (whitened) and returns (from unwhitened ones of their own lambda). Pure."""
+    """Rewards per token, advantages (whitened) and, for a critic, returns (of their own lambda, unwhitened). Pure."""
     mask = rollouts.mask & scores.valid[:, None]
     in_reward = kl_coef if settings.kl_in == "reward" else 0.0
     per_token = token_rewards(scores.rewards, scores.logprobs, scores.reference_logprobs, mask, kl_coef=in_reward)
-    for_returns = gae(per_token, scores.values, mask, gamma=settings.gamma, lam=settings.returns_lam)
-    returns = torch.where(mask, for_returns + scores.values, torch.zeros_like(for_returns))
+    returns = None
+    if scores.values is not None:
+        for_returns = gae(per_token, scores.values, mask, gamma=settings.gamma, lam=settings.returns_lam)
+        returns = torch.where(mask, for_returns + scores.values, torch.zeros_like(for_returns))
+    prompts = torch.tensor(rollouts.prompts, device=mask.device)
+    advantages = estimator(per_token, mask, prompts, scores.values)
     return Experience(
         sequences=rollouts.sequences,
         prompts=rollouts.prompts,
@@ -354,7 +375,7 @@ def estimate(
         logprobs=scores.logprobs,
         reference_logprobs=scores.reference_logprobs,
         values=scores.values,
-        advantages=whiten(advantages(per_token, scores.values, mask), mask, total=total),
+        advantages=whiten(advantages, mask, total=total),
         returns=returns,
     )
 
