@@ -27,7 +27,7 @@ from torch import nn
 from chatsmith.assistant import Assistant, find, load
 from chatsmith.config import Config, EngineConfig, RlConfig
 from chatsmith.console import Screen
-from chatsmith.engine.attention import compiled_attention
+from chatsmith.cpu.attention import compiled_attention
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ConfigError
 from chatsmith.models.counts import count

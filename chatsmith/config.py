@@ -286,7 +286,9 @@ class EngineConfig(Group):
     compile: bool = False
     """Compile the decoding step of rollouts: about a minute at the start of stage 3, then faster steps."""
     max_batch_tokens: Positive = 8192
-    """Padded tokens in one forward pass of training or scoring."""
+    """Tokens in one forward pass of training or scoring; of models that cannot be packed, padded ones."""
+    activation_checkpointing: bool = False
+    """Compute each layer again in the backward pass: longer rows and larger passes fit, for a third more time."""
     max_logits_mib: Positive = 48
     """Of logits at once; above it the head runs in chunks, and twice in training."""
     save_every_s: Annotated[float, Field(ge=0)] = 60.0

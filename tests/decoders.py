@@ -9,9 +9,9 @@ import torch
 import transformers
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from chatsmith.data.passes import Pass, pad_mask
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ModelError
+from chatsmith.models.passes import Pass, pad_mask
 from chatsmith.models.scoring import token_logprobs
 from chatsmith.models.twin import VOCABULARY, layer_kinds, setting, smallest
 from chatsmith.models.way import Way, way_of

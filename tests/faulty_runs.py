@@ -23,8 +23,8 @@ from e2e.conftest import SMALL
 
 import chatsmith.pipeline  # noqa: F401, with all that a run needs
 from chatsmith.cli import main
+from chatsmith.cpu.attention import compiled_attention
 from chatsmith.data.store import code_hash
-from chatsmith.engine.attention import compiled_attention
 
 CREATE, WRITE, MOVE, REMOVE, SYNC = 1, 2, 4, 8, 16
 GROWS = CREATE | WRITE | MOVE | SYNC  # what needs room

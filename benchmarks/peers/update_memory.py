@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 
 from chatsmith.algo.losses import policy_loss
 from chatsmith.config import Config
-from chatsmith.data.passes import Pass
+from chatsmith.models.passes import Pass
 from chatsmith.models.scoring import token_logprobs
 
 ROWS, PROMPT_TOKENS, ANSWER_TOKENS, VOCABULARY = 32, 64, 64, 50_272

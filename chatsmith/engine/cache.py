@@ -2,7 +2,7 @@
 
 Every row is left-aligned and has its own length: a decoding step writes each row's new key at that row's position and
 attends to what stands before it. The model learns of the positions through `get_query_offset`, which transformers
-hands to its mask functions; `_by_row` teaches those of "sdpa" and "eager" that an offset may differ by row.
+hands to its mask functions; those of `models/attention.py` know that an offset may differ by row.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
-from transformers.masking_utils import eager_mask, sdpa_mask
 
 LENGTH_STEP = 64  # lengths of rows are multiples of it
 Shapes = Sequence[tuple[int, int]]
@@ -85,7 +83,7 @@ class SlotCache(Cache):  # type: ignore[misc]
             layer.rows, layer.positions, layer.length = self._numbers[: len(positions)], positions, length
 
     def get_query_offset(self, layer_idx: int = 0) -> Tensor:
-        """Per row [n]; see `_by_row`."""
+        """Per row [n]; see `by_row` in `models/attention.py`."""
         positions: Tensor = self.layers[layer_idx].positions
         return positions
 
@@ -137,29 +135,3 @@ def _resized(old: Tensor, rows: int, length: int) -> Tensor:
     kept = old[:rows, :, :length]
     new[: kept.shape[0], :, : kept.shape[2]] = kept
     return new
-
-
-def _by_row(original: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
-    """A mask function of transformers that also takes an offset [n] of the queries, one per row."""
-
-    def mask(*, q_offset: int | Tensor = 0, **arguments: Any) -> Tensor | None:
-        if not isinstance(q_offset, Tensor) or q_offset.dim() == 0:
-            return original(q_offset=q_offset, **arguments)
-        device = q_offset.device
-        rows = torch.arange(len(q_offset), device=device)[:, None, None, None]
-        queries = q_offset[:, None, None, None]
-        keys = torch.arange(arguments["kv_length"], device=device)[None, None, None]
-        allowed: Tensor = arguments["mask_function"](
-            rows, torch.zeros((), dtype=torch.long, device=device), queries, keys
-        )
-        allowed = allowed.expand(len(q_offset), 1, 1, arguments["kv_length"])
-        if original is sdpa_mask:
-            return allowed
-        dtype = arguments["dtype"]
-        return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill(~allowed, torch.finfo(dtype).min)
-
-    return mask
-
-
-AttentionMaskInterface.register("sdpa", _by_row(sdpa_mask))
-AttentionMaskInterface.register("eager", _by_row(eager_mask))

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
-from chatsmith.data.passes import Pass
-from chatsmith.engine.attention import decode_attention
+from chatsmith.cpu.linears import PackedLinears
 from chatsmith.engine.cache import SlotCache, prefill_cache, rounded_up
-from chatsmith.engine.linears import PackedLinears
 from chatsmith.engine.memory import free_bytes
 from chatsmith.engine.scheduler import Running, prompts_of
 from chatsmith.errors import ConfigError
 from chatsmith.models.arguments import cache_argument, cache_of, takes_positions
-from chatsmith.models.packing import packed_attention
+from chatsmith.models.attention import packing
+from chatsmith.models.passes import Pass
 from chatsmith.models.way import way_of
 
 STRIDE = 8  # decoding steps on a GPU before the host looks at the tokens
@@ -156,8 +155,8 @@ class Together:
         if self._packs:
             layout = of.layout
             last = layout.index.gather(1, of.lengths[:, None] - 1)[:, 0]
-            with packed_attention(self._model.base_model.config), _head_at(self._model, torch.zeros_like(last), last):
-                logits = self._logits(layout.tokens[None], layout.positions[None], cache, packed_layout=layout)
+            with packing(layout) as extra, _head_at(self._model, torch.zeros_like(last), last):
+                logits = self._logits(layout.tokens[None], layout.positions[None], cache, **extra)
             self._cache.store(cache, first_row, own, lambda x: layout.unpack(x[0].transpose(0, 1)).transpose(1, 2))
         else:
             positions = torch.arange(of.width, device=self._device)[None].expand_as(of.tokens)
@@ -219,8 +218,7 @@ class Together:
 
     def _compute(self) -> Tensor:
         n = self._shape[0]
-        with decode_attention():
-            return self._step(self._tokens[:n], self._positions[:n, None], self._cache)
+        return self._step(self._tokens[:n], self._positions[:n, None], self._cache)
 
     def _rows_of_a_step(self, rows: int) -> int:
         if not self._records:

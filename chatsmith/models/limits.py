@@ -5,7 +5,7 @@ import time
 import torch
 from torch import nn
 
-from chatsmith.models.products import fast_products
+from chatsmith.cpu.products import fast_products
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:

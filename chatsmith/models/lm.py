@@ -18,12 +18,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from chatsmith.data.passes import Pass
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ModelError
+from chatsmith.models.passes import Pass
 from chatsmith.models.scoring import hidden_states, plain_arguments, sequence_scores, token_logprobs
 from chatsmith.models.twin import VOCABULARY, setting, twin
-from chatsmith.models.way import Rows, Way, note, way_of
+from chatsmith.models.way import Attention, Rows, Way, note, way_of
 from chatsmith.models.way import Sampling as HowSampled
 
 LENGTHS = (90, 21, 33)  # of the rows that are tried: past every window of the twin; the second begins as the first
@@ -162,7 +162,11 @@ def _try_rows(model: Any, lengths: Sequence[int], own: Trial, plain: Trial, head
     def gap_of(way: Way) -> float:
         return float((torch.cat(own(model, rows)) - expected).abs().max())
 
-    ways = [Way(how, head=head) for head, how in product(heads, get_args(Rows)) if (head, how) != ("whole", "packed")]
+    ways = [
+        Way(how, attention, head)
+        for attention, head, how in product(get_args(Attention), heads, get_args(Rows))
+        if how != "packed" or (attention, head) == ("here", "apart")
+    ]
     found, reasons = _first_right(model, ways, gap_of, lambda way: way.rows)
     if found is None:
         raise ModelError(

@@ -17,10 +17,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from transformers.utils import ModelOutput
 
-from chatsmith.data.passes import Pass, Row, passes
+from chatsmith.cpu.products import fast_products
 from chatsmith.models.arguments import takes_mask
-from chatsmith.models.packing import packed_states
-from chatsmith.models.products import fast_products
+from chatsmith.models.attention import packed_states
+from chatsmith.models.passes import Pass, Row, passes
 from chatsmith.models.way import Rows, way_of
 
 

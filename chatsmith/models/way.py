@@ -3,8 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from chatsmith.models.attention import attend_here
+
 Rows = Literal["packed", "padded", "masked", "alone"]
 """How rows share a pass: without padding; right-padded; the same with an attention mask; each in a pass of its own."""
+
+Attention = Literal["here", "theirs"]
+"""Whether attention is computed in `attention.py`, or as transformers does."""
 
 Sampling = Literal["together", "alone", "anew"]
 """How sequences run: side by side; one at a time; one at a time, and all of it again for each token."""
@@ -17,6 +22,7 @@ class Way:
     """How a model is computed."""
 
     rows: Rows
+    attention: Attention = "here"
     head: Literal["apart", "whole"] = "apart"  # on the states that are asked for, or with the body, on all of them
     sampling: Sampling = "together"
     chunks: bool = True  # whether a long prompt may be computed chunk after chunk
@@ -47,3 +53,4 @@ def note(model: Any, way: Way) -> None:
     """This is how a model is computed, and its body."""
     vars(model)[_NAME] = way
     vars(model.base_model)[_NAME] = way
+    attend_here(model, here=way.attention == "here")

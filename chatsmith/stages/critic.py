@@ -7,8 +7,8 @@ from torch import Tensor
 
 from chatsmith.algo.losses import value_loss
 from chatsmith.config import Config
-from chatsmith.data.passes import Pass
 from chatsmith.models.critic import Critic
+from chatsmith.models.passes import Pass
 from chatsmith.models.scoring import passes_of, token_values
 from chatsmith.stages.loop import Trainable
 from chatsmith.types import Experience, Rollouts

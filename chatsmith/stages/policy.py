@@ -23,11 +23,12 @@ from chatsmith.assistant import Assistant
 from chatsmith.config import Config, RlConfig
 from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded
-from chatsmith.data.passes import Pass
 from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.errors import DataError
+from chatsmith.models.checkpointing import checkpoint_activations
 from chatsmith.models.critic import Critic
 from chatsmith.models.ema import Ema, default_decay
+from chatsmith.models.passes import Pass
 from chatsmith.models.reward import Reward, critic_for
 from chatsmith.models.scoring import passes_of, token_logprobs
 from chatsmith.seeds import derive_seed, permutation
@@ -117,6 +118,10 @@ class PolicyTrainer:
         self.reference = reference or copy.deepcopy(self.actor).requires_grad_(False)
         if critic is None and estimator is None:
             critic = critic_for(policy.model, policy.tokenizer, rewards, max_tokens=policy.max_tokens)
+        if config.engine.activation_checkpointing:
+            for model in (self.actor, critic):
+                if model is not None:
+                    checkpoint_activations(model)
         self.steps, self.step, self.kl_coef = steps, 0, settings.kl_coef
         self.noise: float | None = None  # of the policy's log-probs, measured on the first rollouts
         self.estimator = estimator or partial(_generalised, gamma=settings.gamma, lam=settings.lam)

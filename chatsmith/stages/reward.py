@@ -25,6 +25,7 @@ from chatsmith.evaluate import (
     reliability,
     share,
 )
+from chatsmith.models.checkpointing import checkpoint_activations
 from chatsmith.models.reward import score_rows
 from chatsmith.models.scoring import passes_of, sequence_scores
 from chatsmith.runtime import StageRun
@@ -90,6 +91,8 @@ def train_reward(
             "Give more data, or a model with a longer context and a larger --data.max_tokens."
         )
     total = total_steps(config, "reward", len(rows))
+    if config.engine.activation_checkpointing:
+        checkpoint_activations(model)
     learner = Trainable(model, settings, lr=settings.lr)
     guard = Guard("reward", run.skipped)
     start = 0

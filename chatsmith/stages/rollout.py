@@ -14,13 +14,13 @@ from chatsmith.algo.losses import kl_estimate, masked_sum
 from chatsmith.algo.rewards import standardise
 from chatsmith.config import Config, RlConfig
 from chatsmith.data.chat import decode_answers, try_encode_prompts
-from chatsmith.data.passes import pad_mask
 from chatsmith.data.records import choose
 from chatsmith.data.tokens import Columns, OnError, TokenRows, as_bytes, place_errors, prepared
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import DataError, RewardError
 from chatsmith.evaluate import MIN_PROMPTS
 from chatsmith.models.noise import rounding_noise
+from chatsmith.models.passes import pad_mask
 from chatsmith.models.reward import Reward, RewardModel, call
 from chatsmith.models.scoring import passes_of, token_logprobs
 from chatsmith.seeds import derive_seed

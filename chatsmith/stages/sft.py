@@ -16,11 +16,12 @@ from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded, try_encode, try_encode_prompts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.formats import best_answer
-from chatsmith.data.passes import Pass, pad_mask
 from chatsmith.data.store import Array
 from chatsmith.data.tokens import EncodedRows, OnError, encoded, place_errors
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import DataError
+from chatsmith.models.checkpointing import checkpoint_activations
+from chatsmith.models.passes import Pass, pad_mask
 from chatsmith.models.scoring import passes_of, token_logprobs
 from chatsmith.runtime import StageRun
 from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, total_steps
@@ -88,6 +89,8 @@ def train_sft(
             "Give more data, or a model with a longer context and a larger --data.max_tokens."
         )
     total = total_steps(config, "sft", len(rows))
+    if config.engine.activation_checkpointing:
+        checkpoint_activations(actor)
     learner = Trainable(actor, settings, lr=settings.lr)
     guard = Guard("sft", run.skipped)
     evaluate_every = max(1, total // EVALUATIONS)

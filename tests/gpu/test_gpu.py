@@ -7,10 +7,10 @@ import torch
 from tiny import FAMILIES, tiny_model
 
 from chatsmith.config import EngineConfig
-from chatsmith.data.passes import Pass, pad_mask
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.models.counts import count
 from chatsmith.models.head import SinglePrecisionLinear
+from chatsmith.models.passes import Pass, pad_mask
 from chatsmith.models.scoring import hidden_states, token_logprobs
 from chatsmith.pipeline import train
 from chatsmith.resolve import nested, resolve

@@ -3,14 +3,18 @@
 import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from decoders import build
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-import chatsmith.engine.attention as attention
+import chatsmith.cpu.attention as attention
 from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.models.attention import _attention
+from chatsmith.models.way import note, way_of
 
 needs_kernel = pytest.mark.skipif(
     shutil.which("c++") is None or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
@@ -83,7 +87,7 @@ def test_a_step_attends_as_the_formula_says(monkeypatch, shape, kernel, dtype):
         monkeypatch.setattr(attention, "_is_compiled", lambda: False)
     query, keys, values, mask = drawn(**SHAPES[shape], dtype=dtype)
     module = Module(query.shape[1] // keys.shape[1])
-    found, _ = attention._decode_attention(module, query, keys, values, mask, scaling=0.3)
+    found, _ = _attention(module, query, keys, values, mask, scaling=0.3)
     expected = naive(query, keys, values, mask, 0.3)
     assert found.shape == expected.shape
     assert found.dtype == dtype
@@ -143,7 +147,7 @@ def test_a_relative_cache_directory_holds_the_library(cache, monkeypatch, tmp_pa
 def test_without_a_compiler_torch_attends(cache, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert attention.compiled_attention() is None
-    assert rollout(build("llama")) == expected_rollout(monkeypatch)
+    assert rollout(build("llama")) == expected_rollout()
 
 
 def test_a_compiler_that_fails_is_as_good_as_none(cache, monkeypatch, tmp_path):
@@ -159,30 +163,31 @@ def rollout(model):
     return [group[0].tokens for group in Engine(model, max_batch=4).generate(requests)]
 
 
-def expected_rollout(monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(attention, "_decode_attention", attention.ALL_ATTENTION_FUNCTIONS["sdpa"])
-        return rollout(build("llama"))
+def expected_rollout():
+    model = build("llama")
+    note(model, replace(way_of(model), rows="padded", attention="theirs"))
+    assert model.config._attn_implementation == "sdpa"
+    return rollout(model)
 
 
 @needs_kernel
 def test_the_engine_uses_it_and_leaves_torchs_in_its_place(monkeypatch):
     called = []
-    takes = attention._is_for_kernel
-    monkeypatch.setattr(attention, "_is_for_kernel", lambda *a: takes(*a) and not called.append(1))
-    before = attention.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    takes = attention.computes
+    monkeypatch.setattr(attention, "computes", lambda *a: takes(*a) and not called.append(1))
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
     found = rollout(build("llama"))
     assert called
-    assert attention.ALL_ATTENTION_FUNCTIONS["sdpa"] is before
-    assert found == expected_rollout(monkeypatch)
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+    assert found == expected_rollout()
 
 
 @needs_kernel
 def test_gradients_are_torchs_affair():
     query, keys, values, mask = drawn()
-    assert attention._is_for_kernel(query, keys, values, mask)
+    assert attention.computes(query, keys, values, mask)
     with torch.enable_grad():
-        assert not attention._is_for_kernel(query, keys, values, mask)
+        assert not attention.computes(query, keys, values, mask)
 
 
 @needs_kernel
@@ -190,4 +195,4 @@ def test_tensors_that_do_not_fit_together_are_an_error():
     query, keys, values, mask = drawn()
     for case in [(query, keys.bfloat16(), values.bfloat16(), mask), (query, keys, values, mask[..., :7])]:
         with pytest.raises(RuntimeError):
-            attention._decode_attention(Module(1), *case, scaling=0.3)
+            _attention(Module(1), *case, scaling=0.3)

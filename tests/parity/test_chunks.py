@@ -9,11 +9,11 @@ from decoders import FAMILIES, HEADS_OF_16, build
 from tiny import tiny_model
 
 import chatsmith.engine.forward
-from chatsmith.data.passes import Pass
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.engine.forward import ChunkedPrompt
 from chatsmith.errors import ModelError
 from chatsmith.models import lm
+from chatsmith.models.passes import Pass
 from chatsmith.models.scoring import token_logprobs
 from chatsmith.models.way import Way, note, way_of
 

@@ -8,12 +8,12 @@ import transformers
 from decoders import EXPERTS, GROUPED, HEADS_OF_16, SIZE, plain_logits, spelled_out
 from tiny import byte_tokenizer, tiny_model, tiny_reward_model
 
-from chatsmith.data.passes import Pass
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ModelError
 from chatsmith.models import lm
+from chatsmith.models.attention import _attention, unknown_option
 from chatsmith.models.load import load_actor
-from chatsmith.models.packing import _packed_attention, unknown_option
+from chatsmith.models.passes import Layout, Pass
 from chatsmith.models.scoring import sequence_scores, token_logprobs
 from chatsmith.models.twin import CONTEXT, VOCABULARY, WINDOW, layer_kinds, twin
 from chatsmith.models.way import Way, note, way_of
@@ -123,7 +123,7 @@ def test_another_way_would_be_noticed(kind, wrong, monkeypatch):
     right, answer = logprobs(model, ROWS), answers(model)
     note(model, wrong)
     if kind == "windows":
-        monkeypatch.setattr("chatsmith.models.packing._attention", lambda q, k, v, scale, _: attention(q, k, v, scale))
+        monkeypatch.setattr("chatsmith.models.attention._causal", lambda q, k, v, scale, _: attention(q, k, v, scale))
     assert not torch.allclose(logprobs(model, ROWS), right, atol=1e-3) or answers(model) != answer
 
 
@@ -246,7 +246,7 @@ def test_what_attention_does_not_compute_it_refuses():
         {"is_causal": False}, {"anything": 1}):  # fmt: skip
         assert unknown_option(options) == next(iter(options))
         with pytest.raises(ValueError, match=next(iter(options))):
-            _packed_attention(None, x, x, x, None, packed_layout=None, **options)
+            _attention(None, x, x, x, None, packed_layout=Layout.of([[1]]), **options)
 
 
 def test_greedy_answers_spelled_out_depend_on_every_token_before():

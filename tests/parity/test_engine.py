@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_model
 
-from chatsmith.data.passes import Pass, pad_mask
 from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.models.passes import Pass, pad_mask
 from chatsmith.models.scoring import token_logprobs
 
 torch.manual_seed(1)

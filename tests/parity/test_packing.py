@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_model
 
-from chatsmith.data.passes import Layout, Pass
-from chatsmith.models.packing import packed_states
+from chatsmith.models.attention import packed_states
+from chatsmith.models.passes import Layout, Pass
 from chatsmith.models.scoring import hidden_states
 from chatsmith.models.way import way_of
 
@@ -155,11 +155,18 @@ def test_packed_gradients_equal_those_of_rows_alone(family):
         torch.testing.assert_close(gradients[0][name], gradient, atol=1e-5 * scale, rtol=1e-3)
 
 
-def test_the_model_is_left_as_it_was():
-    model = tiny_model("llama")
-    before = model.config._attn_implementation
-    packed_states(model.base_model, Layout.of(ROWS))
-    assert model.config._attn_implementation == before
+def test_a_model_that_was_packed_computes_plain_rows_as_before(tmp_path):
+    plain, model = tiny_model("mistral"), tiny_model("mistral")
+    part = Pass.of(ROWS)
+    hidden_states(model.base_model, part, part.real)
     with pytest.raises(IndexError):
         packed_states(model.base_model, Layout.of([[10_000]]))
-    assert model.config._attn_implementation == before
+    assert plain.config._attn_implementation != model.config._attn_implementation
+    mask = part.real.long()
+    expected, found = (m(input_ids=part.tokens, attention_mask=mask).logits for m in (plain, model))
+    assert torch.equal(found[part.real], expected[part.real])
+    greedy = {"max_new_tokens": 20, "do_sample": False, "attention_mask": mask, "pad_token_id": 0}
+    assert torch.equal(model.generate(part.tokens, **greedy), plain.generate(part.tokens, **greedy))
+    model.save_pretrained(tmp_path)
+    assert "chatsmith" not in (tmp_path / "config.json").read_text()
+    assert type(model).from_pretrained(tmp_path).config._attn_implementation == plain.config._attn_implementation

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-import chatsmith.models.products as products
+import chatsmith.cpu.products as products
 
 ROWS = products.LEAST_ROWS
 

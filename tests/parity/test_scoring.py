@@ -5,8 +5,8 @@ import torch
 import transformers
 from tiny import FAMILIES, tiny_model, tiny_reward_model
 
-from chatsmith.data.passes import Pass
 from chatsmith.models.critic import critic_from_actor, critic_from_reward_model
+from chatsmith.models.passes import Pass
 from chatsmith.models.scoring import _ChunkedLogprobs, sequence_scores, token_logprobs, token_values
 from chatsmith.models.way import Way, note
 

@@ -9,9 +9,10 @@ PACKAGE = Path(chatsmith.__file__).parent
 # what each part may import from chatsmith, besides itself
 ALLOWED = {
     "algo": {"types"},
-    "engine": {"types", "errors", "seeds", "models", "directories"},
+    "cpu": {"directories", "models"},  # of these the one layer whose kernel it has
+    "engine": {"types", "errors", "seeds", "models", "cpu"},
     "data": {"types", "errors", "seeds", "config", "text", "functions", "directories", "machine"},
-    "models": {"types", "errors", "seeds", "functions", "data", "machine"},
+    "models": {"types", "errors", "seeds", "functions", "data", "machine", "cpu"},
     "stages": {
         *("types", "errors", "seeds", "config", "runtime", "evaluate", "assistant"),
         *("algo", "engine", "data", "models"),

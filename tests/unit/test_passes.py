@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatsmith.data.passes import Layout, Pass, grouped, pad, passes
+from chatsmith.models.passes import Layout, Pass, grouped, pad, passes
 
 LENGTHS = [9, 2, 5, 3, 9, 4, 2, 5]
 PROMPTS = ["a", "b", "c", "b", "a", "c", "b", "a"]

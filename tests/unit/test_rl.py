@@ -11,10 +11,10 @@ from chatsmith.algo.losses import language_model_loss
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, EngineConfig, RlConfig
 from chatsmith.data.chat import Encoded, encode_texts, prepare_tokenizer
-from chatsmith.data.passes import Pass
 from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.errors import DataError, TrainingStopped
 from chatsmith.models.critic import critic_from_actor
+from chatsmith.models.passes import Pass
 from chatsmith.models.reward import Reward
 from chatsmith.models.scoring import token_logprobs
 from chatsmith.models.way import way_of

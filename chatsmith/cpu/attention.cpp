@@ -1,4 +1,4 @@
-// Attention of one query per row, fp32 or bf16, on a CPU. engine/attention.py compiles and calls it.
+// Attention of one query per row, fp32 or bf16, on a CPU. cpu/attention.py compiles and calls it.
 //
 // torch's own kernel works on blocks of queries. With a single one per row it spends most of its time around the
 // arithmetic, and reads the keys of the longest row for every row; this one reads what a row may attend to, once.

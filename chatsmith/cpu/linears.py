@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from chatsmith.engine.operators import operator
+from chatsmith.cpu.operators import operator
 from chatsmith.models.head import SinglePrecisionLinear
 
 

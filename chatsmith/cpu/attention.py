@@ -1,7 +1,7 @@
-"""Attention of a decoding step, where every row has one query.
+"""Attention of a decoding step, where every row has one query, on processors with AVX2.
 
-On processors with AVX2 it is computed by attention.cpp, which the machine's C++ compiler compiles when it is first
-needed and which is kept in the cache directory; elsewhere, and without a compiler, by torch.
+It is computed by attention.cpp, which the machine's C++ compiler compiles when it is first needed and which is kept in
+the cache directory.
 """
 
 import ctypes
@@ -10,37 +10,21 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from chatsmith.cpu.operators import operator
 from chatsmith.directories import cache_directory
-from chatsmith.engine.operators import operator
-from chatsmith.models.packing import unknown_option
 
 _SOURCE = Path(__file__).with_name("attention.cpp")
 _LANES = 8  # numbers of a vector: widths are multiples of it
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mavx2", "-mfma", f"-DLANES={_LANES}")
 _MATH = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")  # sums in any order
-
-
-@contextmanager
-def decode_attention() -> Iterator[None]:
-    """Inside, models whose attention is torch's have single queries computed here."""
-    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = _decode_attention
-    try:
-        yield
-    finally:
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = before
 
 
 @cache
@@ -74,38 +58,8 @@ def _is_ours(library: Path) -> bool:
     return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
-def _decode_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """query [n, H, T, D], key [n, K, L, D], value [n, K, L, Dv], mask [n, 1, T, L] -> [n, T, H, Dv].
-
-    A sliding window is the mask's affair.
-    """
-    masked = attention_mask is not None and attention_mask.dtype == torch.bool and attention_mask.shape[1] == 1
-    if query.shape[2] != 1 or not masked or unknown_option(options):
-        output: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **options
-        )
-        return output
-    assert attention_mask is not None
-    scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    if _is_for_kernel(query, key, value, attention_mask):
-        return _kernel(query, key, value, attention_mask, scale), None
-    # the heads of a group as queries of one head: no copies of keys for each of them
-    query = query.view(*key.shape[:2], -1, query.shape[3])
-    states = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scale)
-    return states.flatten(1, 2)[:, None], None
-
-
-def _is_for_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> bool:
+def computes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> bool:
+    """Whether `single_query` takes them: query [n, H, 1, D], key, value [n, K, L, D or Dv], mask [n, 1, 1, L]."""
     return (
         query.device.type == "cpu"
         and query.dtype == key.dtype == value.dtype
@@ -140,7 +94,7 @@ def _run_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: 
     return output
 
 
-_kernel = operator(
+single_query = operator(
     "decode_attention(Tensor query, Tensor key, Tensor value, Tensor mask, float scale) -> Tensor",
     _run_kernel,
     lambda query, key, value, mask, scale: query.new_empty(query.shape[0], 1, query.shape[1], value.shape[3]),
