@@ -37,21 +37,19 @@ class Event:
     request: int
     sample: int
     token: int
-    logprob: float
-    sampled_logprob: float
+    logprob: float  # see `sampling.sample`
     finish_reason: FinishReason | None
 
 
 @dataclass
 class Completion:
-    """One sampled sequence: its tokens and both log-probs of each (`sampling.sample`).
+    """One sampled sequence: its tokens and the log-prob of each (`sampling.sample`).
 
     The last token is part of it: a stop id, or the token that completes a stop string.
     """
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    sampled_logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason = "length"
 
 
@@ -101,6 +99,7 @@ class Engine:
 
         Raises:
             ModelError: if it may grow longer than rows that the model computes together.
+            MemoryError: if even alone it would find no room for its keys and values.
         """
         length, limit = len(request.tokens) + request.max_new_tokens, way_of(self.model).limit
         if limit is not None and length > limit:
@@ -108,6 +107,7 @@ class Engine:
                 f"{type(self.model).__name__}: prompt and answer may have {length} tokens; here they may have {limit}, "
                 "because in longer rows its rotations change."
             )
+        self._forward.check_room(length)
         self._next_id += 1
         self._scheduler.add(self._next_id - 1, request)
         return self._next_id - 1
@@ -133,14 +133,13 @@ class Engine:
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Completions per request, one per seed, in the order of the requests."""
-        ids = {self.add(request): [Completion() for _ in request.seeds] for request in requests}
         with self.session():
+            ids = {self.add(request): [Completion() for _ in request.seeds] for request in requests}
             while not self.idle:
                 for event in self.step():
                     completion = ids[event.request][event.sample]
                     completion.tokens.append(event.token)
                     completion.logprobs.append(event.logprob)
-                    completion.sampled_logprobs.append(event.sampled_logprob)
                     completion.finish_reason = event.finish_reason or completion.finish_reason
         return list(ids.values())
 
@@ -192,7 +191,7 @@ class Engine:
         steps = min(self._forward.stride, max(row.limit - row.produced for row in rows))
         self._forward.begin(rows, steps)
         numbers = self._numbers(rows, steps)
-        drawn: list[tuple[Tensor, Tensor, Tensor]] = []
+        drawn: list[tuple[Tensor, Tensor]] = []
         for step in range(steps):
             if step:
                 self._forward.feed(drawn[-1][0])
@@ -204,29 +203,25 @@ class Engine:
         numbers = [[row.uniforms[min(row.produced + step, row.limit - 1)] for row in rows] for step in range(steps)]
         return torch.tensor(numbers, device=self.model.device)
 
-    def _draw(self, logits: Tensor, rows: list[Running], numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, logits: Tensor, rows: list[Running], numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and log-probs, [n] each."""
         if self._draws is None or rows != self._draws.rows:
             self._draws = Draws.of(rows, logits.shape[1], logits.device)
-        drawn = sample(logits, numbers, self._draws)
-        self._draws.note(drawn[0])
-        return drawn
+        tokens, logprobs, _ = sample(logits, numbers, self._draws)
+        self._draws.note(tokens)
+        return tokens, logprobs
 
-    def _take(
-        self, drawn: Sequence[tuple[Tensor, Tensor, Tensor]], rows: Sequence[Running], first_row: int
-    ) -> list[Event]:
+    def _take(self, drawn: Sequence[tuple[Tensor, Tensor]], rows: Sequence[Running], first_row: int) -> list[Event]:
         """Events of what rows have drawn at one or more steps; those that end are let go."""
         # one transfer from the device; fp64 holds token ids exactly
         steps = torch.stack([torch.stack([part.double() for part in step]) for step in drawn]).tolist()
         events, ended = [], set()
-        for tokens, logprobs, sampled in steps:
+        for tokens, logprobs in steps:
             for row, sequence in enumerate(rows):
                 if row in ended:
                     continue
                 reason = sequence.take(int(tokens[row]))
-                events.append(
-                    Event(sequence.request, sequence.sample, sequence.last, logprobs[row], sampled[row], reason)
-                )
+                events.append(Event(sequence.request, sequence.sample, sequence.last, logprobs[row], reason))
                 if reason is not None:
                     ended.add(row)
         for row in sorted(ended, reverse=True):

@@ -47,6 +47,9 @@ class OneByOne:
         self._cache: Any = None
         self._sequence: Running
 
+    def check_room(self, length: int) -> None:
+        """What the model's own cache needs, nobody knows."""
+
     def reserve(self, running: int, waiting: int, longest: int, beside: int) -> int:
         return 1
 
@@ -115,6 +118,20 @@ class Together:
         self._cache = SlotCache(*cache_shapes(model), device=self._device, dtype=model.dtype)
         self._tokens = self._positions = self._last_positions = torch.empty(0)
         self._shape = (0, 0)  # rows and length of the steps that `begin` has announced
+        self._longest_that_fits = 0  # tokens of a sequence that was found to fit since `free`
+
+    def check_room(self, length: int) -> None:
+        """Raises:
+        MemoryError: if a sequence of so many tokens would not fit alone.
+        """
+        if length <= max(self._longest_that_fits, self._cache.length):
+            return
+        tokens = free_bytes(self._device, self._cache.bytes) // self._cache.bytes_per_token
+        if tokens < length:
+            raise MemoryError(
+                f"a sequence of {length} tokens does not fit: there is room for keys and values of {tokens} tokens."
+            )
+        self._longest_that_fits = length
 
     def reserve(self, running: int, waiting: int, longest: int, beside: int) -> int:
         """Make room for the rows that run and wait, of up to so many tokens each, or for as many as the memory holds.
@@ -130,9 +147,9 @@ class Together:
         if self._cache.holds(min(wanted, self._max_rows), longest):
             return self._max_rows
         tokens = free_bytes(self._device, self._cache.bytes) // self._cache.bytes_per_token - beside
-        if tokens < longest:
+        if tokens < longest:  # although it would have fitted when it was added
             raise MemoryError(
-                f"a sequence of {longest} tokens does not fit: there is room for keys and values of {tokens} tokens."
+                f"a sequence of {longest} tokens no longer fits: there is room for keys and values of {tokens} tokens."
             )
         most = min(self._max_rows, max(1, tokens // self._cache.rounded(longest)))
         if running < most and not self._cache.holds(min(wanted, most), longest):
@@ -209,6 +226,7 @@ class Together:
         """Let go of the cache's memory and of copies of weights, which may change from here on."""
         self._linears.remove()
         self._cache.free()
+        self._longest_that_fits = 0
         self._forget_graphs()  # last: it returns to the device what nobody uses
 
     def _pack_weights(self, rows: int) -> None:

@@ -4,8 +4,8 @@ Running sequences stand densely in rows 0..n-1. When one ends, the last row take
 computes a row that nobody waits for.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from chatsmith.types import FinishReason
@@ -101,9 +101,17 @@ class Scheduler:
         self._waiting: deque[Running] = deque()
         self._computed = 0  # tokens of the prompt in chunks
         self._rows_turn = False  # to compute something, while there is such a prompt
-        # In tokens, of those that were here since all were idle: what the longest sequence may come to, and the longest
-        # prompt in chunks.
-        self.longest = self.longest_chunked = 0
+        self._lengths: Counter[tuple[int, int]] = Counter()  # of the sequences that are here: prompt, and at the end
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the longest sequence here may come to."""
+        return max((end for _, end in self._lengths), default=0)
+
+    @property
+    def longest_chunked(self) -> int:
+        """Tokens of the longest prompt here that is computed in chunks."""
+        return max((prompt for prompt, _ in self._lengths if self._in_chunks(prompt)), default=0)
 
     @property
     def waiting(self) -> int:
@@ -115,12 +123,8 @@ class Scheduler:
         return not self.rows and not self.begun and not self._waiting
 
     def add(self, id: int, request: Request) -> None:
-        if self.idle:
-            self.longest = self.longest_chunked = 0
         prompt = len(request.tokens)
-        self.longest = max(self.longest, prompt + request.max_new_tokens)
-        if self._in_chunks(prompt):
-            self.longest_chunked = max(self.longest_chunked, prompt)
+        self._lengths[prompt, prompt + request.max_new_tokens] += len(request.seeds)
         for sample, seed in enumerate(request.seeds):
             self._waiting.append(
                 Running(
@@ -179,6 +183,7 @@ class Scheduler:
 
     def release(self, row: int) -> int | None:
         """Free a row. Returns the row that moves into it, or None if it was the last one."""
+        self._forget([self.rows[row]])
         last = self.rows.pop()
         if row == len(self.rows):
             return None
@@ -187,6 +192,7 @@ class Scheduler:
 
     def cancel(self, request: int) -> list[int]:
         """Forget what waits or has begun of a request; returns its rows, the last one first."""
+        self._forget([s for s in (*self.begun, *self._waiting) if s.request == request])
         self.begun = [sequence for sequence in self.begun if sequence.request != request]
         self._waiting = deque(sequence for sequence in self._waiting if sequence.request != request)
         return [row for row in reversed(range(len(self.rows))) if self.rows[row].request == request]
@@ -194,6 +200,14 @@ class Scheduler:
     def clear(self) -> None:
         self.rows, self.begun = [], []
         self._waiting.clear()
+        self._lengths.clear()
+
+    def _forget(self, sequences: Iterable[Running]) -> None:
+        for sequence in sequences:
+            lengths = len(sequence.prompt), sequence.end
+            self._lengths[lengths] -= 1
+            if not self._lengths[lengths]:
+                del self._lengths[lengths]
 
     def _in_chunks(self, prompt: int) -> bool:
         return self._chunked and prompt > self._max_prefill_tokens

@@ -107,6 +107,13 @@ def test_a_sequence_that_does_not_fit_at_all_is_refused_with_the_number_that_doe
     monkeypatch.setattr(
         chatsmith.engine.forward, "free_bytes", lambda _, held: 20 * engine._forward._cache.bytes_per_token
     )
-    with pytest.raises(MemoryError, match=r"a sequence of 29 tokens does not fit: .* keys and values of 20 tokens"):
+    small = Request((5, 6), 4, STOPS, Sampling(), (0,))
+    expected = tokens(engine, [small])
+    with pytest.raises(MemoryError, match=r"a sequence of 2\d tokens does not fit: .* keys and values of 20 tokens"):
         tokens(engine, requests())
-    assert tokens(engine, [Request((5, 6), 4, STOPS, Sampling(), (0,))])
+    assert tokens(engine, [small]) == expected
+    id = engine.add(small)  # of several clients one alone is refused
+    with pytest.raises(MemoryError, match="does not fit"):
+        engine.add(Request((5, 6), 40, STOPS, Sampling(), (0,)))
+    with engine.session():
+        assert {event.request for event in engine.step()} == {id}

@@ -70,11 +70,17 @@ def test_a_request_that_is_cancelled_between_two_chunks_lets_the_next_begin():
 
 def test_room_is_asked_for_the_longest_sequence_and_beside_it_for_the_longest_prompt_in_chunks():
     scheduler = Scheduler(max_rows=4, max_prefill_tokens=20, chunked=True)
-    for length, limit in ((10, 90), (30, 5), (25, 5)):
-        scheduler.add(0, request(length, limit))
+    for id, (length, limit) in enumerate(((10, 90), (30, 5), (25, 5))):
+        scheduler.add(id, request(length, limit))
     assert (scheduler.longest, scheduler.longest_chunked) == (100, 30)
+    assert len(scheduler.admit()) == 1
+    scheduler.release(0)
+    assert (scheduler.longest, scheduler.longest_chunked) == (35, 30), "of what is still there"
     scheduler.clear()
     scheduler.add(0, request(20))
+    assert (scheduler.longest, scheduler.longest_chunked) == (25, 0)
+    scheduler.add(1, request(10, 60, seeds=range(3)))
+    scheduler.cancel(1)
     assert (scheduler.longest, scheduler.longest_chunked) == (25, 0)
 
 
