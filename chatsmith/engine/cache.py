@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 LENGTH_STEP = 64  # lengths of rows are multiples of it
-Shapes = Sequence[tuple[int, int]]
+Shapes = Sequence[tuple[tuple[int, int], tuple[int, int]]]
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -51,14 +51,13 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 class SlotCache(Cache):  # type: ignore[misc]
     """Layers of rows; `begin` says what a decoding step computes."""
 
-    def __init__(self, keys: Shapes, values: Shapes, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, shapes: Shapes, *, device: torch.device, dtype: torch.dtype) -> None:
         """
         Args:
-            keys, values: heads and width per layer.
+            shapes: heads and width of each layer's keys, and of its values.
         """
         self._empty = [
-            [torch.empty(0, heads, 0, width, device=device, dtype=dtype) for heads, width in layer]
-            for layer in zip(keys, values, strict=True)
+            [torch.empty(0, heads, 0, width, device=device, dtype=dtype) for heads, width in layer] for layer in shapes
         ]
         super().__init__(layers=[SlotLayer(*pair) for pair in self._empty])
         self._numbers = torch.arange(0, device=device)  # of the rows

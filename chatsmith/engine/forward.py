@@ -21,6 +21,7 @@ from chatsmith.engine.scheduler import Running, prompts_of
 from chatsmith.errors import ConfigError
 from chatsmith.models.arguments import cache_argument, cache_of, takes_positions
 from chatsmith.models.attention import packing
+from chatsmith.models.counts import cache_shapes
 from chatsmith.models.passes import Pass
 from chatsmith.models.way import way_of
 
@@ -115,7 +116,7 @@ class Together:
         self._graphs: dict[tuple[int, int], Any] = {}  # by shape
         self._stream: Any = None
         self._recorded_logits = torch.empty(0)
-        self._cache = SlotCache(*cache_shapes(model), device=self._device, dtype=model.dtype)
+        self._cache = SlotCache(cache_shapes(model), device=self._device, dtype=model.dtype)
         self._tokens = self._positions = self._last_positions = torch.empty(0)
         self._shape = (0, 0)  # rows and length of the steps that `begin` has announced
         self._longest_that_fits = 0  # tokens of a sequence that was found to fit since `free`
@@ -328,16 +329,6 @@ class ChunkedPrompt:
         """Logits [1, V] behind the next chunk."""
         begin, self.length = self.length, self.length + len(tokens)
         return _extended(self._model, self._logits, self.cache, tokens, begin)
-
-
-def cache_shapes(model: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """(heads, width) of every layer's keys, and of its values: of what one token leaves in the cache."""
-    cache = prefill_cache()
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    with torch.no_grad():
-        logits_of(model)(token, token, cache)
-    shapes = [[(x.shape[1], x.shape[3]) for x in (layer.keys, layer.values)] for layer in cache.layers]
-    return [keys for keys, _ in shapes], [values for _, values in shapes]
 
 
 def logits_of(model: Any) -> Forward:

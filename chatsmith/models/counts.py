@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from chatsmith.models.arguments import cache_argument
 
@@ -43,13 +44,27 @@ def count(model: Any) -> Counts:
     body = [p for p in model.parameters() if p not in embeddings and all(p is not w for w in head_weights)]
     config = model.config.get_text_config()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = DynamicCache(config=model.config)
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    model(token, use_cache=True, **{cache_argument(model): cache})
     return Counts(
         body=sum(p.numel() for p in body if p.dim() > 1),
         head=sum(p.numel() for p in head_weights),
         attention=4 * config.num_hidden_layers * config.num_attention_heads * width,  # scores, and the sum of values
         weight_bytes=sum(p.nbytes for p in [*body, *head_weights]),
-        cache_bytes=sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values)),
+        cache_bytes=sum(model.dtype.itemsize * heads * size for layer in cache_shapes(model) for heads, size in layer),
     )
+
+
+def cache_shapes(model: Any) -> Sequence[tuple[tuple[int, int], tuple[int, int]]]:
+    """(heads, width) of keys and of values that one token leaves in each layer's cache."""
+    if model not in _cache_shapes:
+        cache = Cache(layer_class_to_replicate=DynamicLayer)
+        token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        with torch.no_grad():
+            model(token, use_cache=True, **{cache_argument(model): cache})
+        _cache_shapes[model] = [
+            ((layer.keys.shape[1], layer.keys.shape[3]), (layer.values.shape[1], layer.values.shape[3]))
+            for layer in cache.layers
+        ]
+    return _cache_shapes[model]
+
+
+_cache_shapes: WeakKeyDictionary[Any, Sequence[tuple[tuple[int, int], tuple[int, int]]]] = WeakKeyDictionary()
