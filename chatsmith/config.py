@@ -226,8 +226,6 @@ class RlConfig(OptimizerConfig):
     """`trained`, `DIR`, `FILE.py:function`, `package.module:function`, each with an optional `@WEIGHT`; `--reward`."""
     score_clip: Rate = 5.0
     """Standardised scores are clipped to ± this."""
-    standardise_functions: bool = False
-    """Whether functions are standardised over answers of the SFT model too."""
     truncated_score: float | Literal["none", "mask"] = -1.0
     """A reward model's standardised score for an answer that hit the limit; `none`: its own score; `mask`: the answer
     is left out."""
@@ -237,8 +235,6 @@ class RlConfig(OptimizerConfig):
     """Weight of the loss on mixed-in text; 0: off."""
     ptx_batch: Positive = 16
     """Records of such text per optimizer step."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Of the averaged actor; none: 0.992, less in short runs."""
     eval_prompts: Annotated[int, Field(ge=64)] = 64
     """Held-out prompts scored before and after, at least 64, if there are as many."""
 

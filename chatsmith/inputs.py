@@ -23,7 +23,7 @@ from chatsmith.errors import DataError, RewardError, RunError
 from chatsmith.intake import parse_reward, read, stages_to_train
 from chatsmith.models.lm import described
 from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer
-from chatsmith.models.reward import Reward, RewardModel, call, load_ready_reward
+from chatsmith.models.reward import Reward, RewardModel, load_ready_reward
 from chatsmith.models.way import way_of
 from chatsmith.run import Run
 from chatsmith.runtime import choose_device, choose_dtype
@@ -206,8 +206,8 @@ def load_reward(spec: str, config: Config | None = None, *, name: str | None = N
     )
 
 
-def load_rewards(run: Run, actor: Assistant, prompts: Sequence[Record]) -> list[Reward]:
-    """The run's rewards; functions are standardised over the SFT model's answers where the user asks for it."""
+def load_rewards(run: Run) -> list[Reward]:
+    """The run's rewards, each under a name of its own."""
     rewards: list[Reward] = []
     for spec in run.config.rl.rewards:
         target, weight = parse_reward(spec)
@@ -217,20 +217,7 @@ def load_rewards(run: Run, actor: Assistant, prompts: Sequence[Record]) -> list[
             reward = load_reward(spec, run.config)
         taken = {other.name for other in rewards}
         rewards.append(replace(reward, name=target) if reward.name in taken else reward)
-    if not run.config.rl.standardise_functions:
-        return rewards
-    samples = list(ask(run, actor, prompts, STANDARDISING_SAMPLES))
-    return [reward if reward.std is not None else _standardised(reward, samples) for reward in rewards]
-
-
-def _standardised(reward: Reward, samples: list[Sample]) -> Reward:
-    mean, std = mean_and_std([value for value in call(reward, samples) if math.isfinite(value)])
-    if std == 0:
-        raise RewardError(
-            f"reward {reward.name!r} gives every SFT answer the same value ({mean}), so it cannot be standardised. "
-            "Leave rl.standardise_functions out."
-        )
-    return replace(reward, mean=mean, std=std)
+    return rewards
 
 
 def mixed_rows(data: dict[Stage, StageData], actor: Assistant, *, on_error: OnError) -> Sequence[Encoded]:

@@ -309,7 +309,7 @@ def _rl(run: Run, sources: Sequence[Source]) -> None:
     data = deal(config, sources or world_sources(run))
     location = sft_location(run)
     policy = load_policy(run, location)
-    rewards = load_rewards(run, policy, data["rl"].train)
+    rewards = load_rewards(run)
     critic = critic_for(policy.model, policy.tokenizer, rewards, max_tokens=policy.max_tokens)
     run.screen.line(f"The critic starts from {critic.origin}")
     room = policy.max_tokens - config.rl.max_new_tokens

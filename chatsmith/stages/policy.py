@@ -125,7 +125,7 @@ class PolicyTrainer:
         self.steps, self.step, self.kl_coef = steps, 0, settings.kl_coef
         self.noise: float | None = None  # of the policy's log-probs, measured on the first rollouts
         self.estimator = estimator or partial(_generalised, gamma=settings.gamma, lam=settings.lam)
-        decay = settings.ema_decay or default_decay(steps * settings.epochs * settings.minibatches)
+        decay = default_decay(steps * settings.epochs * settings.minibatches)
         self.learners = Learners(
             Trainable(self.actor, settings, lr=settings.lr),
             CriticTrainer(critic, config) if critic is not None else None,
