@@ -160,9 +160,11 @@ def train_rl(
     start, variances = 0, []
     state = run.resume()
     if state is not None:
-        start, variances = state["step"] + 1, state["variances"]
-        ppo.load_state_dict(state["ppo"])
-        tripwires.load_state_dict(state["tripwires"])
+        with run.restoring():
+            start = state["step"] + 1
+            variances = [float(state["variances"][before]) for before in range(start)]
+            ppo.load_state_dict(state["ppo"])
+            tripwires.load_state_dict(state["tripwires"])
     order = batches(len(prompts.tokens), size=per_step, seed=config.seed, start=start)
 
     for step in run.steps(start, total):
