@@ -10,7 +10,7 @@ from typing import Any
 
 from chatsmith.config import STAGES
 from chatsmith.errors import RunError
-from chatsmith.manifest import is_run
+from chatsmith.manifest import is_run, load_manifest
 from chatsmith.received import LONGEST_LINES, parse_json, read_bytes
 from chatsmith.runs import find_runs
 from chatsmith.text import quoted
@@ -64,6 +64,7 @@ def read_run(directory: Path) -> RecordedRun:
             f"{quoted(directory)}: no run of chatsmith, it holds no manifest.json. `chatsmith runs DIRECTORY` lists "
             "runs."
         )
+    load_manifest(directory)
     entry = find_runs(directory)[0]
     if entry.problem:
         raise RunError(f"{quoted(directory)}: {entry.problem.removesuffix('.')}.")
