@@ -93,8 +93,10 @@ def load_manifest(directory: Path) -> Any:
     try:
         return parse_json(read_bytes(path, limit=LONGEST_JSON, refuse=RunError))
     except ValueError as error:
-        said = f"{quoted(path)} is broken: {error}. It is not the manifest of a run: move the directory away."
-        raise RunError(said) from error
+        raise RunError(
+            f"{quoted(path)} is broken, not valid JSON: {error}. It is not the manifest of a run: move the directory "
+            "away."
+        ) from error
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
