@@ -331,7 +331,7 @@ def test_any_value_anywhere_in_a_manifest_is_one_error_or_none(manifest_alone, d
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_any_value_anywhere_in_what_a_report_reads_is_one_error_or_a_page(manifest_alone, data):
     folder, sound = manifest_alone
