@@ -7,7 +7,6 @@ Every answer has an engine of its own, so one that is given up halfway leaves no
 loaded by what needs them: a path or a setting that is wrong is refused at once.
 """
 
-import json
 import math
 import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -24,8 +23,10 @@ from chatsmith.data.chat import AnswerStream, encode_prompts, stop_strings
 from chatsmith.data.formats import to_record
 from chatsmith.engine.scheduler import Request, Sampling
 from chatsmith.errors import ConfigError, DataError, ModelError, RequestError, RunError
+from chatsmith.manifest import is_run, read_manifest
 from chatsmith.runtime import choose_device, choose_dtype
 from chatsmith.seeds import derive_seed
+from chatsmith.text import quoted
 from chatsmith.types import FinishReason, Message
 from chatsmith.writing import replace_directory
 
@@ -129,9 +130,18 @@ class Assistant:
         return "".join(reply)
 
     def save(self, directory: str | Path) -> None:
-        """Write the model as a complete Hugging Face directory that `load` and plain transformers read."""
-        from chatsmith.models.load import save_model
+        """Write the model as a complete Hugging Face directory that `load` and plain transformers read.
 
+        Raises:
+            RunError: if it cannot be written, or `directory` holds anything but a model that was saved here before.
+        """
+        from chatsmith.models.load import save_model, was_saved_here
+
+        directory = Path(directory)
+        if directory.is_dir() and any(directory.iterdir()) and not was_saved_here(directory):
+            raise RunError(
+                f"{quoted(directory)}: not empty, and what is in it was not saved by chatsmith. Choose another one."
+            )
         base = str(self.model.name_or_path)
         text = card(
             "Assistant",
@@ -141,7 +151,7 @@ class Assistant:
             licences=[(f"base {base}" if base else "base", stated_licence(base)), ("data since then", None)],
         )
         replace_directory(
-            Path(directory),
+            directory,
             lambda path: save_model(self.model, self.tokenizer, path, stops=self.stops, card=text),
         )
 
@@ -262,7 +272,7 @@ def find(path: str | Path, stage: str | None = None) -> Found:
     if stage is not None and stage not in SPEAKING_STAGES:
         raise ConfigError(f'no stage "{stage}" that speaks; there are {", ".join(SPEAKING_STAGES)}.')
     directory = Path(path).expanduser()
-    if (directory / "manifest.json").is_file():
+    if is_run(directory):
         return _find_in_run(directory, stage)
     # what looks like a hub id is not looked up there if it names a place that chatsmith or the user has made
     local = directory.parent.is_dir() or directory.parts[:1] == ("runs",)
@@ -304,11 +314,8 @@ def load(path: str | Path, *, stage: str | None = None, device: str = "auto", dt
 
 
 def _find_in_run(run: Path, stage: str | None) -> Found:
-    try:
-        manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
-        entries = manifest["stages"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{run / 'manifest.json'}: not the manifest of a run ({error!r}).") from error
+    manifest = read_manifest(run)
+    entries = manifest["stages"]
     models: dict[SpeakingStage, Path] = {
         "rl": run / "rl" / "actor",
         "ema": run / "rl" / "ema",

@@ -25,6 +25,7 @@ from chatsmith.runtime import StopSignals
 from chatsmith.seeds import derive_seed
 from chatsmith.text import printable
 from chatsmith.types import Message
+from chatsmith.writing import new_file
 
 with contextlib.suppress(ImportError):
     import readline  # gives input() line editing and history
@@ -218,7 +219,7 @@ def _introduce(screen: _Screen, path: str, found: Found, assistant: Assistant) -
 def _examples(run: str) -> list[str]:
     """Prompts that this run has kept for looking, from all over the file: it may be sorted."""
     file = Path(run).expanduser() / "rl" / "samples.jsonl"
-    prompts = [row["prompt"] for row in read_jsonl(file)]
+    prompts = [row["prompt"] for row in read_jsonl(file, prompt=str)]
     short = list(dict.fromkeys(p for p in prompts if len(p) <= LONGEST_EXAMPLE and "\n" not in p))
     short.sort(key=lambda prompt: not prompt.isascii())  # some that every keyboard can type come first
     return short[:: max(1, len(short) // EXAMPLES)][:EXAMPLES]
@@ -301,8 +302,7 @@ def _save(talk: Talk, name: str) -> str:
     if not records:
         raise RequestError("/save: nothing has been answered yet.")
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        new_file(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     except FileExistsError as error:
         raise RequestError(f"/save: {path} exists and stays as it is. Choose another name.") from error
     except (OSError, ValueError) as error:

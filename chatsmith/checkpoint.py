@@ -3,6 +3,7 @@
 And the other files of a run: JSON, lines of JSON, text. `writing.py` puts them in place.
 """
 
+import io
 import json
 import math
 import warnings
@@ -12,6 +13,8 @@ from typing import Any
 
 from chatsmith.errors import RunError
 from chatsmith.machine import out_of_memory, refusal
+from chatsmith.received import LONGEST_LINES, parse_json, read_bytes
+from chatsmith.text import quoted
 from chatsmith.writing import append, encoded, replace_file
 
 
@@ -34,14 +37,19 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
     try:
         with warnings.catch_warnings(action="ignore"):  # of what is damaged
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a zip archive, of a pickle, of tensors: whatever is wrong, it cannot be continued
         if refusal(error) is not None or out_of_memory(error):
             raise
-        raise RunError(
-            f"{path}: damaged, it cannot be read as a checkpoint. Run the stage anew (--from STAGE)."
-        ) from error
+        raise damaged(path) from error
+    if not isinstance(state, dict):
+        raise damaged(path)
     return state
+
+
+def damaged(path: Path) -> RunError:
+    """What is said of a checkpoint that cannot be continued; it stays where it is."""
+    return RunError(f"{quoted(path)}: damaged, it cannot be read as a checkpoint. Run the stage anew (--from STAGE).")
 
 
 def save_json(path: Path, value: Any) -> None:
@@ -65,8 +73,11 @@ def save_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     save_text(path, "".join(map(_line, rows)))
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path, **kinds: type) -> list[dict[str, Any]]:
     """The objects of a file written here, one per line; none if there is no file.
+
+    Args:
+        kinds: keys that all of them have, and of which kind their values are.
 
     The last line of a killed process may be half a line: it is left out. Lines end with a newline and nothing else:
     texts may hold what Python's `splitlines` also takes for the end of one.
@@ -74,14 +85,25 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     Raises:
         RunError: if another line is damaged.
     """
+    try:
+        text = read_bytes(path, limit=LONGEST_LINES, refuse=RunError)
+    except FileNotFoundError:
+        return []
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
+    for number, line in enumerate(io.BytesIO(text), 1):
+        if not line.endswith(b"\n"):
+            break
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             row = None
         if not isinstance(row, dict):
-            raise RunError(f"{path}:{number}: damaged, it is no object of JSON. Run the stage anew (--from STAGE).")
+            raise RunError(
+                f"{quoted(path)}:{number}: damaged, it is no object of JSON. Run the stage anew (--from STAGE)."
+            )
+        for key, kind in kinds.items():
+            if not isinstance(row.get(key), kind):
+                raise RunError(f"{quoted(path)}:{number}: damaged, it has no {key}. Run the stage anew (--from STAGE).")
         rows.append(row)
     return rows
 

@@ -90,7 +90,8 @@ def report_sources(run: Run, sources: Sequence[Source]) -> None:
         }
         for spec, source in zip(run.config.data.sources, sources, strict=True)
     ]
-    for before, now in zip(run.manifest.get("data", entries), entries, strict=True):
+    nothing: dict[str, Any] = {"spec": "its data", "sha256": None}
+    for before, now in itertools.zip_longest(run.manifest.get("data", entries), entries, fillvalue=nothing):
         if before["sha256"] != now["sha256"]:
             raise RunError(
                 f"{run.directory}: {now['spec']} is not what it was when this run began, so its stages would not fit "

@@ -35,6 +35,7 @@ from chatsmith.inputs import (
 )
 from chatsmith.inspection import record
 from chatsmith.intake import deal, parse_reward, reward_targets, stages_to_train, take_in
+from chatsmith.manifest import check_run, is_run
 from chatsmith.models.load import (
     check_reward_base,
     context_length,
@@ -104,6 +105,8 @@ def train(
     if "rl" in config.stages and config.engine.compile:
         check_compiler(device)
     if dry_run:
+        if is_run(directory):
+            check_run(directory)
         plan(config, directory, screen, sources)
         return
     with lock(directory), StopSignals() as stop:
@@ -447,7 +450,7 @@ def _next_commands(run: Run) -> list[tuple[str, str]]:
     ]
     if run.config.world is not None and run.config.rl.kl_coef > 0:
         copy = str(run.directory.with_name(f"{run.directory.name}-no-kl"))
-        steps = 2 * run.manifest["stages"]["rl"]["report"]["steps"]
+        steps = 2 * run.manifest["stages"]["rl"].get("report", {}).get("steps", 1)
         loose = run.config.rl.model_copy(update={"kl_coef": 0, "schedule": "constant", "steps": steps})
         config = run.config.model_copy(update={"rl": loose})
         words = repeated(config.model_dump(mode="json"), run.manifest["recipe"])

@@ -7,7 +7,7 @@ never ends, or a file without end. It is looked at before anything in it is read
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ LONGEST_JSON = 64 << 20  # bytes of a file that is read as one value
 LONGEST_LINES = 1 << 30  # bytes of a file of lines
 MOST_FILES = 100_000  # of a run or a model
 DEEPEST = 32  # directories inside each other
+DEEPEST_JSON = 100  # lists and objects inside each other
 
 Refusal = type[ChatsmithError]
 
@@ -34,14 +35,16 @@ def read_bytes(path: Path, *, limit: int, refuse: Refusal) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise refuse(f"{quoted(path)}: no regular file. Move it away.")
-            data = file.read(limit + 1)
+            # what is longer is not read: a file may say that it has more bytes than there is memory
+            data = file.read(limit + 1) if status.st_size <= limit else b""
     except FileNotFoundError:
         raise
     except OSError as error:
         raise refuse(f"{quoted(path)}: cannot be read: {in_words(error)}.") from error
-    if len(data) > limit:
+    if max(len(data), status.st_size) > limit:
         raise refuse(f"{quoted(path)}: longer than {limit >> 20} MiB, which nothing here is. Move it away.")
     return data
 
@@ -49,52 +52,76 @@ def read_bytes(path: Path, *, limit: int, refuse: Refusal) -> bytes:
 def read_json(path: Path, *, refuse: Refusal, limit: int = LONGEST_JSON) -> Any:
     """The value in a regular file of JSON. Raises: as `read_bytes`, and where it is not JSON or nested too deeply."""
     try:
-        return json.loads(read_bytes(path, limit=limit, refuse=refuse).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        return parse_json(read_bytes(path, limit=limit, refuse=refuse))
+    except ValueError as error:
         raise refuse(f"{quoted(path)}: not valid JSON ({error}).") from error
 
 
-def check_directory(directory: Path, *, refuse: Refusal, links: bool, most: int = MOST_FILES) -> None:
+def parse_json(text: bytes) -> Any:
+    """The value that UTF-8 text holds. Raises: ValueError, where it is none, or deeper than Python can walk safely."""
+    try:
+        value = json.loads(text.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    level = [value] if text.count(b"[") + text.count(b"{") > DEEPEST_JSON else []
+    for _ in range(DEEPEST_JSON):
+        level = [
+            item
+            for each in level
+            if isinstance(each, dict | list)
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return value
+    raise ValueError(f"nested more than {DEEPEST_JSON} deep")
+
+
+def check_directory(
+    directory: Path, *, refuse: Refusal, links: bool, most: int = MOST_FILES, foreign: Collection[str] = ()
+) -> None:
     """Refuse a directory in which something is no regular file and no directory, or is beyond bounds.
 
     Args:
         links: whether links may lead to what lies inside, as in a data set that somebody arranged; those of a
             snapshot in the hub's cache lead to the blobs beside it.
         most: entries.
+        foreign: directories in it, with slashes, whose insides are the affair of whoever fills them.
     Raises:
         ChatsmithError: of the kind `refuse`, naming the entry and what is wrong with it.
     """
     root = Path(os.path.realpath(directory))
     inside = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
     try:
-        for count, (path, mode) in enumerate(_entries(root)):
+        for count, (path, mode) in enumerate(_entries(root, {root / name for name in foreign})):
             if count >= most:
                 raise refuse(f"{quoted(directory)}: holds more than {most} files. Give a directory of less.")
-            if len(path.relative_to(root).parts) > DEEPEST:
-                raise refuse(f"{quoted(path)}: more than {DEEPEST} directories deep. Move it away.")
+            inner = path.relative_to(root)
+            shown = quoted(directory / inner)
+            if len(inner.parts) > DEEPEST:
+                raise refuse(f"{shown}: more than {DEEPEST} directories deep. Move it away.")
             if stat.S_ISLNK(mode):
                 target = Path(os.path.realpath(path))
                 if not links:
-                    raise refuse(f"{quoted(path)}: a link, of which chatsmith makes none here. Remove it.")
+                    raise refuse(f"{shown}: a link, of which chatsmith makes none here. Remove it.")
                 if not any(target.is_relative_to(place) for place in inside):
                     raise refuse(
-                        f"{quoted(path)}: a link that leads out of this directory, to {quoted(target)}. Put what is "
+                        f"{shown}: a link that leads out of this directory, to {quoted(target)}. Put what is "
                         "meant in its place, or remove it."
                     )
                 mode = os.stat(path).st_mode if os.path.exists(path) else 0
             if mode and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise refuse(f"{quoted(path)}: a pipe or device, no file. Remove it.")
+                raise refuse(f"{shown}: a pipe or device, no file. Remove it.")
     except OSError as error:
         raise refuse(f"{quoted(error.filename or directory)}: cannot be read: {in_words(error)}.") from error
 
 
-def _entries(root: Path) -> Iterator[tuple[Path, int]]:
-    """All below a directory with its mode, links not followed."""
+def _entries(root: Path, closed: Collection[Path]) -> Iterator[tuple[Path, int]]:
+    """All below a directory with its mode, links not followed and closed directories not opened."""
     waiting = [root]
     while waiting:
         with os.scandir(waiting.pop()) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 mode = entry.stat(follow_symlinks=False).st_mode
                 yield Path(entry.path), mode
-                if stat.S_ISDIR(mode):
+                if stat.S_ISDIR(mode) and Path(entry.path) not in closed:
                     waiting.append(Path(entry.path))

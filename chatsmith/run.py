@@ -9,14 +9,11 @@ DIR/<stage>/checkpoint.pt    while the stage runs
 DIR/sft/model  reward/model  rl/actor  rl/critic  rl/ema
 """
 
-import fcntl
-import json
-import os
 import platform
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -28,10 +25,19 @@ from chatsmith.checkpoint import save_json
 from chatsmith.config import STAGES, Config, StageName
 from chatsmith.console import Screen
 from chatsmith.errors import RunError
+from chatsmith.manifest import MANIFEST, VERSION, check_run, is_run, lock_file, read_manifest
 from chatsmith.runtime import StageRun, StopSignals, choose_device, choose_dtype
-from chatsmith.text import one_line
+from chatsmith.text import one_line, quoted
 from chatsmith.trackers import Tracker, feed, first_step, forget
-from chatsmith.writing import forget_unfinished, is_unfinished, make_directory, remove
+from chatsmith.writing import (
+    check_replaceable,
+    forget_unfinished,
+    hold,
+    is_unfinished,
+    make_directory,
+    remove,
+    remove_model,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +49,9 @@ TITLES = {
     "reward": "Stage 2 of 3: reward model, learning what people prefer",
     "rl": "Stage 3 of 3: PPO, learning to answer as people prefer",
 }
-MANIFEST_VERSION = 1
 ANYTIME = {"gates", "engine", "trackers"}  # settings that may change between two commands on one run
+FILES = ("checkpoint.pt", "preferences.jsonl", "metrics.jsonl", "answers.jsonl", "warnings.jsonl", "samples.jsonl")
+MODELS: dict[StageName, Sequence[str]] = {"sft": ["model"], "reward": ["model"], "rl": ["actor", "critic", "ema"]}
 ENTERS_AT: dict[str, StageName] = {  # the first stage that a setting has a part in: it may change when that runs anew
     "actor_model": "sft",
     "data": "sft",
@@ -144,7 +151,7 @@ class Run:
         self.manifest["summary"] = {"seconds": round(seconds, 1)}
         for entry in self.manifest["stages"].values():
             self.manifest["summary"] |= entry["summary"]
-        save_json(self.directory / "manifest.json", self.manifest)
+        save_json(self.directory / MANIFEST, self.manifest)
 
 
 def open_run(
@@ -177,7 +184,7 @@ def open_run(
         for stage in skipped:  # whether it is needed follows from the settings of this command
             del manifest["stages"][stage]
     else:
-        manifest, restarted = {"version": MANIFEST_VERSION, "stages": {}, "summary": {"seconds": 0.0}}, ()
+        manifest, restarted = {"version": VERSION, "stages": {}, "summary": {"seconds": 0.0}}, ()
     manifest |= {
         "status": "running",
         "recipe": recipe,
@@ -186,7 +193,7 @@ def open_run(
         | {"python": platform.python_version()},
         "commit": commit(),
         "threads": torch.get_num_threads(),
-        "seconds_before": manifest["summary"]["seconds"],
+        "seconds_before": manifest["summary"].get("seconds", 0.0),
     }
     run = Run(config, directory, screen, stop, force, manifest)
     forget_unfinished(directory)
@@ -196,23 +203,42 @@ def open_run(
     if restart_from == "sft":
         remove(directory / "data.json")
     for stage in restarted:  # only now: a stage that the manifest calls finished must have its model
-        remove(directory / stage)
+        _forget(directory, stage)
     return run
+
+
+def _forget(directory: Path, stage: StageName) -> None:
+    """Delete what a stage wrote; what else is in its folder stays there."""
+    for name in FILES:
+        remove(directory / stage / name)
+    for path in sorted((directory / stage).glob("skipped-*.txt")):
+        remove(path)
+    for name in MODELS[stage]:
+        remove_model(directory / stage / name)
 
 
 def check_directory(config: Config, directory: Path, restart_from: StageName | None) -> dict[str, Any] | None:
     """The manifest of the run in `directory` that this command may continue; None if there is no run yet.
 
     Raises:
-        RunError: if the directory holds something else, or another configuration's run.
+        RunError: if the directory holds something else, or another configuration's run; if `check_run` refuses it; or
+            if --from would delete what chatsmith did not make.
     """
-    path = directory / "manifest.json"
-    if path.exists():
-        manifest = _read_manifest(path)
+    if is_run(directory):
+        manifest = read_manifest(directory)
+        if manifest.get("version") != VERSION:
+            raise RunError(
+                f"{quoted(directory / MANIFEST)}: written by another version of chatsmith. Choose another --run-dir."
+            )
         _check_same(manifest["config"], config, directory, restart_from)
+        for stage in STAGES[STAGES.index(restart_from) :] if restart_from else ():
+            for name in MODELS[stage]:
+                check_replaceable(directory / stage / name)
         return manifest
-    if directory.exists() and (not directory.is_dir() or not all(map(is_unfinished, directory.iterdir()))):
-        raise RunError(f"{directory}: exists and is no run of chatsmith. Choose another --run-dir.")
+    if directory.exists():
+        if not directory.is_dir() or not all(map(is_unfinished, directory.iterdir())):
+            raise RunError(f"{quoted(directory)}: exists and is no run of chatsmith. Choose another --run-dir.")
+        check_run(directory)
     return None
 
 
@@ -221,36 +247,17 @@ def lock(directory: Path) -> Iterator[None]:
     """Hold the run directory; the system lets go of it however the process ends.
 
     Raises:
-        RunError: if another process holds it, or the lock cannot be made.
+        RunError: if another process holds it. OSError: if the lock cannot be made.
     """
     make_directory(directory.parent)
-    path = directory.parent / f".{directory.name}.lock"
-    descriptor = None
-    while descriptor is None:
-        descriptor = _locked(path, directory)
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(lock_file(directory)))
+        except BlockingIOError as error:
+            raise RunError(
+                f"{quoted(directory)}: another chatsmith is working on this run. Wait for it, or stop it."
+            ) from error
         yield
-    finally:
-        with suppress(OSError):
-            path.unlink()  # while it is held: nobody else's is deleted
-        os.close(descriptor)
-
-
-def _locked(path: Path, directory: Path) -> int | None:
-    """The file, open and locked; None if the one who held it has deleted it meanwhile."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-            return descriptor
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise RunError(f"{directory}: another chatsmith is working on this run. Wait for it, or stop it.") from error
-    except OSError as error:
-        os.close(descriptor)
-        raise OSError(error.errno, error.strerror, str(path)) from error  # flock does not say where
-    os.close(descriptor)
-    return None
 
 
 def commit() -> str | None:
@@ -294,32 +301,21 @@ def _shown(entry: dict[str, Any]) -> str:
     return "warned" if warned else str(entry["status"])
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RunError(
-            f"{path}: not valid JSON ({error}). Move the directory away, or choose another --run-dir."
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("version") != MANIFEST_VERSION:
-        raise RunError(f"{path}: written by another version of chatsmith. Choose another --run-dir.")
-    return manifest
-
-
 def _check_same(old: dict[str, Any], config: Config, directory: Path, restart_from: StageName | None) -> None:
     """Settings of stages that run again may change, and so may how to compute and to watch; nothing else."""
     new = config.model_dump(mode="json")
     anew = STAGES[STAGES.index(restart_from) :] if restart_from else ()
     differing = []
     for group, value in new.items():
-        if group in ANYTIME or ENTERS_AT.get(group) in anew or old[group] == value:
+        before = old.get(group)
+        if group in ANYTIME or ENTERS_AT.get(group) in anew or before == value:
             continue
-        both = (value, old[group])
+        both: tuple[Any, Any] = (value, before)
         here, there = both if all(isinstance(each, dict) for each in both) else ({"": each} for each in both)
         for key in here:
             if here[key] != there.get(key):
                 name = f"{group}.{key}".removesuffix(".")
-                differing.append(f"{name} ({there.get(key)!r} there, {here[key]!r} here)")
+                differing.append(f"{name} ({_shortly(there.get(key))} there, {_shortly(here[key])} here)")
     if not differing:
         return
     stages = {ENTERS_AT.get(name.split(".")[0].split(" ")[0]) for name in differing}
@@ -329,3 +325,8 @@ def _check_same(old: dict[str, Any], config: Config, directory: Path, restart_fr
         f"{directory}: holds a run with another configuration: {', '.join(differing[:4])}. "
         f"Choose another --run-dir{restart}."
     )
+
+
+def _shortly(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

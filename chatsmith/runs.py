@@ -1,7 +1,5 @@
 """The runs below a directory as one table, from their manifests. Nothing here can fail on what lies there."""
 
-import fcntl
-import json
 import math
 import os
 import time
@@ -11,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from chatsmith.console import Screen
+from chatsmith.errors import RunError
+from chatsmith.manifest import MANIFEST, is_run, load_manifest, lock_file
+from chatsmith.writing import is_held
 
 DEPTH = 3  # runs/NAME, runs/GROUP/NAME, ...
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def show_runs(screen: Screen, directory: Path) -> None:
 
 def find_runs(directory: Path) -> list[Entry]:
     """Every run below `directory`, and the directories that are none."""
-    if (directory / MANIFEST).is_file():
+    if is_run(directory):
         return [_read(directory, directory.name)]
     return list(_search(directory, "", DEPTH))
 
@@ -58,7 +58,7 @@ def _search(directory: Path, prefix: str, depth: int) -> Iterator[Entry]:
         return
     for child in children:
         name = prefix + child.name
-        if os.access(child, os.X_OK) and (child / MANIFEST).is_file():
+        if os.access(child, os.X_OK) and is_run(child):
             yield _read(child, name)
             continue
         below = list(_search(child, f"{name}/", depth - 1)) if depth > 1 else []
@@ -71,30 +71,18 @@ def _search(directory: Path, prefix: str, depth: int) -> Iterator[Entry]:
 def _read(directory: Path, name: str) -> Entry:
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = load_manifest(directory)
         files = [path, *directory.glob("*/metrics.jsonl")]
         changed = max(file.stat().st_mtime for file in files)
     except OSError as error:
-        return Entry(name, 0.0, {}, f"{MANIFEST} cannot be read: {error.strerror}")
-    except (ValueError, RecursionError) as error:
-        return Entry(name, 0.0, {}, f"{MANIFEST} is broken: {error}")
+        return Entry(name, 0.0, {}, f"cannot be read: {error.strerror}")
+    except RunError as error:
+        return Entry(name, 0.0, {}, str(error).removeprefix(f"{directory}/"))
     if not isinstance(manifest, dict) or not {"status", "stages", "summary"} <= set(manifest):
         return Entry(name, 0.0, {}, f"{MANIFEST} is not one of chatsmith")
-    if manifest["status"] == "running" and not _is_locked(directory):
+    if manifest["status"] == "running" and not is_held(lock_file(directory)):
         manifest["status"] = "killed"
     return Entry(name, changed, manifest)
-
-
-def _is_locked(directory: Path) -> bool:
-    """Whether a process holds the run, see `run.lock`."""
-    try:
-        with (directory.parent / f".{directory.name}.lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def _table(runs: list[Entry]) -> tuple[list[str], list[list[str]]]:

@@ -3,15 +3,17 @@
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from chatsmith.checkpoint import append_jsonl, load_checkpoint, read_jsonl, save_checkpoint, save_jsonl
+from chatsmith.checkpoint import append_jsonl, damaged, load_checkpoint, read_jsonl, save_checkpoint, save_jsonl
 from chatsmith.config import EngineConfig
-from chatsmith.errors import ConfigError, RunError
-from chatsmith.writing import append, make_directory
+from chatsmith.errors import ConfigError, ForeignError, RunError, foreign
+from chatsmith.machine import out_of_memory
+from chatsmith.text import quoted
+from chatsmith.writing import append, make_directory, remove
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +102,7 @@ class StageRun:
         """The last checkpoint, or None at a fresh start. Metrics of steps after it are forgotten.
 
         Raises:
-            RunError: if the checkpoint is of another version.
+            RunError: if the checkpoint is damaged or of another version, or the lines beside it are damaged.
         """
         state = load_checkpoint(self._checkpoint_path)
         if state is not None and state.get("format") != CHECKPOINT_FORMAT:
@@ -108,12 +110,29 @@ class StageRun:
                 f"{self._checkpoint_path}: written by another version of chatsmith, which this one cannot continue. "
                 f"Run the stage anew: --from {self.directory.name}."
             )
+        if state is not None and not (isinstance(state.get("step"), int) and isinstance(state.get("seconds"), float)):
+            raise damaged(self._checkpoint_path)
         step = -1 if state is None else state["step"]
         for path in filter(Path.exists, (self._metrics, self._answers, self._warnings)):
-            save_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= step])
+            save_jsonl(path, [row for row in read_jsonl(path, step=int) if row["step"] <= step])
         if state is not None:
             self._seconds_before = state["seconds"]
         return state
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """For what is taken out of the checkpoint that `resume` gave: what does not fit is damaged.
+
+        Raises:
+            RunError: instead of whatever its values lead to.
+        """
+        try:
+            with foreign():
+                yield
+        except ForeignError as error:
+            if out_of_memory(error):
+                raise
+            raise damaged(self._checkpoint_path) from error
 
     def steps(self, start: int, total: int) -> Iterator[int]:
         """The steps from `start` on, with progress on the screen."""
@@ -156,11 +175,18 @@ class StageRun:
 
     def warnings(self) -> list[str]:
         """What was warned of in this stage, over all attempts."""
-        return [row["warning"] for row in read_jsonl(self._warnings)]
+        return [row["warning"] for row in read_jsonl(self._warnings, warning=str)]
 
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged in this stage, over all attempts; one object per step."""
-        return read_jsonl(self._metrics)
+        rows = read_jsonl(self._metrics)
+        for number, row in enumerate(rows, 1):
+            if not all(value is None or isinstance(value, int | float) for value in row.values()):
+                raise RunError(
+                    f"{quoted(self._metrics)}:{number}: damaged, not all of it is numbers. Run the stage anew "
+                    f"(--from {self.directory.name})."
+                )
+        return rows
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Save the state after `step` if it is time to, or if the user asked to stop.
@@ -178,8 +204,8 @@ class StageRun:
 
     def discard_checkpoint(self) -> None:
         """The stage's result is saved; its checkpoint is no longer needed, and harms nobody where it must stay."""
-        with suppress(OSError):
-            self._checkpoint_path.unlink()
+        with suppress(RunError):
+            remove(self._checkpoint_path)
 
     @property
     def _checkpoint_path(self) -> Path:

@@ -17,9 +17,11 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
-from chatsmith.checkpoint import save_text
+from chatsmith.checkpoint import read_jsonl, save_text
 from chatsmith.config import STAGES, Config, StageName, TrackerName
-from chatsmith.errors import ConfigError
+from chatsmith.errors import ConfigError, RunError
+from chatsmith.received import read_bytes
+from chatsmith.text import quoted
 from chatsmith.writing import make_directory, remove
 
 PROJECT = "chatsmith"  # in W&B and trackio
@@ -181,8 +183,7 @@ def open_trackers(config: Config, directory: Path, warn: Callable[[str], None]) 
 
 def first_step(directory: Path, stage: StageName) -> int:
     """The steps of the stages before `stage`: where its own begin for a tracker."""
-    files = [directory / before / "metrics.jsonl" for before in STAGES[: STAGES.index(stage)]]
-    return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+    return sum(len(read_jsonl(directory / before / "metrics.jsonl")) for before in STAGES[: STAGES.index(stage)])
 
 
 def feed(trackers: Sequence[Tracker], offset: int, step: int, metrics: Mapping[str, float]) -> None:
@@ -193,12 +194,19 @@ def feed(trackers: Sequence[Tracker], offset: int, step: int, metrics: Mapping[s
 
 
 def run_id(directory: Path) -> str:
-    """What W&B and trackio know this run by, also when it is resumed."""
+    """What W&B and trackio know this run by, also when it is resumed.
+
+    Raises:
+        RunError: if the file that holds it says something else, which would become part of their paths.
+    """
     path = directory / "trackers" / "id"
     if not path.exists():
         name = re.sub(r"[^\w-]+", "-", directory.name, flags=re.ASCII)
         save_text(path, f"{name}-{secrets.token_hex(4)}")
-    return path.read_text(encoding="utf-8")
+    text = read_bytes(path, limit=1024, refuse=RunError).decode("ascii", "replace")
+    if not re.fullmatch(r"[\w-]+", text, re.ASCII):
+        raise RunError(f"{quoted(path)}: not the id of a run. Delete the file: the run then gets a new one.")
+    return text
 
 
 def forget(directory: Path) -> None:

@@ -4,7 +4,6 @@ Both only grow, by a whole line at a time that is flushed at once, so that a kil
 """
 
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -14,6 +13,8 @@ from typing import Any
 
 from chatsmith.collect.endpoint import Reply
 from chatsmith.errors import RunError
+from chatsmith.received import LONGEST_LINES
+from chatsmith.writing import make_directory, open_locked
 
 
 class Ledger:
@@ -78,14 +79,15 @@ class _Lines:
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self._path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b", buffering=0)
+            make_directory(path.parent)
+            self._file = open_locked(path)
+        except BlockingIOError:
+            raise RunError(f"{path}: another chatsmith is writing it. Wait for it, or stop it.") from None
         except OSError as error:
             raise _cannot_write(path, error) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{path}: another chatsmith is writing it. Wait for it, or stop it.") from None
+        if os.fstat(self._file.fileno()).st_size > LONGEST_LINES:
+            self._file.close()
+            raise RunError(f"{path}: longer than {LONGEST_LINES >> 30} GiB. Give another --output.")
         self._file.seek(0)
         *lines, rest = self._file.read().split(b"\n")
         if rest:

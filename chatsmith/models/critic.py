@@ -1,12 +1,13 @@
 """The critic: a decoder body under one linear unit that values the state before each token."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from chatsmith.writing import FreshDirectory
 
 
 class Critic(nn.Module):
@@ -26,7 +27,7 @@ class Critic(nn.Module):
         values: Tensor = self.head(hidden.float())[..., 0]
         return values
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: FreshDirectory) -> None:
         """The body as a Hugging Face directory, the head beside it as `value_head.safetensors`."""
         self.backbone.save_pretrained(directory)
         tensors = {"weight": self.head.weight.detach(), "bias": self.head.bias.detach()}

@@ -32,6 +32,8 @@ from chatsmith.models import lm
 from chatsmith.models.head import compute_head_in_single_precision
 from chatsmith.models.location import check_location
 from chatsmith.models.way import way_of
+from chatsmith.received import read_json
+from chatsmith.writing import FreshDirectory
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -152,7 +154,7 @@ def _score_model(model: Any, tokenizer: Any, device: torch.device, location: str
     return model
 
 
-def save_model(model: Any, tokenizer: Any, directory: Path, *, stops: Sequence[int], card: str) -> None:
+def save_model(model: Any, tokenizer: Any, directory: FreshDirectory, *, stops: Sequence[int], card: str) -> None:
     """Weights (safetensors), tokenizer, chat template, generation config and README into `directory`.
 
     The config notes which vocabulary and chat template the weights were trained with, for `_fit` to compare.
@@ -166,6 +168,15 @@ def save_model(model: Any, tokenizer: Any, directory: Path, *, stops: Sequence[i
     tokenizer.save_pretrained(directory)
     generation.save_pretrained(directory)  # of reward models too: they must know where an answer ends
     (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def was_saved_here(directory: Path) -> bool:
+    """Whether `save_model` made the model in a directory."""
+    try:
+        config = read_json(directory / "config.json", refuse=ModelError)
+    except (FileNotFoundError, ModelError):
+        return False
+    return isinstance(config, dict) and "chat_template_sha256" in config
 
 
 def _generation_config(model: Any, tokenizer: Any, stops: Sequence[int]) -> GenerationConfig:

@@ -1,11 +1,12 @@
 """What a run has found in its data (`data.json`), for the page: lengths, findings, an example per stage."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from chatsmith.errors import RunError
+from chatsmith.received import read_json
 from chatsmith.report.reading import RecordedRun, Row, dig, number, numbers
 from chatsmith.report.tokens import visible
 
@@ -57,8 +58,8 @@ class Seen:
 def checked(run: RecordedRun) -> dict[str, Any]:
     """Everything of `data.json` that the page shows; empty if there is none, or if it makes no sense."""
     try:
-        facts = json.loads((run.directory / "data.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        facts = read_json(run.directory / "data.json", refuse=RunError)
+    except (FileNotFoundError, RunError):
         return {}
     found = {
         "unit": str(dig(facts, "unit") or ""),

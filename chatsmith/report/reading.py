@@ -1,6 +1,6 @@
 """What a report reads of a run directory. A run may be of any age, half done or killed: what is missing is empty."""
 
-import json
+import io
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,10 @@ from typing import Any
 
 from chatsmith.config import STAGES
 from chatsmith.errors import RunError
+from chatsmith.manifest import is_run, load_manifest
+from chatsmith.received import LONGEST_LINES, parse_json, read_bytes
 from chatsmith.runs import find_runs
+from chatsmith.text import quoted
 
 Row = dict[str, Any]
 
@@ -56,13 +59,15 @@ def read_run(directory: Path) -> RecordedRun:
         RunError: if there is no run, or its manifest cannot be read.
     """
     directory = directory.resolve()
-    if not (directory / "manifest.json").is_file():
+    if not is_run(directory):
         raise RunError(
-            f"{directory}: no run of chatsmith, it holds no manifest.json. `chatsmith runs DIRECTORY` lists runs."
+            f"{quoted(directory)}: no run of chatsmith, it holds no manifest.json. `chatsmith runs DIRECTORY` lists "
+            "runs."
         )
+    load_manifest(directory)
     entry = find_runs(directory)[0]
     if entry.problem:
-        raise RunError(f"{directory}: {entry.problem}.")
+        raise RunError(f"{quoted(directory)}: {entry.problem.removesuffix('.')}.")
     return RecordedRun(
         name=directory.name,
         directory=directory,
@@ -79,16 +84,20 @@ def read_run(directory: Path) -> RecordedRun:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The objects of a JSONL file; none if there is no file. Half a line, as a killed process leaves it, is none."""
+    """The objects of a JSONL file; none if there is no file. Half a line, as a killed process leaves it, is none.
+
+    Raises:
+        RunError: if it cannot be read, or is too long to be.
+    """
     try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
+        text = read_bytes(path, limit=LONGEST_LINES, refuse=RunError)
+    except FileNotFoundError:
         return []
     rows = []
-    for line in lines:
+    for line in io.BytesIO(text):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = parse_json(line)
+        except ValueError:
             continue
         if isinstance(row, dict):
             rows.append(row)
@@ -97,8 +106,8 @@ def read_rows(path: Path) -> list[Row]:
 
 def count_lines(path: Path) -> int | None:
     try:
-        return path.read_bytes().count(b"\n")
-    except OSError:
+        return read_bytes(path, limit=LONGEST_LINES, refuse=RunError).count(b"\n")
+    except FileNotFoundError:
         return None
 
 

@@ -80,7 +80,7 @@ def repeated(config: Any, recipe: str) -> list[str]:
     """
     recorded = _flat(config)
     stages = recorded.get("stages")
-    if not isinstance(stages, list):
+    if not isinstance(stages, list) or not stages:
         return []
     base = _recipe(recipe)
     named = [] if base is None or recipe == "defaults" else [recipe]

@@ -170,7 +170,8 @@ class Guard:
         return {"skipped": self.skipped, "in_a_row": self.in_a_row, "norms": self._norms}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.skipped, self.in_a_row, self._norms = state["skipped"], state["in_a_row"], state["norms"]
+        self.skipped, self.in_a_row = int(state["skipped"]), int(state["in_a_row"])
+        self._norms = [[float(norm) for norm in norms] for norms in state["norms"]]
 
 
 def _refusal(norm: float, before: Sequence[float], limit: float) -> str:

@@ -98,9 +98,10 @@ def train_reward(
     start = 0
     state = run.resume()
     if state is not None:
-        start = state["step"] + 1
-        learner.load_state_dict(state["learner"])
-        guard.load_state_dict(state["guard"])
+        with run.restoring():
+            start = state["step"] + 1
+            learner.load_state_dict(state["learner"])
+            guard.load_state_dict(state["guard"])
     order = batches(len(rows), size=settings.batch, seed=config.seed, start=start)
     for step in run.steps(start, total):
         batch = [rows[index] for index in next(order)]

@@ -169,9 +169,11 @@ def train_rl(
     variances: list[float] = []
     state = run.resume()
     if state is not None:
-        start, variances = state["step"] + 1, state["variances"]
-        trainer.load_state_dict(state["trainer"])
-        tripwires.load_state_dict(state["tripwires"])
+        with run.restoring():
+            start = state["step"] + 1
+            variances = [float(value) for value in state["variances"]]
+            trainer.load_state_dict(state["trainer"])
+            tripwires.load_state_dict(state["tripwires"])
     order = batches(len(prompts.tokens), size=per_step, seed=config.seed, start=start)
 
     for step in run.steps(start, total):

@@ -102,9 +102,10 @@ def train_sft(
     if state is None:
         start, losses = 0, [held_out_loss()]
     else:
-        start, losses = state["step"] + 1, state["losses"]
-        learner.load_state_dict(state["learner"])
-        guard.load_state_dict(state["guard"])
+        with run.restoring():
+            start, losses = state["step"] + 1, [float(state["losses"][0]), *map(float, state["losses"][1:])]
+            learner.load_state_dict(state["learner"])
+            guard.load_state_dict(state["guard"])
     order = batches(len(rows), size=settings.batch, seed=config.seed, start=start)
     for step in run.steps(start, total):
         batch = [rows[index] for index in next(order)]

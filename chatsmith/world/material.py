@@ -11,7 +11,7 @@ from chatsmith.world.demonstrations import demonstrations, label, minimal_pairs,
 from chatsmith.world.judge import Gold, judge
 from chatsmith.world.model import build_model, build_tokenizer
 from chatsmith.world.tasks import Task, held_out_tasks, train_tasks
-from chatsmith.writing import replace_directory
+from chatsmith.writing import FreshDirectory, replace_directory
 
 EVALUATION_SEED = 7
 DEMONSTRATIONS, PROMPTS, PREFERENCES = "demonstrations.jsonl", "prompts.jsonl", "preferences.jsonl"
@@ -26,7 +26,7 @@ def write_material(config: Config, world: WorldConfig, data: Path, base: Path) -
     tokenizer = build_tokenizer(f"{task.prompt} {answer}" for task, answer in shown)
     model = build_model(tokenizer, config.seed, hidden=world.hidden, layers=world.layers, heads=world.heads)
 
-    def fill(path: Path) -> None:
+    def fill(path: FreshDirectory) -> None:
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
 

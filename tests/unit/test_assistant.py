@@ -447,6 +447,29 @@ def test_a_run_gives_its_best_model_or_the_one_asked_for(tmp_path):
     assert load(run / "rl" / "ema", device="cpu").chat("Hi") == "ema"
 
 
+def test_saving_deletes_nothing_but_what_was_saved_before(tmp_path):
+    assistant = load(make_run(tmp_path / "run", "sft"), device="cpu")
+    mine = tmp_path / "mine"
+    (mine / "deep").mkdir(parents=True)
+    (mine / "deep" / "thesis.txt").write_text("mine")
+    bigram_model("sft").save_pretrained(tmp_path / "theirs")
+    for directory in (mine, tmp_path / "theirs", tmp_path / "run"):
+        before = {path: path.is_file() and path.read_bytes() for path in directory.rglob("*")}
+        with pytest.raises(RunError, match="not empty, and what is in it was not saved by chatsmith"):
+            assistant.save(directory)
+        assert {path: path.is_file() and path.read_bytes() for path in directory.rglob("*")} == before
+    for name in (".model.old", ".model.partial", "model.old"):
+        (tmp_path / name).mkdir()
+    assistant.save(tmp_path / "model")
+    assistant.save(tmp_path / "model")  # what a save made is replaced
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"model/notes\.txt: not made by chatsmith"):
+        assistant.save(tmp_path / "model")
+    assert load(tmp_path / "model", device="cpu").chat("Hi") == "sft"
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"run", "mine", "theirs", "model", ".model.old", ".model.partial", "model.old"}
+
+
 def test_what_cannot_be_loaded_is_refused_with_the_reason(tmp_path):
     early = make_run(tmp_path / "early", "sft")
     save(tiny_reward_model(), tmp_path / "early" / "reward" / "model")

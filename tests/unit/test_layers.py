@@ -12,17 +12,17 @@ ALLOWED = {
     "cpu": {"directories", "models"},  # of these the one layer whose kernel it has
     "engine": {"types", "errors", "seeds", "models", "cpu"},
     "data": {"types", "errors", "seeds", "config", "text", "functions", "directories", "machine"},
-    "models": {"types", "errors", "seeds", "functions", "data", "machine", "cpu"},
+    "models": {"types", "errors", "seeds", "functions", "data", "machine", "cpu", "received", "writing"},
     "stages": {
         *("types", "errors", "seeds", "config", "runtime", "evaluate", "assistant"),
         *("algo", "engine", "data", "models"),
     },
-    "collect": {"types", "errors", "seeds", "runtime", "data", "text", "live", "console"},
+    "collect": {"types", "errors", "seeds", "runtime", "data", "text", "live", "console", "received", "writing"},
     "inspection": {
         *("evaluate", "types", "errors", "seeds", "config", "resolve", "text", "console", "checkpoint", "intake"),
         *("algo", "data", "models", "stages"),
     },
-    "report": {"errors", "config", "resolve", "text", "runs", "checkpoint", "evaluate"},
+    "report": {"errors", "config", "resolve", "text", "runs", "checkpoint", "evaluate", "manifest", "received"},
 }
 
 

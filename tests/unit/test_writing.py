@@ -2,8 +2,11 @@
 
 import errno
 import json
+import multiprocessing
 import os
+import random
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,17 @@ from chatsmith.cli import explain
 from chatsmith.errors import RunError
 from chatsmith.machine import REMEDIES, refusal
 from chatsmith.run import lock
-from chatsmith.writing import append, forget_unfinished, is_unfinished, remove, replace_directory, replace_file
+from chatsmith.writing import (
+    append,
+    forget_unfinished,
+    is_held,
+    is_unfinished,
+    new_file,
+    remove,
+    remove_model,
+    replace_directory,
+    replace_file,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -100,12 +113,15 @@ def test_no_link_is_followed(tmp_path):
     (tmp_path / "theirs").write_text("theirs\n")
     for name in ("replaced", "appended"):
         (tmp_path / name).symlink_to("theirs")
-    save_text(tmp_path / "replaced", "ours")
-    with pytest.raises(RunError, match="Links lead in a circle, or stand where a file belongs"):
-        append(tmp_path / "appended", "ours\n")
-    remove(tmp_path / "appended")
+    for write in (
+        lambda: save_text(tmp_path / "replaced", "ours"),
+        lambda: append(tmp_path / "appended", "ours\n"),
+        lambda: remove(tmp_path / "appended"),
+    ):
+        with pytest.raises(RunError, match="Links lead in a circle, or stand where a file belongs"):
+            write()
     assert (tmp_path / "theirs").read_text() == "theirs\n"
-    assert not (tmp_path / "replaced").is_symlink()
+    assert (tmp_path / "replaced").is_symlink() and (tmp_path / "appended").is_symlink()
     (tmp_path / ".run.lock").symlink_to("theirs")
     with pytest.raises(OSError) as caught, lock(tmp_path / "run"):
         pass
@@ -176,6 +192,117 @@ def test_a_lock_that_was_deleted_meanwhile_is_no_lock(tmp_path, monkeypatch):
     with lock(tmp_path / "run"), pytest.raises(RunError, match="another chatsmith"), lock(tmp_path / "run"):
         pass
     assert len(opened) == 3
+
+
+def count_up(folder: str, times: int) -> None:
+    """In a process of its own: read a number and write the next one, each time under the lock."""
+    done = 0
+    while done < times:
+        try:
+            with lock(Path(folder) / "run"):
+                counter = Path(folder) / "counter"
+                number = int(counter.read_text())
+                time.sleep(0)  # so that another process gets in, if it can
+                counter.write_text(str(number + 1))
+                done += 1
+        except RunError:
+            time.sleep(random.random() / 1000)
+
+
+def test_of_many_processes_one_holds_a_lock(tmp_path):
+    (tmp_path / "counter").write_text("0")
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=count_up, args=(str(tmp_path), 50)) for _ in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert (tmp_path / "counter").read_text() == "400"
+    assert names(tmp_path) == ["counter"]
+
+
+def test_where_no_lock_can_be_there_is_one_error_and_no_waiting(tmp_path, capsys):
+    outside = tmp_path / "outside"
+    outside.write_text("theirs")
+    path = tmp_path / ".run.lock"
+    for plant in (
+        lambda: path.symlink_to(outside),
+        lambda: path.symlink_to(tmp_path / "absent"),
+        lambda: os.mkfifo(path),
+        path.mkdir,
+    ):
+        plant()
+        with pytest.raises(OSError) as caught, lock(tmp_path / "run"):
+            pass
+        assert not is_held(path)
+        assert explain(caught.value) == 1
+        said = capsys.readouterr().err
+        assert str(path) in said and len(said.splitlines()) == 1
+        assert os.path.lexists(path)
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert names(tmp_path) == ["outside"]
+    assert outside.read_text() == "theirs"
+
+
+def test_lines_are_added_to_a_regular_file_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").touch()
+    os.truncate(tmp_path / "endless", 1 << 40)
+    for name, said in (("pipe", "A pipe or device stands there"), ("endless", "its last line has no end")):
+        with pytest.raises(RunError, match=said):
+            append(tmp_path / name, "a\n")
+    assert (tmp_path / "endless").stat().st_size == 1 << 40
+
+
+def test_a_new_file_takes_no_name_that_is_taken(tmp_path, small_files):
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    (tmp_path / "file").write_text("old")
+    for name in ("link", "file"):
+        with pytest.raises(FileExistsError):
+            new_file(tmp_path / name, "new")
+    with pytest.raises(OSError):
+        new_file(tmp_path / "large", "a" * 5000)
+    new_file(tmp_path / "new", "\ud800 一")
+    assert (tmp_path / "new").read_text() == "\\ud800 一"
+    assert names(tmp_path) == ["file", "link", "new"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def model_into(path):
+    save_file({"a": torch.zeros(2)}, path / "model.safetensors")
+    (path / "config.json").write_text("{}")
+
+
+def test_a_directory_that_holds_anything_else_is_neither_replaced_nor_deleted(tmp_path):
+    model = tmp_path / "model"
+    for name in ("notes.txt", ".git/config", "model/weights", "old.json", "README.md.bak"):
+        replace_directory(model, model_into)
+        foreign = model / name
+        foreign.parent.mkdir(exist_ok=True)
+        foreign.write_text("mine")
+        before = sorted(model.rglob("*"))
+        for change in (lambda: replace_directory(model, model_into), lambda: remove_model(model)):
+            with pytest.raises(
+                RunError, match=r"not made by chatsmith, and would go with the model there\. Move it away"
+            ):
+                change()
+        assert sorted(model.rglob("*")) == before
+        foreign.unlink()
+        if foreign.parent != model:
+            foreign.parent.rmdir()
+    (tmp_path / "kept").write_text("theirs")
+    (model / "tokenizer.json").symlink_to(tmp_path / "kept")
+    (tmp_path / "link").symlink_to(model)
+    for path in (model, tmp_path / "link", tmp_path / "kept"):
+        with pytest.raises(RunError, match=r"not made by|a link, which|a file stands there"):
+            replace_directory(path, model_into)
+    (tmp_path / "README.md").write_text("a project, and no model")
+    with pytest.raises(RunError, match="not empty and no model"):
+        replace_directory(tmp_path, model_into)
+    (model / "tokenizer.json").unlink()
+    remove_model(model)
+    assert names(tmp_path) == ["README.md", "kept", "link"]
 
 
 def test_names_that_cannot_be_are_refused_with_a_remedy(tmp_path, capsys):
