@@ -135,7 +135,7 @@ def bench(location: str, *, prompt_tokens: int | None, answer_tokens: int | None
         screen.command(shlex.join(["chatsmith", "train", *yours]))
     else:
         screen.line("Measure your own model:")
-        screen.command("chatsmith bench MODEL")
+        screen.command("chatsmith", "bench", "MODEL")
     return {"model": location or None, **result}
 
 

@@ -83,7 +83,7 @@ def self_instruct(
     if ended:
         screen.line(f"  {ended}; the same command goes on.", "yellow")
         return 0 if stop.received is None else 128 + stop.received
-    screen.command(f"chatsmith sft --actor-model MODEL --data {output}")
+    screen.command("chatsmith", "sft", "--actor-model", "MODEL", "--data", output)
     return 0
 
 

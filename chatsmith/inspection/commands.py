@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chatsmith.errors import ConfigError
+from chatsmith.output import say
 
 if TYPE_CHECKING:
     from chatsmith.config import Config
@@ -124,7 +125,7 @@ def _config(
     if not specs and not recipe:
         raise ConfigError("name a source, as after --data, or a recipe with --recipe.")
     if sys.stderr.isatty():
-        typer.echo("Reading ...", err=True)  # torch and transformers alone take seconds
+        say("Reading ...", error=True)  # torch and transformers alone take seconds
     return config
 
 
