@@ -36,7 +36,12 @@ collection = typer.Typer(no_args_is_help=True, help="New training data from a mo
 app.add_typer(collection, name="collect")
 app.add_typer(data_commands, name="data")
 
-Recipe = Annotated[str, typer.Argument(help="A built-in recipe (see `chatsmith recipes`) or a TOML file.")]
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="A built-in recipe (see `chatsmith recipes`) or a TOML file. It is code: read one that you did not write."
+    ),
+]
 RunDir = Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/RECIPE.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of models, orders and sampling.")]
 ActorModel = Annotated[str | None, typer.Option(help="Model to start from: a directory or a hub id.")]
@@ -364,9 +369,10 @@ def _train(
     directory = run_dir or Path("runs") / (Path(recipe).stem or Path(config.actor_model).name)
 
     from chatsmith.console import Screen
-    from chatsmith.intake import take_in
+    from chatsmith.intake import say_functions, take_in
 
     screen = Screen()
+    say_functions(config, rewards=True, say=screen.line)
     if config.data.sources:
         screen.line("Reading the data ...", "dim")
     sources = take_in(config, None if dry_run else directory, restart_from=restart_from)
