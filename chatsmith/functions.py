@@ -32,7 +32,9 @@ def load_function(target: str, *, kind: str) -> Callable[..., Any]:
             if not Path(source).is_file():
                 raise ConfigError(f"{where}: no such file.")
             path = Path(source).absolute()
-            name_of_its_own = f"chatsmith_user_{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}_{path.stem}"
+            name_of_its_own = (
+                f"chatsmith_user_{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}_{path.stem.replace('.', '_')}"
+            )
             spec = importlib.util.spec_from_file_location(name_of_its_own, source)
             assert spec is not None
             assert spec.loader is not None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from chatsmith.checkpoint import append_jsonl, load_checkpoint, read_jsonl, save_checkpoint, save_jsonl
 from chatsmith.config import EngineConfig
 from chatsmith.errors import ConfigError, RunError
+from chatsmith.text import printable
 from chatsmith.writing import append, make_directory
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class StageRun:
         """Warn of a refused optimizer step, and keep its batch to be looked at."""
         path = self.directory / f"skipped-{self._step}.txt"
         # a step of PPO has several optimizer steps
-        append(path, f"==== {reason}\n\n" + "\n\n----\n\n".join(batch) + "\n\n")
+        append(path, printable(f"==== {reason}\n\n" + "\n\n----\n\n".join(batch) + "\n\n"))
         self.warn(f"step {self._step} was skipped: {reason}; its batch is in {path.parent.name}/{path.name}")
 
     def warnings(self) -> list[str]:

@@ -73,6 +73,15 @@ def command(run: RecordedRun) -> str:
     return shell(["chatsmith", *words, "--run-dir", f"runs/{run.name}-again", *force]) if words else ""
 
 
+def code(run: RecordedRun) -> str:
+    """The functions that this command would run, which a stranger's run may have chosen; empty if there are none."""
+    sources, rewards = run.get("config", "data", "sources"), run.get("config", "rl", "rewards")
+    tables = [source for source in sources if isinstance(source, Mapping)] if isinstance(sources, list) else []
+    named = [table.get("function") for table in tables]
+    named += [reward for reward in rewards if ":" in str(reward)] if isinstance(rewards, list) else []
+    return ", ".join(str(name) for name in named if name)
+
+
 def repeated(config: Any, recipe: str) -> list[str]:
     """The words after `chatsmith` that stand for a recorded configuration: its recipe, and what was changed by hand.
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import time
 
 import pytest
@@ -12,12 +13,13 @@ pytest.importorskip("rapidfuzz")
 
 from chatsmith.collect import endpoint as client
 from chatsmith.collect.endpoint import Endpoint, Reply
-from chatsmith.collect.filters import language, unfit_answer, unfit_instruction
+from chatsmith.collect.filters import unfit_answer, unfit_instruction
 from chatsmith.collect.progress import Tally
 from chatsmith.collect.self_instruct import self_instruct
 from chatsmith.collect.wording import PER_REQUEST, read_list
 from chatsmith.console import Screen
-from chatsmith.data.check import SIGNS
+from chatsmith.data import check, licences
+from chatsmith.data.turns import is_transcript
 from chatsmith.errors import ChatsmithError, EndpointError
 
 KEY = "sk-proj-Zx81_kQ0vN3-hidden"
@@ -41,7 +43,10 @@ def collect(tmp_path, monkeypatch):
 
 # time
 
-LONG = 1_000_000
+LONG = 200_000  # a time that grows faster than the text is minutes here
+PATTERNS = {name: value for name, value in {**vars(check), **vars(licences)}.items() if isinstance(value, re.Pattern)}
+PATTERNS |= {f"sign {name}": value for name, value in check._TEXT_SIGNS.items()}
+PATTERNS.pop("_NO_PROSE")  # looks at the beginning of a line alone
 PIECES = [
     "\n",
     " ",
@@ -64,25 +69,29 @@ PIECES = [
 
 
 @pytest.mark.parametrize("opening", ["", "```\n", "```json\n[", "sorry", "as an ", "{{ ", "Human:"])
-def test_no_text_of_a_million_characters_takes_a_second(opening):
+def test_no_long_text_takes_a_second(opening):
     for piece in PIECES:
         text = opening + piece * (LONG // len(piece))
         reply = Reply(text, "stop", "m", "h", 1.0, "", 1, 1)
         started = time.process_time()
         read_list(text)
         unfit_answer(reply)
-        assert time.process_time() - started < 1, (opening, piece)
+        assert time.process_time() - started < 0.5, (opening, piece)
 
 
-@pytest.mark.parametrize("piece", ["\n", "a", "create an ", "a" * 1000 + " ", "&#", "{{ a", "<|a"])
-def test_no_instruction_and_no_sign_takes_long(piece):
-    text = "Explain why " + piece * (LONG // len(piece))
+@pytest.mark.parametrize("piece", [*PIECES, "\n\n", "Human:", "\nHuman: ", "###", "\n\r"])
+def test_no_search_in_a_long_text_takes_a_second(piece):
+    text = "Explain why" + piece * (LONG // len(piece))
     started = time.process_time()
-    unfit_instruction("Explain this: " + " " * LONG + "create " + "a" * LONG, "English")
-    for sign in SIGNS.values() if hasattr(SIGNS, "values") else ():
-        getattr(sign, "search", lambda _: None)(text)
-    language(piece * 1000)
-    assert time.process_time() - started < 6
+    is_transcript(text)
+    assert time.process_time() - started < 0.5, "transcript"
+    for name, sign in PATTERNS.items():
+        started = time.process_time()
+        sign.search(text)
+        assert time.process_time() - started < 0.5, name
+    started = time.process_time()
+    unfit_instruction("Explain this: create " + " " * LONG + "a" * LONG, "English")
+    assert time.process_time() - started < 0.5
 
 
 def test_a_list_longer_than_was_asked_for_is_none():
