@@ -1,6 +1,7 @@
 """An endpoint that means harm: what it says is bounded, costs what it says at least, and never holds the key."""
 
 import gzip
+import itertools
 import json
 import re
 import time
@@ -70,13 +71,13 @@ PIECES = [
 
 @pytest.mark.parametrize("opening", ["", "```\n", "```json\n[", "sorry", "as an ", "{{ ", "Human:"])
 def test_no_long_text_takes_a_second(opening):
-    for piece in PIECES:
-        text = opening + piece * (LONG // len(piece))
+    for piece, ending in itertools.product(PIECES, ("", ".", "\n```")):
+        text = opening + piece * (LONG // len(piece)) + ending
         reply = Reply(text, "stop", "m", "h", 1.0, "", 1, 1)
         started = time.process_time()
         read_list(text)
         unfit_answer(reply)
-        assert time.process_time() - started < 0.5, (opening, piece)
+        assert time.process_time() - started < 0.5, (opening, piece, ending)
 
 
 @pytest.mark.parametrize("piece", [*PIECES, "\n\n", "Human:", "\nHuman: ", "###", "\n\r"])
