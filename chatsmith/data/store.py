@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 import uuid
@@ -30,7 +29,8 @@ from numpy.typing import NDArray
 
 from chatsmith.directories import cache_directory
 from chatsmith.errors import RunError
-from chatsmith.text import printable
+from chatsmith.output import say
+from chatsmith.text import unbroken
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -222,7 +222,7 @@ def _writing(where: str) -> Iterator[None]:
 @cache
 def _say_that_nothing_is_kept(reason: str) -> None:
     """Once per process."""
-    print(printable(f"{reason}: prepared data is not kept, and made anew by the next command"), file=sys.stderr)
+    say(f"{unbroken(reason)}: prepared data is not kept, and made anew by the next command", error=True)
 
 
 def _found(name: str, ragged: Mapping[str, str], numbers: Mapping[str, Any]) -> Entry | None:

@@ -10,15 +10,29 @@ PACKAGE = Path(chatsmith.__file__).parent
 ALLOWED = {
     "algo": {"types"},
     "engine": {"types", "errors", "seeds", "models", "directories"},
-    "data": {"types", "errors", "seeds", "config", "text", "functions", "directories", "machine"},
+    "data": {"types", "errors", "seeds", "config", "text", "output", "functions", "directories", "machine"},
     "models": {"types", "errors", "seeds", "functions", "data", "machine", "received", "writing"},
     "stages": {
         *("types", "errors", "seeds", "config", "runtime", "evaluate", "assistant"),
         *("algo", "engine", "data", "models"),
     },
-    "collect": {"types", "errors", "seeds", "runtime", "data", "text", "live", "console", "received", "writing"},
+    "collect": {
+        *("types", "errors", "seeds", "runtime", "data", "text", "live", "console", "output", "received", "writing"),
+    },
     "inspection": {
-        *("evaluate", "types", "errors", "seeds", "config", "resolve", "text", "console", "checkpoint", "intake"),
+        *(
+            "evaluate",
+            "types",
+            "errors",
+            "seeds",
+            "config",
+            "resolve",
+            "text",
+            "output",
+            "console",
+            "checkpoint",
+            "intake",
+        ),
         *("algo", "data", "models", "stages"),
     },
     "report": {"errors", "config", "resolve", "text", "runs", "checkpoint", "evaluate", "manifest", "received"},
