@@ -64,8 +64,8 @@ def check_directory(directory: Path, *, refuse: Refusal, links: bool, most: int 
     Raises:
         ChatsmithError: of the kind `refuse`, naming the entry and what is wrong with it.
     """
-    root = Path(os.path.realpath(directory))
-    inside = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
+    inside = places_inside(directory)
+    root = inside[0]
     try:
         for count, (path, mode) in enumerate(_entries(root)):
             if count >= most:
@@ -86,6 +86,13 @@ def check_directory(directory: Path, *, refuse: Refusal, links: bool, most: int 
                 raise refuse(f"{quoted(path)}: a pipe or device, no file. Remove it.")
     except OSError as error:
         raise refuse(f"{quoted(error.filename or directory)}: cannot be read: {in_words(error)}.") from error
+
+
+def places_inside(directory: Path) -> list[Path]:
+    """Where what belongs to a directory lies: in itself, and of a snapshot in the hub's cache among the blobs."""
+    root = Path(os.path.realpath(directory))
+    snapshot = next((place for place in (root, *root.parents) if place.parent.name == "snapshots"), None)
+    return [root] if snapshot is None else [root, snapshot.parents[1] / "blobs"]
 
 
 def _entries(root: Path) -> Iterator[tuple[Path, int]]:

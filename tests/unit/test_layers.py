@@ -9,9 +9,11 @@ PACKAGE = Path(chatsmith.__file__).parent
 # what each part may import from chatsmith, besides itself
 ALLOWED = {
     "algo": {"types"},
-    "engine": {"types", "errors", "seeds", "models", "directories"},
-    "data": {"types", "errors", "seeds", "config", "text", "functions", "directories", "machine"},
-    "models": {"types", "errors", "seeds", "functions", "data", "machine"},
+    "engine": {"types", "errors", "seeds", "models", "directories", "text"},
+    "data": {
+        *("types", "errors", "seeds", "config", "text", "functions", "directories", "machine", "bounds", "received"),
+    },
+    "models": {"types", "errors", "seeds", "functions", "data", "machine", "bounds", "received", "text"},
     "stages": {
         *("types", "errors", "seeds", "config", "runtime", "evaluate", "assistant"),
         *("algo", "engine", "data", "models"),
