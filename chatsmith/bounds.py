@@ -4,7 +4,7 @@ import resource
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -17,8 +17,8 @@ class Unbounded(Exception):
 
 
 @contextmanager
-def bounded() -> Iterator[None]:
-    """What is called inside ends after a minute of Python, or where it wants gibibytes of memory.
+def bounded(*, time: bool = True) -> Iterator[None]:
+    """What is called inside ends after a minute of Python, unless `time` is no matter, or where it wants gibibytes.
 
     The minute is looked at in the main thread alone, the memory where the system says how much there is (Linux).
 
@@ -26,7 +26,7 @@ def bounded() -> Iterator[None]:
         Unbounded: where it was ended.
     """
     try:
-        with _memory(), _time():
+        with _memory(), _time() if time else nullcontext():
             yield
     except MemoryError:
         raise Unbounded(f"it takes more than {MEMORY >> 30} GiB of memory") from None

@@ -7,7 +7,7 @@ never ends, or a file without end. It is looked at before anything in it is read
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +73,24 @@ def check_directory(directory: Path, *, refuse: Refusal, links: bool, most: int 
             if len(path.relative_to(root).parts) > DEEPEST:
                 raise refuse(f"{quoted(path)}: more than {DEEPEST} directories deep. Move it away.")
             if stat.S_ISLNK(mode):
-                target = Path(os.path.realpath(path))
                 if not links:
                     raise refuse(f"{quoted(path)}: a link, of which chatsmith makes none here. Remove it.")
-                if not any(target.is_relative_to(place) for place in inside):
-                    raise refuse(
-                        f"{quoted(path)}: a link that leads out of this directory, to {quoted(target)}. Put what is "
-                        "meant in its place, or remove it."
-                    )
+                check_inside(path, inside, refuse=refuse)
                 mode = os.stat(path).st_mode if os.path.exists(path) else 0
             if mode and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise refuse(f"{quoted(path)}: a pipe or device, no file. Remove it.")
     except OSError as error:
         raise refuse(f"{quoted(error.filename or directory)}: cannot be read: {in_words(error)}.") from error
+
+
+def check_inside(path: Path, places: Sequence[Path], *, refuse: Refusal) -> None:
+    """Refuse a path that leads out of these places, by links or by its name."""
+    target = Path(os.path.realpath(path))
+    if not any(target.is_relative_to(place) for place in places):
+        raise refuse(
+            f"{quoted(path)}: a link or a name that leads out of this directory, to {quoted(target)}. Put what is "
+            "meant in its place, or remove it."
+        )
 
 
 def places_inside(directory: Path) -> list[Path]:

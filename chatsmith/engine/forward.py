@@ -5,6 +5,8 @@ steps. On a GPU a step is recorded once per shape as a CUDA graph and then repla
 to start some hundred kernels.
 """
 
+import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
+from chatsmith.directories import own_cache
 from chatsmith.engine.attention import decode_attention
 from chatsmith.engine.cache import SlotCache, prefill_cache, rounded_up
 from chatsmith.engine.linears import PackedLinears
@@ -278,6 +281,7 @@ def compile_(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     Raises:
         ConfigError: when it is called, if torch cannot.
     """
+    _compile_in_own_directory()
     compiled = torch.compile(function, dynamic=True)
 
     def call(*arguments: Any, **options: Any) -> Tensor:
@@ -292,6 +296,16 @@ def compile_(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return result
 
     return call
+
+
+def _compile_in_own_directory() -> None:
+    """torch keeps code that it has compiled, and runs it again; where it does by default, others may have put some."""
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        try:
+            place = str(own_cache() / "inductor")
+        except OSError:
+            place = tempfile.mkdtemp(prefix="chatsmith-")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = place
 
 
 def check_compiler(device: torch.device) -> None:
