@@ -85,7 +85,10 @@ def check_directory(directory: Path, *, refuse: Refusal, links: bool, most: int 
 
 def check_inside(path: Path, places: Sequence[Path], *, refuse: Refusal) -> None:
     """Refuse a path that leads out of these places, by links or by its name."""
-    target = Path(os.path.realpath(path))
+    try:
+        target = Path(os.path.realpath(path))
+    except ValueError:  # no name at all
+        raise refuse(f"{quoted(path)}: names a file as no file can be called. Mend it.") from None
     if not any(target.is_relative_to(place) for place in places):
         raise refuse(
             f"{quoted(path)}: a link or a name that leads out of this directory, to {quoted(target)}. Put what is "

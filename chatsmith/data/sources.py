@@ -344,13 +344,17 @@ def _check_saved_dataset(path: Path) -> None:
     """Refuse one whose files, or the names of files in them, lead elsewhere: the library opens what they name."""
     check_directory(path, refuse=DataError, links=True)
     inside = places_inside(path)
-    splits = _held(path / "dataset_dict.json").get("splits", [])
-    for split in splits if isinstance(splits, list) else []:
-        check_inside(path / str(split), inside, refuse=DataError)
-    for folder in (path, *(path / str(split) for split in splits if isinstance(splits, list))):
-        for file in _held(folder / "state.json").get("_data_files") or []:
+    splits = [path / str(name) for name in _several(_held(path / "dataset_dict.json").get("splits"))]
+    for folder in (path, *splits):
+        check_inside(folder, inside, refuse=DataError)
+        for file in _several(_held(folder / "state.json").get("_data_files")):
             name = file.get("filename") if isinstance(file, dict) else file
             check_inside(folder / str(name), inside, refuse=DataError)
+
+
+def _several(value: Any) -> list[Any]:
+    """A list, or what a table holds under its names."""
+    return value if isinstance(value, list) else list(value) if isinstance(value, dict | str) else []
 
 
 def _held(file: Path) -> dict[str, Any]:

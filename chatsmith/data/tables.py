@@ -18,6 +18,7 @@ _MOST_ROWS = 4096  # that become Python values at a time
 _RATIO = 1000  # what a file may unpack to, beyond `_ANY_FILE`; columns that repeat themselves shrink to a 300th
 _ANY_FILE = 1 << 30  # bytes
 _VALUE = 8  # bytes that a number or a null is counted as
+_ROW = 64  # and a row, whatever is in it
 
 
 def parquet_rows(file: Path) -> Iterator[Row]:
@@ -56,11 +57,7 @@ def table_rows(batches: Iterable[Any], name: str, size_of: Callable[[], int]) ->
             plain = all(_is_json(field.type) for field in batch.schema)
             size = _unpacked(batch)
             done += size
-            if done > max(_ANY_FILE, _RATIO * stored):
-                raise DataError(
-                    f"{name}: {mebibytes(stored)} unpack to more than {mebibytes(done)}, {_RATIO} times as much and no "
-                    "text that anybody wrote. Look into it."
-                )
+            _check_ratio(name, done, stored)
             step = min(_MOST_ROWS, max(1, batch.num_rows * _PIECE // max(1, size)))
             for start in range(0, batch.num_rows, step):
                 piece = batch.slice(start, step)
@@ -75,6 +72,14 @@ def table_rows(batches: Iterable[Any], name: str, size_of: Callable[[], int]) ->
         raise DataError(f"{name}: cannot be read as a table: {root_of(error)}. Mend or export it again.") from error
 
 
+def _check_ratio(name: str, size: int, stored: int) -> None:
+    if size > max(_ANY_FILE, _RATIO * stored):
+        raise DataError(
+            f"{name}: {mebibytes(stored)} unpack to {mebibytes(size)} or more, {_RATIO} times as much and no text that "
+            "anybody wrote. Look into it."
+        )
+
+
 def _next(batches: Iterator[Any]) -> Any:
     """The next batch or None; one that takes gibibytes is an error."""
     with bounded(time=False):
@@ -83,7 +88,7 @@ def _next(batches: Iterator[Any]) -> Any:
 
 def _unpacked(batch: Any) -> int:
     """Bytes of a batch as Python values, about."""
-    return max(int(batch.nbytes), int(batch.num_rows) * _VALUE, sum(map(_bytes_of, batch.columns)))
+    return max(int(batch.nbytes), int(batch.num_rows) * _ROW, sum(map(_bytes_of, batch.columns)))
 
 
 def _bytes_of(column: Any) -> int:
@@ -126,6 +131,7 @@ def _parquet_batches(file: Path) -> Iterator[Any]:
         return
     # not pre_buffer: it would hold a whole row group, which may be the file
     with ParquetFile(file, pre_buffer=False, buffer_size=1 << 16, page_checksum_verification=True) as table:
+        _check_ratio(str(file), table.metadata.num_rows * _ROW, file.stat().st_size)
         groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
         widest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
         yield from table.iter_batches(batch_size=min(_ROWS, max(1, _PIECE // max(1, widest))))
