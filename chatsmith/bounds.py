@@ -44,7 +44,7 @@ def _time() -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, *before)
-        signal.signal(signal.SIGALRM, handler)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)  # None: not Python's
 
 
 def _too_late(number: int, frame: FrameType | None) -> None:
