@@ -246,7 +246,7 @@ def test_a_template_that_turns_bad_later_ends_too(model, monkeypatch):
     ids=lambda changes: str(changes)[:40],
 )
 def test_a_configuration_that_asks_for_too_much_is_refused_before_it_gets_it(model, monkeypatch, changes):
-    monkeypatch.setattr(bounds, "SECONDS", 1.0)
+    monkeypatch.setattr(bounds, "SECONDS", 0.4)
     change(model / "config.json", **changes)
     for use in (lambda: load_actor(str(model), byte_tokenizer(), **CPU), lambda: check_reward_base(str(model))):
         try:
@@ -295,7 +295,7 @@ def put(value, path, new):
     return value
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_value_in_any_place_is_used_or_refused(whole, tmp_path_factory, data):
     directory = tmp_path_factory.mktemp("changed") / "m"
@@ -314,7 +314,7 @@ def test_any_value_in_any_place_is_used_or_refused(whole, tmp_path_factory, data
         shutil.rmtree(directory)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(begin=st.integers(0, 400), new=st.binary(max_size=12), keep=st.booleans())
 def test_a_checkpoint_of_any_bytes_is_used_or_refused(whole, tmp_path_factory, begin, new, keep):
     directory = tmp_path_factory.mktemp("changed") / "m"
