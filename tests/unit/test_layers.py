@@ -9,9 +9,12 @@ PACKAGE = Path(chatsmith.__file__).parent
 # what each part may import from chatsmith, besides itself
 ALLOWED = {
     "algo": {"types"},
-    "engine": {"types", "errors", "seeds", "models", "directories"},
-    "data": {"types", "errors", "seeds", "config", "text", "output", "functions", "directories", "machine"},
-    "models": {"types", "errors", "seeds", "functions", "data", "machine", "received", "writing"},
+    "engine": {"types", "errors", "seeds", "models", "directories", "text", "output", "writing"},
+    "data": {
+        *("types", "errors", "seeds", "config", "text", "output", "functions", "directories", "machine", "bounds"),
+        *("received", "writing"),
+    },
+    "models": {*("types", "errors", "seeds", "functions", "data", "machine", "bounds", "received", "text", "writing")},
     "stages": {
         *("types", "errors", "seeds", "config", "runtime", "evaluate", "assistant"),
         *("algo", "engine", "data", "models"),
