@@ -10,13 +10,13 @@ import math
 import platform
 import random
 import resource
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -130,11 +130,18 @@ def bench(location: str, *, prompt_tokens: int | None, answer_tokens: int | None
     _show(screen, result)
     if location:
         screen.line("Train it:")
-        yours = ["--actor-model", find(location).location, "--data", "FILE.jsonl", "--run-dir", "DIR"]
-        screen.command(shlex.join(["chatsmith", "train", *yours]))
+        yours: list[str | Path] = [
+            "--actor-model",
+            Path(find(location).location),
+            "--data",
+            "FILE.jsonl",
+            "--run-dir",
+            "DIR",
+        ]
+        screen.command("chatsmith", "train", *yours)
     else:
         screen.line("Measure your own model:")
-        screen.command("chatsmith bench MODEL")
+        screen.command("chatsmith", "bench", "MODEL")
     return {"model": location or None, **result}
 
 

@@ -1,10 +1,12 @@
 """README.md of a saved model: what it is, from what, under which licences. What is not known is said to be unknown."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from chatsmith.received import places_inside
 from chatsmith.text import one_line
 
 _LONGEST_HEAD = 64_000  # bytes of another model's card that are looked at
@@ -62,10 +64,11 @@ def card(
 def stated_licence(location: str) -> str | None:
     """What the card of a model directory names as its licence; None if it has none, or for a model of the hub."""
     path = Path(location) / "README.md"
-    if not path.is_file():
+    real = Path(os.path.realpath(path))
+    if not path.is_file() or not any(real.is_relative_to(place) for place in places_inside(Path(location))):
         return None
     with path.open("rb") as file:
         text = file.read(_LONGEST_HEAD).decode("utf-8", errors="replace")
-    head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    head = re.match(r"---[ \t]*\n(.*?)\n---", text, re.DOTALL)
     found = head and re.search(r"^license: *[\"']?([a-z0-9][a-z0-9.-]*)[\"']? *$", head[1], re.MULTILINE)
     return found[1] if found else None

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from chatsmith.assistant import Assistant, Found, Reply, SpeakingStage, check_settings, find, load
 from chatsmith.checkpoint import read_jsonl
 from chatsmith.errors import ChatsmithError, RequestError
+from chatsmith.output import Console, say
 from chatsmith.runtime import StopSignals
 from chatsmith.seeds import derive_seed
-from chatsmith.text import printable
+from chatsmith.text import unbroken
 from chatsmith.types import Message
 from chatsmith.writing import new_file
 
@@ -177,7 +177,8 @@ class _Screen:
                 if warned or not self.interactive:
                     raise
                 warned = True
-                self.note("\n(Ctrl-C once more leaves; so do Ctrl-D and /quit)")
+                self.note("")
+                self.note("(Ctrl-C once more leaves; so do Ctrl-D and /quit)")
                 continue
             warned = False
             if line.strip():
@@ -187,12 +188,11 @@ class _Screen:
     def note(self, text: str, style: str = "dim") -> None:
         """Something that the model did not say."""
         if self.interactive or text:
-            self._console.print(Text(printable(text), style=style))
+            self._console.print(Text(unbroken(text), style=style))
 
     def say(self, text: str) -> None:
         """Text of the model, as soon as there is some."""
-        sys.stdout.write(printable(text))
-        sys.stdout.flush()
+        say(text, end="")
 
 
 def _introduce(screen: _Screen, path: str, found: Found, assistant: Assistant) -> None:

@@ -5,7 +5,6 @@ Exit codes: 0 done (gates held, or --force), 1 the user's mistake, 2 a gate fail
 """
 
 import errno
-import io
 import json
 import os
 import re
@@ -23,7 +22,8 @@ from chatsmith.errors import ChatsmithError, ConfigError
 from chatsmith.help import Configured, HelpAll
 from chatsmith.inspection.commands import data as data_commands
 from chatsmith.machine import in_words, out_of_memory, place, refusal
-from chatsmith.text import one_line, printable
+from chatsmith.output import guard_streams, say
+from chatsmith.text import one_line, printable, quoted
 
 app = typer.Typer(
     add_completion=False,
@@ -36,7 +36,12 @@ collection = typer.Typer(no_args_is_help=True, help="New training data from a mo
 app.add_typer(collection, name="collect")
 app.add_typer(data_commands, name="data")
 
-Recipe = Annotated[str, typer.Argument(help="A built-in recipe (see `chatsmith recipes`) or a TOML file.")]
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="A built-in recipe (see `chatsmith recipes`) or a TOML file. It is code: read one that you did not write."
+    ),
+]
 RunDir = Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/RECIPE.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of models, orders and sampling.")]
 ActorModel = Annotated[str | None, typer.Option(help="Model to start from: a directory or a hub id.")]
@@ -64,7 +69,7 @@ _SEVERAL = ("--data", "--reward", "--only", "--track")  # options that may be fo
 
 def _show_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"chatsmith {__version__}")
+        say(f"chatsmith {__version__}")
         raise typer.Exit
 
 
@@ -194,11 +199,11 @@ def recipes(name: Annotated[str, typer.Argument(help="Show this recipe.")] = "")
     if name and name not in texts:
         raise ConfigError(f'no recipe "{name}"; known: {", ".join(texts)}')
     if name:
-        typer.echo(texts[name], nl=False)
+        say(texts[name], end="")
         return
     for each, text in texts.items():
         about = " ".join(line.lstrip("# ") for line in text.split("\n\n")[0].splitlines())
-        typer.echo(f"{each:12} {about}")
+        say(f"{each:12} {about}")
 
 
 @app.command()
@@ -218,7 +223,7 @@ def chat(
 ) -> None:
     """Talk with a trained model. Lines from a pipe are answered one by one."""
     if sys.stdin.isatty() and sys.stdout.isatty():
-        typer.echo(f"Loading {model} ...")  # torch and transformers take seconds
+        say(f"Loading {quoted(model)} ...")  # torch and transformers take seconds
 
     from chatsmith.chat import chat as talk
 
@@ -261,7 +266,7 @@ def report(
     from chatsmith.report.page import write_comparison, write_report
 
     path = write_report(run, output) if run2 is None else write_comparison(run, run2, output)
-    typer.echo(str(path))
+    say(quoted(path))
 
 
 @app.command()
@@ -297,7 +302,7 @@ def bench(
 
     figures = measure(model, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, batch=batch)
     if as_json or not sys.stdout.isatty():
-        typer.echo(json.dumps(figures))
+        say(json.dumps(figures))
 
 
 @collection.command("self-instruct")
@@ -364,9 +369,10 @@ def _train(
     directory = run_dir or Path("runs") / (Path(recipe).stem or Path(config.actor_model).name)
 
     from chatsmith.console import Screen
-    from chatsmith.intake import take_in
+    from chatsmith.intake import say_functions, take_in
 
     screen = Screen()
+    say_functions(config, rewards=True, say=screen.line)
     if config.data.sources:
         screen.line("Reading the data ...", "dim")
     sources = take_in(config, None if dry_run else directory, restart_from=restart_from)
@@ -418,11 +424,12 @@ def silence_deprecations() -> None:
 
 
 def prepare_streams() -> None:
-    """What a terminal's encoding lacks is replaced; where a stream is closed, what is written to it goes nowhere."""
+    """What a terminal's encoding lacks is replaced, and so are control characters; a closed stream goes nowhere."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, open until the end
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
+    guard_streams()
 
 
 def check_place() -> None:
@@ -451,25 +458,25 @@ def explain(error: Exception) -> int:
     """Say what ended the command, and with which code it exits."""
     if out_of_memory(error):
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        typer.echo(
+        say(
             f"Out of memory: {reason} Lower --engine.max_batch_tokens (training and scoring), --engine.max_batch "
             "(generating) or --engine.max_logits_mib (vocabulary); the same command then continues after its last "
             "checkpoint.",
-            err=True,
+            error=True,
         )
         return 1
     refused = refusal(error)
     if refused is not None:
         where = place(refused) or "standard output, or a file that the system does not name"
-        typer.echo(one_line(f"RunError: {where}: {in_words(refused)}. Then type the same command again."), err=True)
+        say(one_line(f"RunError: {where}: {in_words(refused)}. Then type the same command again."), error=True)
         return 1
     from chatsmith.runtime import Interrupted
 
     if isinstance(error, Interrupted):
-        typer.echo(f"\n{error}. The same command (without --from) continues from there.", err=True)
+        say(f"\n{error}. The same command (without --from) continues from there.", error=True)
         return error.exit_code
     traceback.print_exception(error)
-    typer.echo("This is a bug in chatsmith, not your mistake. Please report it with the lines above.", err=True)
+    say("This is a bug in chatsmith, not your mistake. Please report it with the lines above.", error=True)
     return 3
 
 
@@ -488,11 +495,13 @@ def main() -> None:
         overrides, rest = split_arguments(sys.argv[1:])
         if overrides and rest and rest[0] not in _CONFIGURED:
             raise ConfigError(f"{overrides[0]}: `chatsmith {rest[0]}` takes no configuration. Leave it out.")
+        if any(printable(argument) != argument for argument in sys.argv):
+            app.rich_markup_mode = None  # rich would draw usage errors past the guard
         app(args=rest, obj=parse_overrides(overrides))
     except SystemExit as stop:  # the command-line library reports usage errors with 2, which here means a failed gate
         code = 1 if stop.code == 2 else stop.code
     except ChatsmithError as error:
-        typer.echo(f"{type(error).__name__}: {printable(str(error))}", err=True)
+        say(f"{type(error).__name__}: {error}", error=True)
         code = error.exit_code
     except Exception as error:
         code = explain(error)

@@ -1,9 +1,8 @@
 """What a person sees in the terminal: progress, verdicts, answers side by side.
 
-Text that came from data or models is never interpreted: control characters are stripped, markup is off.
+Text that came from data or models is never interpreted: markup is off, and control characters stop at the console.
 """
 
-import io
 import os
 import sys
 import time
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from chatsmith.live import LiveStage, show
-from chatsmith.text import duration, printable
+from chatsmith.output import Console
+from chatsmith.text import duration, printable, shell, unbroken
 
 if TYPE_CHECKING:  # both load torch, which commands that only look do not need
     from chatsmith.runtime import Shown
@@ -65,14 +64,14 @@ class _Lines:
         pass
 
     def warn(self, text: str) -> None:
-        self._console.print(Text(f"  warning: {printable(text)}", style="yellow"), soft_wrap=True)
+        self._console.print(Text(f"  warning: {unbroken(text)}", style="yellow"), soft_wrap=True)
 
 
 class Screen:
     """Prints a run. One per process."""
 
     def __init__(self) -> None:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what this terminal's encoding lacks
+        if hasattr(sys.stdout, "reconfigure"):  # an answer may hold what this terminal's encoding lacks
             sys.stdout.reconfigure(errors="replace")
         self.console = Console(highlight=False)
 
@@ -84,11 +83,16 @@ class Screen:
         return console.is_terminal and can_draw and not in_ci and console.encoding.startswith("utf")
 
     def line(self, text: str, style: str = "") -> None:
-        self._print(Text(printable(text), style=style))
+        """One line, whatever names are in it."""
+        self._print(Text(unbroken(text), style=style))
 
-    def command(self, text: str) -> None:
-        """Something to copy: never wrapped."""
-        self.console.print(Text("  " + printable(text)), soft_wrap=True)
+    def command(self, *words: str | os.PathLike[str]) -> None:
+        """Something to copy: for a shell, and never wrapped."""
+        self.copied(shell(words))
+
+    def copied(self, text: str) -> None:
+        """The same, put together by `text.shell`."""
+        self.console.print(Text("  " + unbroken(text)), soft_wrap=True)
 
     @contextmanager
     def stage(self, stage: str, title: str, total: int, road: Mapping[str, str] | None = None) -> "Iterator[Shown]":
@@ -109,9 +113,9 @@ class Screen:
         mark, style = ("PASSED", "green") if verdict.passed else ("FAILED", "red")
         if verdict.passed and verdict.unfit_for:
             mark, style = f"PASSED with a warning, unfit for {'; '.join(verdict.unfit_for)}", "yellow"
-        text = Text(f"  {stage} {printable(mark)}", style=f"bold {style}")
+        text = Text(f"  {stage} {unbroken(mark)}", style=f"bold {style}")
         text.append(
-            ": " + printable(verdict.text) + (" (going on: --force)" if forced and not verdict.passed else ""),
+            ": " + unbroken(verdict.text) + (" (going on: --force)" if forced and not verdict.passed else ""),
             style="default not bold",
         )
         self._print(text)

@@ -21,11 +21,16 @@ What other people's code raises is known to nobody: it is called inside `foreign
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from chatsmith.text import unbroken
+
 
 class ChatsmithError(Exception):
-    """Base of everything chatsmith raises on purpose."""
+    """Base of everything chatsmith raises on purpose. Its message is one line, whatever is quoted in it."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(unbroken(message))
 
 
 class ConfigError(ChatsmithError):

@@ -1,7 +1,9 @@
 """Functions that a user names: `FILE.py:function` or `package.module:function`."""
 
+import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,9 @@ from chatsmith.errors import ConfigError
 
 def load_function(target: str, *, kind: str) -> Callable[..., Any]:
     """The function that `target` names; its file or module is run.
+
+    A file is a module under a name of its own, so that a `json.py` takes nobody's place. What it imports is found as
+    Python finds modules; files beside it are not among them unless PYTHONPATH says so.
 
     Args:
         kind: what the function is to the user, for errors.
@@ -26,11 +31,15 @@ def load_function(target: str, *, kind: str) -> Callable[..., Any]:
         if source.endswith(".py"):
             if not Path(source).is_file():
                 raise ConfigError(f"{where}: no such file.")
-            spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+            path = Path(source).absolute()
+            name_of_its_own = (
+                f"chatsmith_user_{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}_{path.stem.replace('.', '_')}"
+            )
+            spec = importlib.util.spec_from_file_location(name_of_its_own, source)
             assert spec is not None
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # dataclasses look their module up
+            sys.modules[spec.name] = module  # dataclasses and pickle look their module up
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(source)

@@ -10,14 +10,15 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console, RenderableType
 from rich.console import Group as Lines
+from rich.console import RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
 from chatsmith.config import GROUPS
+from chatsmith.output import Console, say
 
 
 class Configured(TyperCommand):
@@ -30,7 +31,7 @@ class Configured(TyperCommand):
 
 def _show_all(context: typer.Context, asked: bool) -> None:
     if asked:
-        typer.echo(context.get_help(), nl=False)
+        say(context.get_help(), end="")
         console = Console()
         for group in GROUPS:
             console.print(_meanings(group))

@@ -4,7 +4,7 @@ Nothing here loads torch or transformers, which takes seconds: most mistakes are
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -74,6 +74,26 @@ def stages_to_train(config: Config) -> list[StageName]:
 
 def reward_targets(config: Config) -> list[str]:
     return [parse_reward(spec)[0] for spec in config.rl.rewards]
+
+
+def functions(config: Config) -> list[str]:
+    """The user's code that a configuration runs, each with what names it: reading data and, in stage 3, rewarding."""
+    tables = [source for source in config.data.sources if isinstance(source, SourceConfig) and source.function]
+    rewards = [target for target in reward_targets(config) if ":" in target and not Path(target).is_dir()]
+    return [f"{table.function} (of the source {table.source})" for table in tables] + [
+        f"{target} (a reward)" for target in (rewards if "rl" in config.stages else [])
+    ]
+
+
+def say_functions(config: Config, *, rewards: bool, say: Callable[[str], None]) -> None:
+    """Before any of the user's code runs: what of it does, and what of it is only named.
+
+    Args:
+        rewards: whether those are loaded too.
+    """
+    for what in functions(config):
+        is_run = rewards or not what.endswith("(a reward)")
+        say(f"{'runs your code' if is_run else 'does not run'}: {what}")
 
 
 def parse_reward(spec: str) -> tuple[str, float]:

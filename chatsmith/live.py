@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from chatsmith.text import Series, duration, figure, one_line, printable, sparkline
+from chatsmith.output import Console, guard_streams
+from chatsmith.text import Series, duration, figure, one_line, sparkline, unbroken
 
 # what is worth a curve, and its name on the screen
 CURVES = {
@@ -80,7 +82,7 @@ class LiveStage:
 
     def warn(self, text: str) -> None:
         assert self.console is not None, "warnings need a console: use `show`"
-        for line in Text(f"warning: {printable(text)}").wrap(self.console, self.console.width - len(INDENT)):
+        for line in Text(f"warning: {unbroken(text)}").wrap(self.console, self.console.width - len(INDENT)):
             self.console.print(Text(INDENT) + line, style="yellow")
 
     def end(self) -> None:
@@ -88,7 +90,7 @@ class LiveStage:
         with self._lock:
             self._over = True
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
         with self._lock:
             width = options.max_width
             lines = self._summary(width) if self._over else self._panel(width, console.height - 1)
@@ -209,6 +211,7 @@ def show(console: Console, stage: LiveStage) -> Iterator[LiveStage]:
     """Draw `stage` at the bottom of the terminal while the context lasts; what is printed meanwhile stands above."""
     stage.console = console
     with Live(stage, console=console, refresh_per_second=REFRESHES_PER_SECOND):
+        guard_streams()
         try:
             yield stage
         finally:

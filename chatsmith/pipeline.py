@@ -1,6 +1,5 @@
 """The road: SFT, reward model, PPO, in order, each judged before the next begins."""
 
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -58,6 +57,7 @@ from chatsmith.stages.reward import train_reward
 from chatsmith.stages.rl import RlReport, train_rl
 from chatsmith.stages.rollout import Prompts, check_held_out, encode_questions
 from chatsmith.stages.sft import train_sft
+from chatsmith.text import quoted, shell
 from chatsmith.trackers import open_trackers
 from chatsmith.types import Stage
 from chatsmith.verdicts import LeftOut, judge_reward, judge_rl, judge_sft
@@ -126,7 +126,7 @@ def train(
         _draw(run)
         for purpose, command in _next_commands(run):
             run.screen.line(f"{purpose}:")
-            run.screen.command(command)
+            run.screen.copied(command)
 
 
 def plan(config: Config, directory: Path, screen: Screen, sources: Sequence[Source]) -> None:
@@ -149,7 +149,7 @@ def plan(config: Config, directory: Path, screen: Screen, sources: Sequence[Sour
             if parse_reward(spec)[0] != "trained":
                 reward = load_reward(spec, config)
                 screen.line(f"reward: {reward.name}, weight {reward.weight:g}")
-    screen.line(f"stages: {', '.join(stages_to_train(config))}; run directory: {directory}")
+    screen.line(f"stages: {', '.join(stages_to_train(config))}; run directory: {quoted(directory)}")
     screen.line("nothing was written (--dry-run)")
 
 
@@ -414,7 +414,7 @@ def _finish(run: Run) -> None:
     run.save()
     seconds = run.manifest["summary"]["seconds"]
     run.screen.line("")
-    run.screen.line(f"{run.manifest['status']} after {seconds:.0f} s; everything is in {run.directory}", "bold")
+    run.screen.line(f"{run.manifest['status']} after {seconds:.0f} s; everything is in {quoted(run.directory)}", "bold")
     for source in run.manifest.get("data", []):
         if non_commercial(source["licence"]):
             run.screen.line(f"not for commercial use: {source['spec']} ({source['licence']})", "yellow")
@@ -428,37 +428,37 @@ def _draw(run: Run) -> None:
         run.screen.line(f"no report: {error}", "yellow")
     else:
         run.screen.line("What happened, drawn (open it in a browser):")
-        run.screen.command(str(path))
+        run.screen.command(path)
 
 
 def _next_commands(run: Run) -> list[tuple[str, str]]:
     """What a person may want to type now, for a shell, each with its purpose."""
     typed = sys.argv[0]  # to be typed again, where `chatsmith` alone would not be found
     program = typed if Path(typed).name == "chatsmith" and not shutil.which("chatsmith") else "chatsmith"
-    directory = str(run.directory)
+    directory = run.directory
     if run.manifest["status"] == "partial":
         return [("The other stages", "the same command without --only")]
     if not run.finished("rl"):
         following = "rl" if run.finished("reward") else "reward"
-        reward = ["--reward", f"{directory}/reward/model"] if following == "rl" else []
-        options = ["--actor-model", sft_location(run), *reward, "--data", "FILE.jsonl", "--run-dir", "DIR"]
-        return [("Next stage", shlex.join([program, following, *options]))]
+        options: list[str | Path] = [program, following, "--actor-model", Path(sft_location(run))]
+        options += ["--reward", directory / "reward" / "model"] if following == "rl" else []
+        return [("Next stage", shell([*options, "--data", "FILE.jsonl", "--run-dir", "DIR"]))]
     yours = ["--actor-model", "MODEL", "--data", "FILE.jsonl", "--run-dir", "DIR"]
     commands = [
-        ("Talk to it", shlex.join([program, "chat", directory])),
-        ("Your own model and data", shlex.join([program, "train", *yours])),
+        ("Talk to it", shell([program, "chat", directory])),
+        ("Your own model and data", shell([program, "train", *yours])),
     ]
     if run.config.world is not None and run.config.rl.kl_coef > 0:
-        copy = str(run.directory.with_name(f"{run.directory.name}-no-kl"))
+        copy = run.directory.with_name(f"{run.directory.name}-no-kl")
         steps = 2 * run.manifest["stages"]["rl"].get("report", {}).get("steps", 1)
         loose = run.config.rl.model_copy(update={"kl_coef": 0, "schedule": "constant", "steps": steps})
         config = run.config.model_copy(update={"rl": loose})
         words = repeated(config.model_dump(mode="json"), run.manifest["recipe"])
-        again = shlex.join([program, *words, "--run-dir", copy, "--from", "rl", "--force"])
+        again = shell([program, *words, "--run-dir", copy, "--from", "rl", "--force"])
         commands.append(
             (
                 "Watch PPO over-optimise the reward when nothing holds it",
-                f"{shlex.join(['cp', '-r', directory, copy])} && {again}",
+                f"{shell(['cp', '-r', directory, copy])} && {again}",
             )
         )
     return commands

@@ -7,7 +7,7 @@ never ends, or a file without end. It is looked at before anything in it is read
 import json
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,8 @@ def check_directory(
     Raises:
         ChatsmithError: of the kind `refuse`, naming the entry and what is wrong with it.
     """
-    root = Path(os.path.realpath(directory))
-    inside = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
+    inside = places_inside(directory)
+    root = inside[0]
     try:
         for count, (path, mode) in enumerate(_entries(root, {root / name for name in foreign})):
             if count >= most:
@@ -100,19 +100,39 @@ def check_directory(
             if len(inner.parts) > DEEPEST:
                 raise refuse(f"{shown}: more than {DEEPEST} directories deep. Move it away.")
             if stat.S_ISLNK(mode):
-                target = Path(os.path.realpath(path))
                 if not links:
                     raise refuse(f"{shown}: a link, of which chatsmith makes none here. Remove it.")
-                if not any(target.is_relative_to(place) for place in inside):
-                    raise refuse(
-                        f"{shown}: a link that leads out of this directory, to {quoted(target)}. Put what is "
-                        "meant in its place, or remove it."
-                    )
+                check_inside(path, inside, refuse=refuse, shown=shown)
                 mode = os.stat(path).st_mode if os.path.exists(path) else 0
             if mode and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise refuse(f"{shown}: a pipe or device, no file. Remove it.")
     except OSError as error:
         raise refuse(f"{quoted(error.filename or directory)}: cannot be read: {in_words(error)}.") from error
+
+
+def check_inside(path: Path, places: Sequence[Path], *, refuse: Refusal, shown: str = "") -> None:
+    """Refuse a path that leads out of these places, by links or by its name.
+
+    Args:
+        shown: the path in words, if not as it is.
+    """
+    shown = shown or quoted(path)
+    try:
+        target = Path(os.path.realpath(path))
+    except ValueError:  # no name at all
+        raise refuse(f"{shown}: names a file as no file can be called. Mend it.") from None
+    if not any(target.is_relative_to(place) for place in places):
+        raise refuse(
+            f"{shown}: a link or a name that leads out of this directory, to {quoted(target)}. Put what is "
+            "meant in its place, or remove it."
+        )
+
+
+def places_inside(directory: Path) -> list[Path]:
+    """Where what belongs to a directory lies: in itself, and of a snapshot in the hub's cache among the blobs."""
+    root = Path(os.path.realpath(directory))
+    snapshot = next((place for place in (root, *root.parents) if place.parent.name == "snapshots"), None)
+    return [root] if snapshot is None else [root, snapshot.parents[1] / "blobs"]
 
 
 def _entries(root: Path, closed: Collection[Path]) -> Iterator[tuple[Path, int]]:

@@ -15,6 +15,9 @@ from pydantic import ValidationError
 
 from chatsmith.config import GROUPS, Config, SourceConfig
 from chatsmith.errors import ConfigError
+from chatsmith.text import quoted
+
+LONGEST_RECIPE = 1 << 20  # bytes
 
 
 def builtin_recipes() -> dict[str, str]:
@@ -28,7 +31,9 @@ def builtin_recipes() -> dict[str, str]:
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The keys of a built-in recipe or of a TOML file.
+    """The keys of a built-in recipe or of a TOML file: a name that ends in .toml or in which a directory stands.
+
+    A recipe is code, since it names functions: a file is never taken for a built-in recipe whose name was mistyped.
 
     Raises:
         ConfigError: if there is no such recipe or the file is not TOML.
@@ -37,13 +42,17 @@ def read_recipe(name: str) -> dict[str, Any]:
     if name in recipes:
         return tomllib.loads(recipes[name])
     path = Path(name)
-    if not path.is_file():
+    if not (name.endswith(".toml") or "/" in name) or not path.is_file():
         near = difflib.get_close_matches(name, recipes, n=1)
         hint = f'did you mean "{near[0]}"?' if near else "known: " + ", ".join(recipes)
         raise ConfigError(f'no recipe or TOML file "{name}"; {hint}')
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            text = file.read(LONGEST_RECIPE + 1)
+        if len(text) > LONGEST_RECIPE:
+            raise ConfigError(f"{quoted(name)}: longer than {LONGEST_RECIPE >> 20} MiB, which no recipe is.")
+        return tomllib.loads(text.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{name}: not valid TOML: {error}.") from error
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from chatsmith.console import Screen
 from chatsmith.errors import RunError
 from chatsmith.manifest import MANIFEST, is_run, load_manifest, lock_file
+from chatsmith.text import quoted, unbroken
 from chatsmith.writing import is_held
 
 DEPTH = 3  # runs/NAME, runs/GROUP/NAME, ...
@@ -31,15 +32,15 @@ def show_runs(screen: Screen, directory: Path) -> None:
     entries = sorted(find_runs(directory), key=lambda entry: -entry.changed)
     runs = [entry for entry in entries if not entry.problem]
     if not entries:
-        screen.line(f"No runs in {directory}. To make one:")
-        screen.command("chatsmith train")
+        screen.line(f"No runs in {quoted(directory)}. To make one:")
+        screen.command("chatsmith", "train")
         return
     if runs:
         columns, rows = _table(runs)
-        screen.table(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} in {directory}", columns, rows)
+        screen.table(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} in {quoted(directory)}", columns, rows)
     for entry in entries:
         if entry.problem:
-            screen.line(f"  {entry.name}: {entry.problem}", "dim")
+            screen.line(f"  {quoted(entry.name)}: {entry.problem}", "dim")
 
 
 def find_runs(directory: Path) -> list[Entry]:
@@ -94,11 +95,11 @@ def _table(runs: list[Entry]) -> tuple[list[str], list[list[str]]]:
         first, last = _number(summary, "reward_mean_first"), _number(summary, "reward_mean_last")
         rows.append(
             {
-                "run": run.name,
-                "status": str(run.manifest["status"]),
+                "run": quoted(run.name),
+                "status": unbroken(str(run.manifest["status"])),
                 "age": _coarse(max(0.0, now - run.changed)),  # since its last change
                 "took": _written(_number(summary, "seconds"), _coarse),
-                "recipe": str(run.manifest.get("recipe", "")),
+                "recipe": unbroken(str(run.manifest.get("recipe", ""))),
                 "SFT loss": _written(_number(summary, "sft_loss_last"), "{:.3f}".format),
                 "acc.": _written(_number(summary, "reward_accuracy"), "{:.0%}".format),
                 "reward": _written(last - first, "{:+.2f}".format),

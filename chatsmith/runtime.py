@@ -12,7 +12,7 @@ from chatsmith.checkpoint import append_jsonl, damaged, load_checkpoint, read_js
 from chatsmith.config import EngineConfig
 from chatsmith.errors import ConfigError, ForeignError, RunError, foreign
 from chatsmith.machine import out_of_memory
-from chatsmith.text import quoted
+from chatsmith.text import printable, quoted
 from chatsmith.writing import append, make_directory, remove
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class StageRun:
         """Warn of a refused optimizer step, and keep its batch to be looked at."""
         path = self.directory / f"skipped-{self._step}.txt"
         # a step of PPO has several optimizer steps
-        append(path, f"==== {reason}\n\n" + "\n\n----\n\n".join(batch) + "\n\n")
+        append(path, printable(f"==== {reason}\n\n" + "\n\n----\n\n".join(batch) + "\n\n"))
         self.warn(f"step {self._step} was skipped: {reason}; its batch is in {path.parent.name}/{path.name}")
 
     def warnings(self) -> list[str]:

@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import shlex
 import unicodedata
 from collections.abc import Sequence
 
@@ -13,7 +14,17 @@ POINTS = 512  # that a series keeps; a power of two
 
 def printable(text: str) -> str:
     """Text without control characters, so that a model's answer cannot move the cursor or ring the bell."""
+    if text.isprintable():
+        return text
     return "".join(c if c in KEPT or unicodedata.category(c)[0] != "C" else "�" for c in text)
+
+
+def unbroken(text: str) -> str:
+    """Printable text as one line, in which a name or a message of several lines makes no line of its own."""
+    if text.isprintable():
+        return text
+    first, *others = printable(text).splitlines() or [""]
+    return " ".join([first, *(line.strip() for line in others)]).replace("\t", " ")
 
 
 def one_line(text: str) -> str:
@@ -24,7 +35,34 @@ def one_line(text: str) -> str:
 def quoted(name: str | os.PathLike[str]) -> str:
     """A path or another name as it is, or with escapes in quotes where it holds what a line of a terminal cannot."""
     text = os.fspath(name)
-    return text if text and printable(text) == text and "\n" not in text and "\t" not in text else ascii(text)
+    return text if text and unbroken(text) == text else ascii(text)
+
+
+def shell(words: Sequence[str | os.PathLike[str]]) -> str:
+    """A command to type: each word reaches the program as it is, and a shell makes nothing else of any.
+
+    Paths, unlike other words, are never taken for options. What a line of a terminal cannot hold is written as bash,
+    zsh and ksh read it: $'...'.
+    """
+    return " ".join(_word(word if isinstance(word, str) else _no_option(os.fspath(word))) for word in words)
+
+
+def _no_option(path: str) -> str:
+    return f"./{path}" if path.startswith("-") else path
+
+
+def _word(text: str) -> str:
+    if text == unbroken(text):
+        return shlex.quote(text)
+    return f"$'{''.join(map(_escaped, text))}'"
+
+
+def _escaped(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    if character == unbroken(character):
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
 def duration(seconds: float) -> str:

@@ -21,6 +21,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -226,6 +227,41 @@ def make_directory(path: Path) -> None:
     """A directory and those above it, where they are not there yet."""
     with _refusals(path, "made"):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def make_own_directory(path: Path) -> None:
+    """The same, each of them for this user alone whatever the umask allows. Raises: OSError, if it cannot be made."""
+    if not path.exists():
+        make_own_directory(path.parent)
+        with suppress(FileExistsError):  # another process was first
+            path.mkdir(mode=0o700)
+
+
+def scratch(inside: Path | None = None) -> FreshDirectory:
+    """A directory for this user alone, to `discard` or `keep`. Raises: OSError, if it cannot be made.
+
+    Args:
+        inside: None: where the system has temporary files.
+    """
+    return FreshDirectory(Path(tempfile.mkdtemp(prefix="making-", dir=inside)))
+
+
+def keep(made: Path, path: Path) -> None:
+    """Give what was made in a scratch directory, or this itself, its name on the same file system."""
+    os.rename(made, path)
+
+
+def discard(directory: Path) -> None:
+    """Delete a scratch directory, or one that was one and was kept, so that nobody finds half of it."""
+    going = directory.with_name(f"making-{secrets.token_hex(8)}")
+    with suppress(OSError):
+        directory.rename(going)
+    _delete(going)
+
+
+def mark_used(path: Path) -> None:
+    """Now is when it was last used."""
+    os.utime(path)
 
 
 def remove(path: Path) -> None:

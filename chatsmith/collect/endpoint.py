@@ -1,12 +1,15 @@
 """An OpenAI-compatible endpoint, asked through the `openai` package.
 
-The key is read from OPENAI_API_KEY and given to the client alone: no message from here holds it, whatever the endpoint
-says. The client itself tries again after 408, 409, 429, 5xx and lost connections, after as long as Retry-After says (a
-minute or two at most).
+The key is read from OPENAI_API_KEY and given to the client alone: nothing that comes from here holds it, whatever the
+endpoint says, and it is sent to no other address. What the endpoint says is bounded in length and time. The client
+itself tries again after 408, 409, 429, 5xx and lost connections, after as long as Retry-After says (a minute or two at
+most).
 """
 
+import asyncio
 import importlib.util
 import os
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +21,11 @@ from chatsmith.text import one_line
 FIRST_TRIES, LATER_TRIES = 3, 9  # a wrong address is known soon; one that has answered is worth half a minute
 FILTERED = ("content_filter", "content_policy_violation", "invalid_prompt")  # codes of OpenAI and Azure
 LONGEST_QUOTE = 300  # characters of what the endpoint says
+LONGEST_BODY = 16 << 20  # bytes; far more than the longest answer with everything around it
+LONGEST_WAIT_S = 900.0  # for a whole reply; the client waits ten minutes for its beginning
+LONGEST_TOKEN = 16  # bytes; longer ones are runs of one character, and none is so long on average
+MOST_TOKENS = 10**9  # of a text
+SHORTEST_KEY = 8  # shorter ones, such as "none", are words
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,23 @@ class Endpoint:
                 raise ConfigError(
                     f"collect: the package {package} is not installed. Type pip install 'chatsmith[collect]'."
                 )
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        class Bounded(DefaultAsyncHttpxClient):
+            """Replies up to a length and a time, those of errors too."""
+
+            async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
+                async with asyncio.timeout(LONGEST_WAIT_S):
+                    response = await super().send(request, stream=True, **options)
+                    try:
+                        return type(response)(
+                            response.status_code,
+                            headers=response.headers,
+                            content=await _body(response),
+                            request=request,
+                        )
+                    finally:
+                        await response.aclose()
 
         self.host = _host(url)
         self.model, self.max_tokens = model, max_tokens
@@ -61,7 +85,12 @@ class Endpoint:
         if not self._key.isascii() or any(c <= " " for c in self._key):
             raise ConfigError("OPENAI_API_KEY holds a blank, a line break or a letter that no key has. Set it again.")
         self._reached = False
-        self._client = AsyncOpenAI(base_url=url, api_key=self._key or "none")
+        self._spelt = _spellings(self._key) if len(self._key) >= SHORTEST_KEY else None
+        self._client = AsyncOpenAI(
+            base_url=url,
+            api_key=self._key or "none",
+            http_client=Bounded(follow_redirects=False, headers={"Accept-Encoding": "identity"}),
+        )
 
     async def ask(self, content: str) -> Reply:
         """The reply to one user message.
@@ -87,33 +116,47 @@ class Endpoint:
             if error.code in FILTERED:
                 return self._reply("", "content_filter", self.model)
             raise self._explained(error) from None  # without the request, which holds the key
-        except ValueError:  # the body is not JSON
+        except TimeoutError:
+            raise EndpointError(
+                f"{self.host} did not end its reply within {LONGEST_WAIT_S:.0f} s. Look at its log; lower --parallel "
+                "or --max-tokens; the same command then goes on."
+            ) from None
+        except EndpointError as error:
+            raise EndpointError(self.without_key(f"{self.host} {error}")) from None
+        except (ValueError, TypeError, AttributeError, RecursionError):  # the body is not JSON, or not of that form
             pass
         self._reached = True
-        return self._read(completion)
+        return self._read(completion, content)
 
     async def close(self) -> None:
         await self._client.close()
 
-    def _read(self, completion: Any) -> Reply:
+    def without_key(self, text: str) -> str:
+        """The text with the key replaced: some repeat what they were sent, escaped or broken into pieces."""
+        return self._spelt.sub("[the key]", text) if self._spelt is not None else text
+
+    def _read(self, completion: Any, content: str) -> Reply:
         """What a completion says; the client takes any JSON for one."""
         try:
             choice = completion.choices[0]
             text = choice.message.refusal or choice.message.content or ""
             reason = "content_filter" if choice.message.refusal else choice.finish_reason or "stop"
-        except (AttributeError, IndexError, TypeError):
+        except (AttributeError, IndexError, KeyError, TypeError):
             text, reason = "", "malformed"
         if not isinstance(text, str) or not isinstance(reason, str):
             text, reason = "", "malformed"
         model, usage = getattr(completion, "model", None), getattr(completion, "usage", None)
-        counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
-        tokens_in, tokens_out = (count if isinstance(count, int) else None for count in counts)
+        tokens_in = _counted(getattr(usage, "prompt_tokens", None), content)
+        tokens_out = _counted(getattr(usage, "completion_tokens", None), text)
+        if tokens_in is None or tokens_out is None:
+            tokens_in = tokens_out = None
         return self._reply(text, reason, model if isinstance(model, str) else self.model, tokens_in, tokens_out)
 
     def _reply(
         self, text: str, reason: str, model: str, input_tokens: int | None = None, output_tokens: int | None = None
     ) -> Reply:
         date = datetime.now(UTC).isoformat(timespec="seconds")
+        text, reason, model = map(self.without_key, (text, reason, model))
         return Reply(text, reason, model, self.host, self._temperature, date, input_tokens, output_tokens)
 
     def _explained(self, error: Any) -> EndpointError:
@@ -141,8 +184,52 @@ class Endpoint:
         return EndpointError(f"{self.host} {what.rstrip('. ')}. {remedy}; the same command then goes on.")
 
     def _clean(self, text: str) -> str:
-        text = text.replace(self._key, "[the key]") if self._key else text  # some repeat what they were sent
+        text = self.without_key(text[: 1000 * LONGEST_QUOTE])
+        text = text.replace(self._key, "[the key]") if self._key else text
         return one_line(text)[:LONGEST_QUOTE]
+
+
+async def _body(response: Any) -> bytes:
+    """All of a reply.
+
+    Raises:
+        EndpointError: if it leads elsewhere, is packed, or has no end.
+    """
+    if response.has_redirect_location:
+        where = response.headers["location"][:LONGEST_QUOTE]
+        raise EndpointError(
+            f"sends requests on to {where} ({response.status_code}), which would get the key. "
+            "Give that address to --endpoint if it is meant; the same command then goes on."
+        )
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise EndpointError(
+            "packs its replies, which nobody asked it for. Turn that off; the same command then goes on."
+        )
+    body = bytearray()
+    async for piece in response.aiter_raw():
+        body += piece
+        if len(body) > LONGEST_BODY:
+            raise EndpointError(
+                f"says more than {LONGEST_BODY >> 20} MiB in one reply. Look at its log; the same command then goes on."
+            )
+    return bytes(body)
+
+
+def _counted(count: object, text: str) -> int | None:
+    """An endpoint's count of a text's tokens, or ours where it says fewer than there can be; None for no count."""
+    if type(count) is not int or not 0 <= count <= MOST_TOKENS:
+        return None
+    letters = " ".join(text.split())
+    return max(count, -(-len(letters.encode("utf-8", "replace")) // LONGEST_TOKEN))
+
+
+def _spellings(key: str) -> re.Pattern[str]:
+    """A key as it stands, with blanks between its characters, or escaped as in JSON, an address or a page."""
+    written = [
+        rf"(?:{re.escape(c)}|\\*(?:u00|x)(?i:{ord(c):02x})|(?i:%{ord(c):02x}|&\#x0*{ord(c):x};)|&\#0*{ord(c)};)"
+        for c in key
+    ]
+    return re.compile(r"[\s\u200b-\u200d\u2060\ufeff]{0,8}+".join(written))
 
 
 def _host(url: str) -> str:

@@ -5,13 +5,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
 from chatsmith.collect.endpoint import Reply
 from chatsmith.console import SECONDS_BETWEEN_LINES, Screen
 from chatsmith.live import INDENT, REFRESHES_PER_SECOND
+from chatsmith.output import guard_streams
 from chatsmith.text import duration
 
 
@@ -71,6 +73,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self._screen.is_live:
             self._live.start()
+            guard_streams()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,7 +99,7 @@ class Progress:
         per_record = (time.monotonic() - self._began) / fresh
         return [f"{duration(per_record * (self._tally.wanted - self._tally.kept))} left"]
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
         """━━━━━━━━────  317/1000   4 min 12 s left, and the tally."""
         tally = self._tally
         columns = max(8, min(48, options.max_width - 40))

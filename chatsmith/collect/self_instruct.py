@@ -83,7 +83,7 @@ def self_instruct(
     if ended:
         screen.line(f"  {ended}; the same command goes on.", "yellow")
         return 0 if stop.received is None else 128 + stop.received
-    screen.command(f"chatsmith sft --actor-model MODEL --data {output}")
+    screen.command("chatsmith", "sft", "--actor-model", "MODEL", "--data", output)
     return 0
 
 
@@ -179,7 +179,7 @@ class _Collection:
             if instructions is None:
                 self.tally.dropped["malformed list"] += 1
                 return
-            for place, instruction in enumerate(instructions):
+            for place, instruction in enumerate(map(self.endpoint.without_key, instructions)):
                 self.tally.tried += 1
                 reason = unfit_instruction(instruction, self.language)
                 # what an earlier command kept was new then, and needs no search among tens of thousands

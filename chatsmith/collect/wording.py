@@ -5,13 +5,12 @@ and code, and a list that was cut off or chatted around cannot be taken for a wh
 """
 
 import json
-import re
 from collections.abc import Sequence
 
 from chatsmith.collect.filters import Language
 
 PER_REQUEST = 10
-_FENCED = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
+MOST = 10 * PER_REQUEST  # that a reply may hold: each is compared with all before it
 _REQUESTS: dict[Language, str] = {
     "English": """\
 You collect tasks for teaching an assistant that reads and writes text and does nothing else. Here are some of them, \
@@ -48,12 +47,18 @@ def request(examples: Sequence[str], language: Language) -> str:
 
 def read_list(text: str) -> list[str] | None:
     """The instructions of a reply; None if it is anything but a JSON list of strings, be it in a code fence."""
-    text = text.strip()
-    fenced = _FENCED.fullmatch(text)
     try:
-        items = json.loads(fenced[1] if fenced else text)
+        items = json.loads(_unfenced(text.strip()))
     except (ValueError, RecursionError):
         return None
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+    if not isinstance(items, list) or len(items) > MOST or not all(isinstance(item, str) for item in items):
         return None
     return [item.strip() for item in items]
+
+
+def _unfenced(text: str) -> str:
+    """What stands between a first line "```" or "```json" and a last line "```"."""
+    opening, _, rest = text.partition("\n")
+    inside, _, closing = rest.rpartition("\n")
+    is_fenced = opening.rstrip() in ("```", "```json") and closing.lstrip() == "```"
+    return inside if is_fenced else text

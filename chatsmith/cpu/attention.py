@@ -6,10 +6,8 @@ the cache directory.
 
 import ctypes
 import hashlib
-import os
 import shutil
 import subprocess
-import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -19,7 +17,10 @@ import torch
 from torch import Tensor
 
 from chatsmith.cpu.operators import operator
-from chatsmith.directories import cache_directory
+from chatsmith.directories import is_own, own_cache
+from chatsmith.output import say
+from chatsmith.text import quoted
+from chatsmith.writing import discard, keep, scratch
 
 _SOURCE = Path(__file__).with_name("attention.cpp")
 _LANES = 8  # numbers of a vector: widths are multiples of it
@@ -36,26 +37,28 @@ def compiled_attention() -> Any:
     command = [compiler, *_FLAGS, *_MATH]
     name = hashlib.sha256(repr([_SOURCE.read_text(encoding="utf-8"), *command]).encode()).hexdigest()[:16]
     try:
-        library = (cache_directory() / f"attention-{name}.so").absolute()
-        if _is_ours(library):
+        library = own_cache() / f"attention-{name}.so"
+    except OSError as error:
+        where = f"{quoted(error.filename or 'a place for compiled code')}: {error.strerror}"
+        say(f"{where}: {_SOURCE.name} is compiled anew by every command", error=True)
+        library = None
+    try:
+        if library is not None and is_own(library):  # it is code, and will run
             with suppress(OSError):  # damaged, or made where the C library is another
                 return ctypes.CDLL(str(library))
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            made = Path(folder) / library.name
-            subprocess.run([*command, str(_SOURCE), "-o", str(made)], check=True, capture_output=True)
-            os.replace(made, library)  # others may be making the same one
+        folder = scratch(library and library.parent)
+        try:
+            made = folder / f"attention-{name}.so"
+            umask = ["sh", "-c", 'umask 077 && exec "$@"', "sh"]  # nobody else may write what will run
+            subprocess.run([*umask, *command, str(_SOURCE), "-o", str(made)], check=True, capture_output=True)
+            if library is None:
+                return ctypes.CDLL(str(made))  # which stays when its name goes
+            keep(made, library)  # others may be making the same one
+        finally:
+            discard(folder)
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _is_ours(library: Path) -> bool:
-    """Whether nobody else can have written this file: it is code, and will run."""
-    if not library.exists():
-        return False
-    status = library.stat()
-    return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def computes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> bool:

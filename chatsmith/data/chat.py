@@ -171,7 +171,12 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> li
         max_tokens: at least 3.
     """
     rows: list[Encoded] = []
-    for ids in tokenizer(list(texts)).input_ids if texts else []:
+    try:
+        with foreign():
+            encoded = tokenizer(list(texts)).input_ids if texts else []
+    except ForeignError as error:
+        raise ModelError(f"the tokenizer of {tokenizer.name_or_path!r} cannot read a text: {error}.") from error
+    for ids in encoded:
         ids = ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
         borders = [*range(0, len(ids), max_tokens), len(ids)]
         if len(ids) % max_tokens == 1 and len(ids) > 1:
@@ -180,6 +185,15 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> li
             if end - begin > 1:
                 rows.append(Encoded(ids[begin:end], [False] + [True] * (end - begin - 1)))
     return rows
+
+
+def text_of(tokenizer: Any, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+    """The text of tokens. Raises: ModelError if the tokenizer cannot tell."""
+    try:
+        with foreign():
+            return str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+    except ForeignError as error:
+        raise ModelError(f"the tokenizer of {tokenizer.name_or_path!r} cannot decode tokens: {error}.") from error
 
 
 def decode_answer(tokenizer: Any, ids: Sequence[int], *, stops: Sequence[int] = ()) -> str:
@@ -198,7 +212,7 @@ def decode_answers(tokenizer: Any, rows: Sequence[Sequence[int]], *, stops: Sequ
     texts = []
     for ids in rows:
         said = ids[:-1] if ids and ids[-1] in stops else ids
-        text: str = tokenizer.decode([id for id in said if id not in control.quiet])
+        text = text_of(tokenizer, [id for id in said if id not in control.quiet])
         texts.append(unwrapped(text.strip(), wrap))
     return texts
 
@@ -240,8 +254,7 @@ class TextStream:
         return piece
 
     def _decode(self) -> str:
-        text: str = self._tokenizer.decode(self._window, skip_special_tokens=True)
-        return text
+        return text_of(self._tokenizer, self._window, skip_special_tokens=True)
 
 
 class AnswerStream:

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from chatsmith.text import printable
+from chatsmith.output import Console, guard_streams
+from chatsmith.text import unbroken
 
 QUIET_S = 2.0
 
@@ -20,5 +20,6 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], No
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as shown:
-        task = shown.add_task(printable(what), total=total, visible=False)
+        guard_streams()
+        task = shown.add_task(unbroken(what), total=total, visible=False)
         yield lambda count: shown.update(task, advance=count, visible=time.monotonic() - started > QUIET_S)

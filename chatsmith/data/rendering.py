@@ -13,9 +13,13 @@ from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 
+from chatsmith.bounds import Unbounded, bounded
 from chatsmith.data.control import Control
 from chatsmith.errors import ConversationError, ForeignError, ModelError, foreign
 from chatsmith.types import Message
+
+MOST_LETTERS = 1 << 20  # that a template may write of its own
+MOST_TIMES = 20  # and how often what it was given
 
 T = TypeVar("T")
 Pieces = list[tuple[str, bool]]  # of a conversation: text for `Control.encode`, and whether it is the assistant's
@@ -93,13 +97,20 @@ class Renderer:
         if not conversations:
             return []
         try:
-            with foreign():
-                return list(
+            with foreign(), bounded():
+                texts = list(
                     self.tokenizer.apply_chat_template(
                         conversations, tokenize=False, add_generation_prompt=generation_prompt
                     )
                 )
+            self._check_lengths(conversations, texts)
+            return texts
         except ForeignError as error:
+            if isinstance(error.__cause__, Unbounded):
+                raise ModelError(
+                    f"the chat template of {self.tokenizer.name_or_path!r} does not come to an end: {error.__cause__}. "
+                    "Give the model another template."
+                ) from error
             if len(conversations) > 1:  # by themselves, to find the one
                 return [self.render([each], generation_prompt=generation_prompt)[0] for each in conversations]
             reason = error.__cause__ if isinstance(error.__cause__, TemplateError) else error
@@ -111,6 +122,16 @@ class Renderer:
                     "first user turn), or give the model another template."
                 )
             ]
+
+    def _check_lengths(self, conversations: Sequence[list[_Turn]], texts: Sequence[Any]) -> None:
+        """Refuse a template that writes far more than it was given."""
+        for conversation, text in zip(conversations, texts, strict=True):
+            given = sum(len(turn["content"]) for turn in conversation)
+            if not isinstance(text, str) or len(text) > MOST_LETTERS + MOST_TIMES * given:
+                raise ModelError(
+                    f"the chat template of {self.tokenizer.name_or_path!r} makes {len(text):,} characters of a "
+                    f"conversation of {given:,}. Give the model another template."
+                )
 
     def probe(self) -> tuple[str, str]:
         """What the template writes between its generation prompt and an answer, and behind the answer.

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -24,10 +25,14 @@ from chatsmith.data.spec import Spec
 from chatsmith.data.split import POINT, point
 from chatsmith.data.store import Array, Writer, hash_of, stored
 from chatsmith.data.tables import dataset_rows, root_of
-from chatsmith.errors import DataError
+from chatsmith.errors import DataError, ForeignError, foreign
 from chatsmith.machine import in_words
+from chatsmith.received import check_directory, check_inside, places_inside, read_json
+from chatsmith.text import one_line, quoted
 from chatsmith.types import Record, Stage
 
+_LONGEST_HEAD = 64_000  # bytes of a licence that are looked at
+_LONGEST_LICENCE = 200  # characters of it that are told
 _LICENCE_FILES = ("LICENSE", "LICENCE", "COPYING")
 # what lies beside data and describes them
 _NO_DATA = (
@@ -190,6 +195,7 @@ def _open(spec: Spec) -> tuple[list[_Table], str | None]:
     try:
         if path.is_dir():
             if _is_saved_dataset(path):
+                _check_saved_dataset(path)
                 return _saved_dataset(path, spec)
             return [_file(file) for file in _files_in(path, spec.split)], _licence_in(path)
         if path.exists():
@@ -222,7 +228,16 @@ def _check_file(path: Path, spec: Spec) -> None:
     if not path.name.lower().endswith(SUFFIXES):
         raise DataError(f"{path}: unknown kind of file. Read are {KINDS}.")
     if not path.is_file():
-        raise DataError(f"{path}: a pipe or device, no file: it cannot be read again. Write it to a file first.")
+        raise DataError(
+            f"{quoted(path)}: a pipe or device, no file: it cannot be read again. Write it to a file first."
+        )
+    _check_name(path)
+
+
+def _check_name(path: Path) -> None:
+    """Records are named after their file, in lines of a terminal and of a report."""
+    if any(unicodedata.category(letter) == "Cc" for letter in str(path)):
+        raise DataError(f"{quoted(path)}: a line break or another control character is in this name. Rename it.")
 
 
 def _looks_like_a_path(location: str) -> bool:
@@ -249,13 +264,17 @@ def _files_in(directory: Path, split: str | None) -> list[Path]:
         raise DataError(f"{directory}: no data files in this directory. Read are {KINDS}.")
     chosen = [file for file in files if _is_of(split, file)]
     if not chosen:
-        names = ", ".join(map(str, files[:10])) + (", ..." if len(files) > 10 else "")
+        names = ", ".join(map(quoted, files[:10])) + (", ..." if len(files) > 10 else "")
         raise DataError(f'{directory}: no file is named after the split "{split}". There are: {names}.')
+    inside = places_inside(directory)
     for file in chosen:
         if not (directory / file).is_file():
             raise DataError(
-                f"{directory / file}: a link that leads nowhere, a pipe or a device, and no file. Mend it or remove it."
+                f"{quoted(directory / file)}: a link that leads nowhere, a pipe or a device, and no file. Mend it or "
+                "remove it."
             )
+        check_inside(directory / file, inside, refuse=DataError)
+        _check_name(directory / file)
     return [directory / file for file in chosen]
 
 
@@ -265,7 +284,7 @@ def unread_files(spec: Spec) -> list[str]:
     if not directory.is_dir() or _is_saved_dataset(directory):
         return []
     return sorted(
-        str(file)
+        quoted(file)
         for file in _below(directory)
         if _is_of(spec.split, file)
         and not file.name.lower().endswith((*SUFFIXES, ".md", ".py"))
@@ -276,8 +295,10 @@ def unread_files(spec: Spec) -> list[str]:
 def _below(directory: Path) -> Iterator[Path]:
     """The files in and below a directory that are not hidden, by name; through links too, but no directory twice."""
     seen = set()
+    inside = places_inside(directory)
     for folder, folders, names in os.walk(directory, onerror=_raise, followlinks=True):
         place = os.path.realpath(folder)
+        check_inside(Path(folder), inside, refuse=DataError)
         if place in seen:
             folders.clear()
             continue
@@ -298,24 +319,58 @@ def _raise(error: OSError) -> None:
 
 
 def _licence_in(directory: Path) -> str | None:
-    files = sorted(file for file in directory.iterdir() if file.name.upper().startswith(_LICENCE_FILES))
-    for file in files:
-        if file.is_file():
-            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-            return next((line.strip() for line in lines if line.strip()), None)
+    """The first line of a LICENSE file there; of one that is a link to elsewhere nothing is read."""
+    inside = places_inside(directory)
+    for file in sorted(file for file in directory.iterdir() if file.name.upper().startswith(_LICENCE_FILES)):
+        real = Path(os.path.realpath(file))
+        if file.is_file() and any(real.is_relative_to(place) for place in inside):
+            with file.open("rb") as text:
+                lines = text.read(_LONGEST_HEAD).decode("utf-8", errors="replace").splitlines()
+            return next(filter(None, map(_in_short, lines)), None)
     return None
+
+
+def _in_short(licence: object) -> str | None:
+    """A licence as a source states it, in one line for a model card and a report."""
+    stated = ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+    return one_line(stated[:_LONGEST_HEAD])[:_LONGEST_LICENCE] or None if isinstance(stated, str) else None
 
 
 def _is_saved_dataset(path: Path) -> bool:
     return (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
 
 
+def _check_saved_dataset(path: Path) -> None:
+    """Refuse one whose files, or the names of files in them, lead elsewhere: the library opens what they name."""
+    check_directory(path, refuse=DataError, links=True)
+    inside = places_inside(path)
+    splits = [path / str(name) for name in _several(_held(path / "dataset_dict.json").get("splits"))]
+    for folder in (path, *splits):
+        check_inside(folder, inside, refuse=DataError)
+        for file in _several(_held(folder / "state.json").get("_data_files")):
+            name = file.get("filename") if isinstance(file, dict) else file
+            check_inside(folder / str(name), inside, refuse=DataError)
+
+
+def _several(value: Any) -> list[Any]:
+    """A list, or what a table holds under its names."""
+    return value if isinstance(value, list) else list(value) if isinstance(value, dict | str) else []
+
+
+def _held(file: Path) -> dict[str, Any]:
+    """What a file of JSON holds, where there is one and it is a table; the library says what is wrong with others."""
+    real = Path(os.path.realpath(file))
+    held = read_json(real, refuse=DataError) if real.is_file() else {}
+    return held if isinstance(held, dict) else {}
+
+
 def _saved_dataset(path: Path, spec: Spec) -> tuple[list[_Table], str | None]:
     from datasets import DatasetDict, load_from_disk
 
     try:
-        dataset = load_from_disk(str(path))
-    except Exception as error:  # as above
+        with foreign():
+            dataset = load_from_disk(str(path))
+    except ForeignError as error:
         raise DataError(f"{path}: cannot be read as a saved dataset: {root_of(error)}. Save it again.") from error
     if isinstance(dataset, DatasetDict):
         split = spec.split or "train"
@@ -324,9 +379,9 @@ def _saved_dataset(path: Path, spec: Spec) -> tuple[list[_Table], str | None]:
         dataset = dataset[split]
     elif spec.split not in (None, dataset.split):
         raise DataError(f'{path}: holds one table without splits. Leave "#{spec.split}" out.')
-    return [
-        _Table(str(path), dataset_rows(dataset, str(path)), hash_of(str(path), dataset._fingerprint))
-    ], dataset.info.license or _licence_in(path)
+    return [_Table(str(path), dataset_rows(dataset, str(path)), hash_of(str(path), dataset._fingerprint))], _in_short(
+        dataset.info.license
+    ) or _licence_in(path)
 
 
 def _hub_dataset(spec: Spec) -> tuple[list[_Table], str | None]:
@@ -335,8 +390,9 @@ def _hub_dataset(spec: Spec) -> tuple[list[_Table], str | None]:
 
     config, _, split = (spec.split or "train").rpartition("/")
     try:
-        dataset = load_dataset(spec.location, config or None, split=split)
-    except Exception as error:  # offline, unknown, private, without such a split: each its own type, all end here
+        with foreign():
+            dataset = load_dataset(spec.location, config or None, split=split)
+    except ForeignError as error:  # offline, unknown, private, without such a split: each its own type, all end here
         words = root_of(error)
         if "Config name is missing" in str(error):
             names = re.search(r"\[.*\]", str(error))
@@ -352,7 +408,7 @@ def _hub_dataset(spec: Spec) -> tuple[list[_Table], str | None]:
         ) from error
     return [
         _Table(spec.location, dataset_rows(dataset, spec.location), hash_of(spec.location, dataset._fingerprint))
-    ], dataset.info.license or _card_licence(spec)
+    ], _in_short(dataset.info.license) or _card_licence(spec)
 
 
 def _card_licence(spec: Spec) -> str | None:
@@ -363,4 +419,4 @@ def _card_licence(spec: Spec) -> str | None:
         licence = DatasetCard.load(spec.location).data.to_dict().get("license")
     except Exception:  # a dataset without a card, or with one that cannot be parsed, states no licence
         return None
-    return ", ".join(licence) if isinstance(licence, list) else licence
+    return _in_short(licence)

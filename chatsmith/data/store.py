@@ -4,7 +4,7 @@ Rows are read from the file when asked for and not mapped: pages of a mapping wo
 
 What is made from data is kept in a cache (`CHATSMITH_CACHE`, by default ~/.cache/chatsmith) under a hash of everything
 it was made from, this package's code included: nothing in it can be out of date. What nothing has used for a month
-goes.
+goes. A cache that others could have written is not used.
 """
 
 import errno
@@ -12,25 +12,24 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import sys
 import tempfile
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, BinaryIO, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chatsmith.directories import cache_directory
+from chatsmith.directories import is_own, own_cache
 from chatsmith.errors import RunError
-from chatsmith.text import printable
+from chatsmith.output import say
+from chatsmith.text import unbroken
+from chatsmith.writing import FreshDirectory, discard, keep, mark_used, scratch
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -85,10 +84,10 @@ class Ragged(Lazy[Array]):
 class Writer:
     """Appends to the columns of an entry, each of ragged rows or of plain numbers."""
 
-    def __init__(self, directory: Path, ragged: Mapping[str, str], numbers: Mapping[str, Any]) -> None:
+    def __init__(self, directory: FreshDirectory, ragged: Mapping[str, str], numbers: Mapping[str, Any]) -> None:
         self._directory, self._ragged, self._numbers = directory, ragged, numbers
         names = [*ragged, *(f"{name}.lengths" for name in ragged), *numbers]
-        self._files = {name: (directory / f"{name}.bin").open("wb") for name in names}
+        self._files = {name: _new_file(directory, f"{name}.bin") for name in names}
 
     def rows(self, name: str, rows: Sequence[bytes]) -> None:
         """Append ragged rows, as the bytes of their numbers."""
@@ -107,7 +106,13 @@ class Writer:
         for file in self._files.values():
             file.close()
         sizes = {name: (self._directory / f"{name}.bin").stat().st_size for name in self._files}
-        (self._directory / "entry.json").write_text(json.dumps({"facts": facts, "sizes": sizes}))
+        with _new_file(self._directory, "entry.json") as file:
+            file.write(json.dumps({"facts": facts, "sizes": sizes}).encode())
+
+
+def _new_file(directory: FreshDirectory, name: str) -> BinaryIO:
+    """That others cannot write, whatever the umask allows."""
+    return open(directory / name, "xb", opener=lambda _, flags: os.open(directory / name, flags, 0o600))
 
 
 class Entry:
@@ -158,7 +163,7 @@ def stored(
     if name is not None and (found := _found(name, ragged, numbers)) is not None:
         return found
     try:
-        return _made(cache_directory, name, write, ragged, numbers)
+        return _made(own_cache, name, write, ragged, numbers)
     except _Unwritable as error:
         _say_that_nothing_is_kept(str(error))
     try:  # a cache saves time and no more: without one the rows lie elsewhere, as long as this process needs them
@@ -187,10 +192,9 @@ def _made(
         with _writing("a place for prepared data"):
             root = root_of()
         with _writing(str(root)):
-            root.mkdir(parents=True, exist_ok=True)
             if name is not None:
                 _forget_unused(root)
-            making = Path(tempfile.mkdtemp(dir=root, prefix="making-"))
+            making = scratch(root)
             writer = Writer(making, ragged, numbers)
         facts = write(writer)
         with _writing(str(root)):
@@ -198,11 +202,11 @@ def _made(
             entry = Entry(making, ragged, numbers)  # open files outlive their names
         if name is not None:
             with suppress(OSError):  # another process made the same meanwhile
-                making.rename(root / name)
+                keep(making, root / name)
         return entry
     finally:
         if making is not None:
-            shutil.rmtree(making, ignore_errors=True)
+            discard(making)
 
 
 class _Unwritable(Exception):
@@ -216,30 +220,30 @@ def _writing(where: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):  # which is the same everywhere
             raise
-        raise _Unwritable(f"{where}: {error.strerror}") from error
+        raise _Unwritable(f"{error.filename or where}: {error.strerror}") from error
 
 
 @cache
 def _say_that_nothing_is_kept(reason: str) -> None:
     """Once per process."""
-    print(printable(f"{reason}: prepared data is not kept, and made anew by the next command"), file=sys.stderr)
+    say(f"{unbroken(reason)}: prepared data is not kept, and made anew by the next command", error=True)
 
 
 def _found(name: str, ragged: Mapping[str, str], numbers: Mapping[str, Any]) -> Entry | None:
     """The entry of that name in the cache, if it is there and whole; what is broken goes."""
     try:
-        place = cache_directory() / name
-        if not place.exists():
+        place = own_cache() / name
+        if not is_own(place) or not all(map(is_own, place.iterdir())):
             return None
     except OSError:
         return None
     try:
         entry = Entry(place, ragged, numbers)
-    except (OSError, ValueError, KeyError):
-        _remove(place)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        discard(place)
         return None
-    with suppress(OSError):  # a cache that others own may be read only
-        os.utime(place)
+    with suppress(OSError):  # the disk may be read only
+        mark_used(place)
     return entry
 
 
@@ -263,13 +267,5 @@ def _forget_unused(root: Path) -> None:
     oldest = time.time() - KEPT_DAYS * 86400
     for entry in root.iterdir():
         with suppress(OSError):  # another process was first, or it is not ours
-            if _OUR_NAMES.fullmatch(entry.name) and entry.stat().st_mtime < oldest:
-                _remove(entry)
-
-
-def _remove(place: Path) -> None:
-    """Delete an entry in such a way that nobody finds half of it."""
-    going = place.with_name(f"making-{uuid.uuid4().hex}")
-    with suppress(OSError):
-        place.rename(going)
-    shutil.rmtree(going, ignore_errors=True)
+            if _OUR_NAMES.fullmatch(entry.name) and is_own(entry) and entry.stat().st_mtime < oldest:
+                discard(entry)

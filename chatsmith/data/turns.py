@@ -39,7 +39,7 @@ class _Style:
 
 _USERS, _ASSISTANTS = ("Human", "User", "USER"), ("Assistant", "ASSISTANT", "AI")
 _SPEAKERS = "|".join((*_USERS, *_ASSISTANTS))
-_AT_LINE = r"(?:\A\s*|\n\s*|(?=###))(?:### ?)?"
+_AT_LINE = r"(?:\A\s*|\n[^\S\n]*|(?=###))(?:### ?)?"  # of the empty lines before it the last: they may be many
 _PARAGRAPHS = _Style(re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):"))
 _LINES = _Style(re.compile(rf"{_AT_LINE}({_SPEAKERS})[:：]"))
 _ONE_LINE = _Style(re.compile(rf"(?:\A|\s)({_SPEAKERS})[:：]"))  # the local files of DeepSpeed-Chat

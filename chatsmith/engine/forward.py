@@ -5,6 +5,7 @@ steps. On a GPU a step is recorded once per shape as a CUDA graph and then repla
 to start some hundred kernels.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from chatsmith.cpu.linears import PackedLinears
+from chatsmith.directories import own_cache
 from chatsmith.engine.cache import SlotCache, prefill_cache, rounded_up
 from chatsmith.engine.memory import free_bytes
 from chatsmith.engine.scheduler import Running, prompts_of
@@ -24,6 +26,7 @@ from chatsmith.models.attention import packing
 from chatsmith.models.counts import cache_shapes
 from chatsmith.models.passes import Pass
 from chatsmith.models.way import way_of
+from chatsmith.writing import scratch
 
 STRIDE = 8  # decoding steps on a GPU before the host looks at the tokens
 ATTENDED_STEP = {"cpu": 16, "cuda": 128}  # lengths that attention sees are multiples of it
@@ -292,6 +295,7 @@ def compile_(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     Raises:
         ConfigError: when it is called, if torch cannot.
     """
+    _compile_in_own_directory()
     compiled = torch.compile(function, dynamic=True)
 
     def call(*arguments: Any, **options: Any) -> Tensor:
@@ -306,6 +310,16 @@ def compile_(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return result
 
     return call
+
+
+def _compile_in_own_directory() -> None:
+    """torch keeps code that it has compiled, and runs it again; where it does by default, others may have put some."""
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        try:
+            place = str(own_cache() / "inductor")
+        except OSError:
+            place = str(scratch())
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = place
 
 
 def check_compiler(device: torch.device) -> None:

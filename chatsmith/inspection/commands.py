@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chatsmith.errors import ConfigError
+from chatsmith.output import say
 
 if TYPE_CHECKING:
     from chatsmith.config import Config
@@ -18,7 +19,10 @@ Specs = Annotated[
     list[str] | None,
     typer.Argument(metavar="[SPEC]...", help=r"Sources: \[STAGE\[,STAGE]:]PATH_OR_ID\[#SPLIT]\[@WEIGHT]."),
 ]
-Recipe = Annotated[str, typer.Option(help="A recipe or a TOML file: its sources, stages and limits.")]
+Recipe = Annotated[
+    str,
+    typer.Option(help="A recipe or a TOML file: its sources, stages and limits. A recipe is code: it names functions."),
+]
 Model = Annotated[str | None, typer.Option("--actor-model", help="Whose tokens to count: a directory or a hub id.")]
 Map = Annotated[
     list[str] | None,
@@ -47,10 +51,12 @@ def check(
     from chatsmith.inspection.check import check as look
     from chatsmith.inspection.reading import readers
     from chatsmith.inspection.terminal import draw_facts
+    from chatsmith.intake import say_functions
 
-    console = Screen().console
+    screen = Screen()
+    say_functions(config, rewards=False, say=screen.line)
     facts = look(config, readers(config), whole_run=bool(recipe))
-    draw_facts(console, facts)
+    draw_facts(screen.console, facts)
     if facts.failed:
         raise typer.Exit(1)
 
@@ -72,23 +78,26 @@ def show(
     config = _config(context.obj, specs, map, recipe, actor_model, reward_model)
 
     from chatsmith.data.spec import STAGES
-    from chatsmith.intake import read, share
+    from chatsmith.intake import read, say_functions, share
 
     seen_by = next((name for name in STAGES if name == stage), None)
     if seen_by is None:
         raise ConfigError(f"--stage {stage}: the stages are {', '.join(STAGES)}.")
     if not config.actor_model:
         raise ConfigError("give --actor-model DIR_OR_ID: its tokenizer and chat template make the tokens.")
+
+    from chatsmith.console import Screen
+
+    screen = Screen()
+    say_functions(config, rewards=False, say=screen.line)
     sources = [read(config, source, on_error="skip") for source in config.data.sources]
     dealt = share(config, sources)
 
-    from chatsmith.console import Screen
     from chatsmith.inspection import show as showing
     from chatsmith.inspection.reading import readers
     from chatsmith.inspection.terminal import draw_legend, draw_view
 
     reader = readers(config)[seen_by]
-    screen = Screen()
     draw_legend(screen.console)
     if at:
         records = [showing.at(sources, at, seen_by)]
@@ -124,7 +133,7 @@ def _config(
     if not specs and not recipe:
         raise ConfigError("name a source, as after --data, or a recipe with --recipe.")
     if sys.stderr.isatty():
-        typer.echo("Reading ...", err=True)  # torch and transformers alone take seconds
+        say("Reading ...", error=True)  # torch and transformers alone take seconds
     return config
 
 

@@ -4,14 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
 from chatsmith.inspection.check import Facts
 from chatsmith.inspection.counts import SourceFacts, StageFacts
 from chatsmith.inspection.findings import SEVERITIES, Finding, Severity
-from chatsmith.text import BARS, one_line, printable
+from chatsmith.output import Console
+from chatsmith.text import BARS, one_line, printable, unbroken
 from chatsmith.types import Stage
 
 if TYPE_CHECKING:  # to show tokens, torch is loaded; to check data without a model it is not
@@ -45,7 +45,7 @@ def draw_facts(console: Console, facts: Facts) -> None:
 
 
 def _line(console: Console, text: str, style: str = "", *, indent: int = 0) -> None:
-    _print(console, Text(printable(text), style=style), indent=indent)
+    _print(console, Text(unbroken(text), style=style), indent=indent)
 
 
 def _print(console: Console, text: Text, *, indent: int = 0) -> None:
@@ -126,7 +126,7 @@ def _draw_finding(console: Console, finding: Finding) -> None:
 
 def draw_view(console: Console, view: "View") -> None:
     """A record as a stage sees it: what is learned on green, context on grey, special tokens yellow."""
-    head = Text(printable(view.where), style="bold")
+    head = Text(unbroken(view.where), style="bold")
     console.print(head.append(f"  {view.stage}", style="not bold"), soft_wrap=True)
     for row in view.rows:
         learned = sum(token.is_learned for token in row.tokens)

@@ -5,9 +5,11 @@ with a model is never executed. Dropout is off everywhere: modules stay in eval 
 """
 
 import copy
+import errno
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,30 +27,82 @@ from transformers import (
     GenerationConfig,
 )
 
+from chatsmith.bounds import bounded
 from chatsmith.data.chat import oddities, prepare_tokenizer, stop_ids
+from chatsmith.data.control import control_of
 from chatsmith.errors import ForeignError, ModelError, foreign
-from chatsmith.machine import out_of_memory
+from chatsmith.machine import out_of_memory, refusal
 from chatsmith.models import lm
 from chatsmith.models.head import compute_head_in_single_precision
 from chatsmith.models.location import check_location
+from chatsmith.models.twin import parts_of
 from chatsmith.models.way import way_of
 from chatsmith.received import read_json
-from chatsmith.writing import FreshDirectory
+from chatsmith.text import quoted
+from chatsmith.writing import FreshDirectory, discard, scratch
+
+MOST_TOKENS = 1 << 31  # ids are 32-bit numbers here
+_LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file
+_savable: set[tuple[str, str]] = set()  # location and templates of tokenizers that could be saved before
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 
 def load_tokenizer(location: str) -> Any:
-    """The tokenizer of a model directory or hub id, with a pad token and a chat template."""
+    """The tokenizer of a model directory or hub id, with a pad token and a chat template.
+
+    Raises:
+        ModelError: if there is none, or one that cannot be used or saved.
+    """
     tokenizer = _raw_tokenizer(location)
-    prepare_tokenizer(tokenizer, location)
+    with _loading(location):
+        prepare_tokenizer(tokenizer, location)
+        control_of(tokenizer)
+    _check_saving(tokenizer, location)
     return tokenizer
+
+
+def _check_saving(tokenizer: Any, location: str) -> None:
+    """Refuse what could not be saved after a stage has trained, or only outside of its directory."""
+    templates = tokenizer.chat_template
+    if (location, str(templates)) in _savable:
+        return
+    for name in templates if isinstance(templates, dict) else ():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,100}", name):
+            raise ModelError(
+                f"{location}: a chat template there is called {ascii(name)[:120]}, and a template is saved under its "
+                "name. Rename it with letters and digits, or leave it out."
+            )
+    try:
+        folder = scratch()
+    except OSError:  # no room for temporary files here
+        return
+    try:
+        _save_tokenizer(tokenizer, folder)
+    except ForeignError as error:
+        reason = refusal(error)
+        if reason is None or reason.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            said = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"{location}: its tokenizer cannot be saved, so no stage could be: {said.rstrip('.')}. Mend it, or "
+                "give another model."
+            ) from error
+    finally:
+        discard(folder)
+    _savable.add((location, str(templates)))
+
+
+def _save_tokenizer(tokenizer: Any, directory: FreshDirectory) -> None:
+    with foreign():
+        tokenizer.save_pretrained(directory)
 
 
 def tokenizer_oddities(location: str) -> list[str]:
     """What is questionable in the tokenizer of a model directory or hub id, in words."""
-    return oddities(_raw_tokenizer(location))
+    tokenizer = _raw_tokenizer(location)
+    with _loading(location):
+        return oddities(tokenizer)
 
 
 def _raw_tokenizer(location: str) -> Any:
@@ -70,9 +124,17 @@ def load_stop_ids(location: str, tokenizer: Any) -> tuple[int, ...]:
         with _loading(location):
             generation = GenerationConfig.from_pretrained(location)
     elif not Path(location).is_dir():
-        with suppress(OSError):  # many models come without one
+        with _loading(location), suppress(OSError):  # many models come without one
             generation = GenerationConfig.from_pretrained(location)
-    return stop_ids(tokenizer, generation)
+    with _loading(location):
+        stops = stop_ids(tokenizer, generation)
+        wrong = [id for id in stops if type(id) is not int or not 0 <= id < MOST_TOKENS]
+    if wrong:
+        raise ModelError(
+            f"{location}: its generation_config.json names {ascii(wrong[0])[:60]} as a token that ends an answer, "
+            "which is no token's number. Mend eos_token_id there."
+        )
+    return stops
 
 
 def load_actor(location: str, tokenizer: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
@@ -82,31 +144,34 @@ def load_actor(location: str, tokenizer: Any, *, dtype: torch.dtype, device: tor
         ModelError: if there is none, or one that cannot be trained or sampled here.
     """
     config = _config(location)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{location}: {config.model_type} is an encoder-decoder; chatsmith trains decoders only.")
-    if any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ()):
-        raise ModelError(f"{location}: a reward model, which scores answers and does not speak. Give a language model.")
-    model = _fit(_weights(AutoModelForCausalLM, location, dtype=dtype), tokenizer, device, location)
-    compute_head_in_single_precision(model)
-    with _named(location):
-        way_of(model)  # a model that cannot be computed is refused now, not when a stage has trained it
-        lm.check_weights(model)
+    with _loading(location):
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelError(f"{location}: {config.model_type} is an encoder-decoder; chatsmith trains decoders only.")
+        if any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ()):
+            raise ModelError(
+                f"{location}: a reward model, which scores answers and does not speak. Give a language model."
+            )
+        model = _fit(_weights(AutoModelForCausalLM, location, dtype=dtype), tokenizer, device, location)
+        compute_head_in_single_precision(model)
+        with _named(location):
+            way_of(model)  # a model that cannot be computed is refused now, not when a stage has trained it
+            lm.check_weights(model)
     return model
 
 
 def load_reward_model(location: str, tokenizer: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
     """A trained reward model: `...ForSequenceClassification` with one label."""
     config = _config(location)
-    architecture = (config.architectures or [""])[0]
-    if not architecture.endswith("ForSequenceClassification") or config.num_labels != 1:
-        raise ModelError(
-            f"{location}: not a reward model (it holds {architecture or 'no architecture'} with {config.num_labels} "
-            "labels). --reward takes a ...ForSequenceClassification directory with one label, such as "
-            "RUN/reward/model; to train one from this model, pass it as --reward-model."
-        )
-    return _score_model(
-        _weights(AutoModelForSequenceClassification, location, dtype=dtype), tokenizer, device, location
-    )
+    with _loading(location):
+        architecture = str((config.architectures or [""])[0])
+        if not architecture.endswith("ForSequenceClassification") or config.num_labels != 1:
+            raise ModelError(
+                f"{location}: not a reward model (it holds {architecture or 'no architecture'} with "
+                f"{config.num_labels} labels). --reward takes a ...ForSequenceClassification directory with one label, "
+                "such as RUN/reward/model; to train one from this model, pass it as --reward-model."
+            )
+        model = _weights(AutoModelForSequenceClassification, location, dtype=dtype)
+        return _score_model(model, tokenizer, device, location)
 
 
 def check_reward_base(location: str) -> None:
@@ -121,20 +186,19 @@ def check_reward_base(location: str) -> None:
             f"{location}: transformers has no {config.model_type} model with a score head. Give another --reward-model."
         )
     config.num_labels = 1
-    with torch.device("meta"), _loading(location):
-        model = AutoModelForSequenceClassification.from_config(config)
-    _check_score_head(model, location)
+    with _loading(location):
+        _check_score_head(_plan(AutoModelForSequenceClassification, config), location)
 
 
 def new_reward_model(location: str, tokenizer: Any, *, seed: int, dtype: torch.dtype, device: torch.device) -> Any:
     """The body of a language model under a fresh scalar head without bias, drawn with deviation 1/sqrt(width + 1)."""
-    _config(location)
-    model = _weights(AutoModelForSequenceClassification, location, dtype=dtype, num_labels=1, new="score.weight")
-    _check_score_head(model, location)
-    generator = torch.Generator().manual_seed(seed)
-    shape = model.score.weight.shape
-    model.score.weight.data = (torch.randn(shape, generator=generator) / math.sqrt(shape[1] + 1)).to(dtype)
-    return _score_model(model, tokenizer, device, location)
+    with _loading(location):
+        model = _weights(AutoModelForSequenceClassification, location, dtype=dtype, num_labels=1, new="score.weight")
+        _check_score_head(model, location)
+        generator = torch.Generator().manual_seed(seed)
+        shape = model.score.weight.shape
+        model.score.weight.data = (torch.randn(shape, generator=generator) / math.sqrt(shape[1] + 1)).to(dtype)
+        return _score_model(model, tokenizer, device, location)
 
 
 def _check_score_head(model: Any, location: str) -> None:
@@ -215,7 +279,7 @@ def declared_context(location: str) -> int | None:
 
 def _context(config: Any) -> int | None:
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(limit) if limit else None
+    return int(limit) if limit and limit > 0 else None
 
 
 def _fit(model: Any, tokenizer: Any, device: torch.device, origin: str) -> Any:
@@ -252,8 +316,38 @@ def _fingerprints(tokenizer: Any) -> dict[str, str]:
 
 
 def _config(location: str) -> Any:
+    """Raises:
+    ModelError: if there is none, or one that names code of others or a context that is no number.
+    """
     check_location(location)
-    return _from_hub_or_disk(AutoConfig, location)
+    config = _from_hub_or_disk(AutoConfig, location)
+    with _loading(location):
+        _context(config)
+        for part in parts_of(config):
+            for what in ("_attn_implementation", "_experts_implementation"):
+                if "/" in str(getattr(part, what, "")):
+                    raise ModelError(
+                        f"{location}: config.json names code of somebody else that the model is to be computed by, "
+                        f"{ascii(getattr(part, what))[:120]}. Take {what.removeprefix('_')} out."
+                    )
+    return config
+
+
+def _plan(auto_class: Any, config: Any) -> Any:
+    """The model that a configuration describes, without weights."""
+    with bounded(), torch.device("meta"):
+        return auto_class.from_config(config)
+
+
+def _check_size(auto_class: Any, location: str, config: Any) -> None:
+    """Refuse a configuration of a far larger model than the files there can hold, before it is given memory."""
+    weights = sum(weight.numel() for weight in _plan(auto_class, config).parameters())
+    stored = sum(file.stat().st_size for file in Path(location).rglob("*") if file.is_file())
+    if Path(location).is_dir() and weights > 2 * stored + (1 << 20):  # a weight takes two bytes or four
+        raise ModelError(
+            f"{location}: config.json describes a model of {weights:,} weights, and its files hold {stored:,} bytes. "
+            "Is the download whole?"
+        )
 
 
 def _weights(auto_class: Any, location: str, *, new: str = "", **options: Any) -> Any:
@@ -265,7 +359,8 @@ def _weights(auto_class: Any, location: str, *, new: str = "", **options: Any) -
         ModelError: naming what is missing and what is left over.
     """
     directory = Path(location)
-    quantised = getattr(_config(location), "quantization_config", None)
+    config = _config(location)
+    quantised = getattr(config, "quantization_config", None)
     if quantised is not None:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
         raise ModelError(
@@ -277,6 +372,10 @@ def _weights(auto_class: Any, location: str, *, new: str = "", **options: Any) -
             f"{location}: an adapter (adapter_config.json) lies beside the weights and would be ignored. Merge it into "
             "them (merge_and_unload in peft), or move it elsewhere."
         )
+    if "num_labels" in options:
+        config.num_labels = options["num_labels"]
+    with _loading(location):
+        _check_size(auto_class, location, config)
     model, report = _from_hub_or_disk(auto_class, location, output_loading_info=True, **options)
     body = f"{model.base_model_prefix}."
     missing = sorted(set(report["missing_keys"]) - {new})
@@ -351,9 +450,9 @@ def _broken_file(directory: Path) -> str:
         with path.open("rb") as file:
             start = file.read(64)
             header = int.from_bytes(start[:8], "little")
-            table_text = start[8:] + file.read(min(header, 1 << 30)) if path.suffix == ".safetensors" else b""
+            table_text = start[8:] + file.read(min(header, _LONGEST_HEADER)) if path.suffix == ".safetensors" else b""
         if start.startswith(b"version https://git-lfs"):
-            return f"{path.name} is a pointer of git-lfs and not the file itself: run `git lfs pull` there."
+            return f"{quoted(path.name)} is a pointer of git-lfs and not the file itself: run `git lfs pull` there."
         if path.suffix == ".safetensors":
             size = path.stat().st_size
             try:
@@ -362,5 +461,5 @@ def _broken_file(directory: Path) -> str:
             except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # damaged
                 end = size
             if 8 + header + end > size:
-                return f"{path.name} is cut off or damaged ({size} bytes): download it again."
+                return f"{quoted(path.name)} is cut off or damaged ({size} bytes): download it again."
     return ""

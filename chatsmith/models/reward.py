@@ -116,6 +116,9 @@ def load_ready_reward(
     tokenizer = load_tokenizer(target)
     model = load_reward_model(target, tokenizer, dtype=dtype, device=device)
     mean, std = getattr(model.config, "score_mean", None), getattr(model.config, "score_std", None)
+    for value in (mean, std):
+        if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
+            raise ModelError(f"{target}: score_mean and score_std in its config.json are no numbers. Mend them.")
     if std == 0:
         raise ModelError(
             f"{target}: gives every answer of the SFT model the same score (score_std in its config.json is 0), so its "

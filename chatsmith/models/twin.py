@@ -60,7 +60,7 @@ def twin(model: Any, *, long: bool) -> Any:
 def smallest(of: Any, config: Any, kinds: Sequence[str], device: torch.device, *, long: bool) -> Any:
     """A model of class `of` with all these kinds of layers, or None. See `twin`."""
     for few, narrow, fewer_heads, all_parts in _SIZES:
-        if not all_parts and len(_parts(config)) == 1:
+        if not all_parts and len(parts_of(config)) == 1:
             continue
         layers = _depth_of(kinds) if few else None
         try:
@@ -93,7 +93,7 @@ def small(config: Any, *, layers: int | None, narrow: bool, fewer_heads: bool, a
     """
     config = copy.deepcopy(config)
     text = config.get_text_config()
-    for part in _parts(config) if all_parts else [text]:
+    for part in parts_of(config) if all_parts else [text]:
         kept = layers if part is text else 2
         depth = setting(part, "num_hidden_layers")
         width, heads = _narrower(part) if narrow else 1, _fewer(part) if fewer_heads else 1
@@ -108,10 +108,10 @@ def small(config: Any, *, layers: int | None, narrow: bool, fewer_heads: bool, a
     return config
 
 
-def _parts(config: Any) -> list[Any]:
+def parts_of(config: Any) -> list[Any]:
     """A configuration and those in it."""
     inner = [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
-    return [config, *(part for each in inner for part in _parts(each))]
+    return [config, *(part for each in inner for part in parts_of(each))]
 
 
 def layer_kinds(model: Any) -> list[str]:

@@ -19,7 +19,7 @@ from chatsmith.report import answers, charts, sections
 from chatsmith.report.data import checked
 from chatsmith.report.reading import RecordedRun, harmless, number, numbers, read_run
 from chatsmith.report.sections import STAGE_NAMES
-from chatsmith.report.settings import command, differences, settings
+from chatsmith.report.settings import code, command, differences, settings
 from chatsmith.report.tokens import token_by_token
 from chatsmith.text import duration
 
@@ -93,6 +93,7 @@ def _page(run: RecordedRun) -> dict[str, Any]:
         "cards": [card for stage in run.stages() if (card := _card(run, stage))],
         "extremes": answers.extremes(run),
         "command": command(run),
+        "code": code(run),
         "versions": _versions(run),
     }
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from chatsmith.config import Config
 from chatsmith.errors import ChatsmithError
 from chatsmith.report.reading import RecordedRun
 from chatsmith.resolve import read_recipe, resolve
+from chatsmith.text import shell
 
 _NAMED = {
     "seed": "--seed",
@@ -70,7 +70,16 @@ def command(run: RecordedRun) -> str:
     """The command that repeats the run in a new directory; empty if nothing of a configuration is recorded."""
     words = repeated(run.get("config"), str(run.get("recipe") or "defaults"))
     force = ["--force"] if run.status == "forced" else []
-    return shlex.join(["chatsmith", *words, "--run-dir", f"runs/{run.name}-again", *force]) if words else ""
+    return shell(["chatsmith", *words, "--run-dir", f"runs/{run.name}-again", *force]) if words else ""
+
+
+def code(run: RecordedRun) -> str:
+    """The functions that this command would run, which a stranger's run may have chosen; empty if there are none."""
+    sources, rewards = run.get("config", "data", "sources"), run.get("config", "rl", "rewards")
+    tables = [source for source in sources if isinstance(source, Mapping)] if isinstance(sources, list) else []
+    named = [table.get("function") for table in tables]
+    named += [reward for reward in rewards if ":" in str(reward)] if isinstance(rewards, list) else []
+    return ", ".join(str(name) for name in named if name)
 
 
 def repeated(config: Any, recipe: str) -> list[str]:
@@ -83,7 +92,7 @@ def repeated(config: Any, recipe: str) -> list[str]:
     if not isinstance(stages, list) or not stages:
         return []
     base = _recipe(recipe)
-    named = [] if base is None or recipe == "defaults" else [recipe]
+    named = [] if base is None or recipe == "defaults" else [f"./{recipe}" if recipe.startswith("-") else recipe]
     if not named:  # `train` without recipe and model is the demo
         base = _recipe("defaults" if recorded.get("actor_model") or len(stages) == 1 else "tiny-cpu")
     assert base is not None, "what comes with the package is there"
@@ -95,7 +104,10 @@ def repeated(config: Any, recipe: str) -> list[str]:
         if listed and any(isinstance(item, Mapping) for item in value):  # only the key itself takes a source's mapping
             words += [f"--{key}", toml(value)]
         else:
-            words += [_NAMED.get(key, f"--{key}"), *map(_word, value if listed else [value])]
+            values = list(map(_word, value if listed else [value]))
+            option = _NAMED.get(key, f"--{key}")
+            is_plain = not any(each.startswith("-") for each in values)  # none could be taken for an option
+            words += [option, *values] if is_plain else [f"{option}={each}" for each in values]
     return words
 
 

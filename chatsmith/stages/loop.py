@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chatsmith.config import Config, OptimizerConfig, StageName
+from chatsmith.data.chat import text_of
 from chatsmith.errors import TrainingStopped
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -111,7 +112,7 @@ Skipped = Callable[[str, list[str]], None]
 
 def as_text(tokenizer: Any, rows: Iterable[Sequence[int]]) -> list[str]:
     """What rows of tokens say, special tokens included; for a refused batch to be looked at."""
-    return [tokenizer.decode(list(row)) for row in rows]
+    return [text_of(tokenizer, row) for row in rows]
 
 
 class Guard:

@@ -217,6 +217,16 @@ def test_every_collection_of_the_documents_is_made_as_they_say(line, desk):
     assert stages_of(to_record(shown, "collect.md:1")) == ("sft", "rl")
 
 
+def test_every_sentence_on_security_has_a_test_behind_it():
+    page = (ROOT / "docs" / "security.md").read_text()
+    listed = re.findall(r"\| \[test_\w+\.py\]\(\.\./(tests/\w+/test_\w+\.py)\) `(test_\w+)` \|$", page, re.MULTILINE)
+    assert len(listed) > 30
+    for file, name in listed:
+        assert f"\ndef {name}(" in (ROOT / file).read_text(), (file, name)
+    sentences = [row for row in rows(page) if row[0] != "what" and not row[0].startswith("---")]
+    assert len(sentences) == len(listed) + 1, "only other libraries' caches are theirs to test"
+
+
 def test_every_reason_to_drop_and_every_option_of_a_collection_is_listed():
     page = (ROOT / "docs" / "collect.md").read_text()
     listed = {name for row in rows(section(page, "What is dropped")) for name in code(row[0])}

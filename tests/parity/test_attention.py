@@ -123,7 +123,7 @@ def test_a_library_that_may_not_or_cannot_be_run_is_made_anew(cache, spoil):
     attention.compiled_attention.cache_clear()
     library = cache / "other" / name
     os.environ["CHATSMITH_CACHE"] = str(library.parent)  # a path that this process has not loaded from
-    library.parent.mkdir()
+    library.parent.mkdir(mode=0o700)
     library.write_bytes(b"not a library")
     if spoil == "of somebody else":
         if os.getuid() != 0:
@@ -131,9 +131,9 @@ def test_a_library_that_may_not_or_cannot_be_run_is_made_anew(cache, spoil):
         os.chown(library, 12345, 12345)
     elif spoil == "for others to write":
         library.chmod(0o666)
-    assert attention._is_ours(library) == (spoil == "damaged")
+    assert attention.is_own(library) == (spoil == "damaged")
     assert attention.compiled_attention()._name == str(library)
-    assert attention._is_ours(library)
+    assert attention.is_own(library)
 
 
 @needs_kernel

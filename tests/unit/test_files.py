@@ -675,14 +675,14 @@ def test_directories_are_read_with_those_below_and_without_what_describes_the_da
 
 
 def test_linked_directories_are_read_where_they_lead_and_every_directory_once(tmp_path: Path) -> None:
-    for place in ("data/a", "elsewhere"):
-        (tmp_path / place).mkdir(parents=True)
-        write(tmp_path / place / "x.jsonl", {"text": place})
-    (tmp_path / "data/b").symlink_to(tmp_path / "elsewhere")
+    for place, hidden in {"data/a": "data/a", "elsewhere": "data/.elsewhere"}.items():
+        (tmp_path / hidden).mkdir(parents=True)
+        write(tmp_path / hidden / "x.jsonl", {"text": place})
+    (tmp_path / "data/b").symlink_to(tmp_path / "data/.elsewhere")
     assert [record.text for record in read(tmp_path / "data").records] == ["data/a", "elsewhere"]
     assert [record.text for record in read(tmp_path / "data", split="b").records] == ["elsewhere"]
     (tmp_path / "data/0").symlink_to("a")  # first by name, and yet the link
-    (tmp_path / "elsewhere/up").symlink_to(tmp_path)  # a circle from outside
+    (tmp_path / "data/.elsewhere/up").symlink_to(tmp_path / "data")  # a circle
     records = read(tmp_path / "data").records
     assert [(record.text, record.origin) for record in records] == [
         ("data/a", f"{tmp_path}/data/a/x.jsonl:1"),

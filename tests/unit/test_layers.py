@@ -9,17 +9,36 @@ PACKAGE = Path(chatsmith.__file__).parent
 # what each part may import from chatsmith, besides itself
 ALLOWED = {
     "algo": {"types"},
-    "cpu": {"directories", "models"},  # of these the one layer whose kernel it has
-    "engine": {"types", "errors", "seeds", "models", "cpu"},
-    "data": {"types", "errors", "seeds", "config", "text", "functions", "directories", "machine"},
-    "models": {"types", "errors", "seeds", "functions", "data", "machine", "cpu", "received", "writing"},
+    "cpu": {"directories", "output", "text", "writing", "models"},  # of models the one layer whose kernel it has
+    "engine": {"types", "errors", "seeds", "models", "cpu", "directories", "writing"},
+    "data": {
+        *("types", "errors", "seeds", "config", "text", "output", "functions", "directories", "machine", "bounds"),
+        *("received", "writing"),
+    },
+    "models": {
+        *("types", "errors", "seeds", "functions", "data", "machine", "bounds", "received", "text", "writing", "cpu"),
+    },
     "stages": {
         *("types", "errors", "seeds", "config", "runtime", "evaluate", "assistant"),
         *("algo", "engine", "data", "models"),
     },
-    "collect": {"types", "errors", "seeds", "runtime", "data", "text", "live", "console", "received", "writing"},
+    "collect": {
+        *("types", "errors", "seeds", "runtime", "data", "text", "live", "console", "output", "received", "writing"),
+    },
     "inspection": {
-        *("evaluate", "types", "errors", "seeds", "config", "resolve", "text", "console", "checkpoint", "intake"),
+        *(
+            "evaluate",
+            "types",
+            "errors",
+            "seeds",
+            "config",
+            "resolve",
+            "text",
+            "output",
+            "console",
+            "checkpoint",
+            "intake",
+        ),
         *("algo", "data", "models", "stages"),
     },
     "report": {"errors", "config", "resolve", "text", "runs", "checkpoint", "evaluate", "manifest", "received"},
