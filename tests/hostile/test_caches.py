@@ -11,7 +11,7 @@ import pytest
 from chatsmith.data import store
 from chatsmith.data.store import stored
 from chatsmith.directories import is_own, own_cache
-from chatsmith.engine import attention
+from chatsmith.cpu import attention
 
 SOMEBODY = 12345
 
