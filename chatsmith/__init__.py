@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from chatsmith.assistant import Assistant as Assistant
     from chatsmith.assistant import load as load
     from chatsmith.config import Config as Config
-    from chatsmith.inputs import load_reward as load_reward
     from chatsmith.models.reward import Reward as Reward
     from chatsmith.stages.policy import PolicyTrainer as PolicyTrainer
+    from chatsmith.stages.rl import load_reward as load_reward
 
 __version__ = "0.1.0"
 
@@ -24,7 +24,7 @@ _PUBLIC = {
     "PolicyTrainer": "chatsmith.stages.policy",
     "Reward": "chatsmith.models.reward",
     "load": "chatsmith.assistant",
-    "load_reward": "chatsmith.inputs",
+    "load_reward": "chatsmith.stages.rl",
 }
 __all__ = list(_PUBLIC)
 

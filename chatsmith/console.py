@@ -18,17 +18,13 @@ from rich.text import Text
 
 from chatsmith.live import LiveStage, show
 from chatsmith.output import Console
+from chatsmith.stages.table import BY_NAME
 from chatsmith.text import duration, printable, shell, unbroken
 
 if TYPE_CHECKING:  # both load torch, which commands that only look do not need
     from chatsmith.runtime import Shown
     from chatsmith.verdicts import Verdict
 
-FIGURES = {
-    "sft": ("sft/loss", "sft/held_out_loss"),
-    "reward": ("reward/loss", "reward/accuracy"),
-    "rl": ("rl/reward_mean", "rl/kl", "rl/answer_length", "gold/total"),
-}
 SECONDS_BETWEEN_LINES = 10.0
 SHORT = 12  # a column of a table that is no wider is never folded
 
@@ -155,6 +151,6 @@ class Screen:
 def _figures(stage: str, metrics: dict[str, float]) -> str:
     return "  ".join(
         f"{name.removeprefix(f'{stage}/').replace('_', ' ')} {metrics[name]:.3f}"
-        for name in FIGURES[stage]
+        for name in BY_NAME[stage].figures
         if name in metrics
     )

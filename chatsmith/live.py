@@ -17,23 +17,9 @@ from rich.live import Live
 from rich.text import Text
 
 from chatsmith.output import Console, guard_streams
+from chatsmith.stages.table import BY_NAME
 from chatsmith.text import Series, duration, figure, one_line, sparkline, unbroken
 
-# what is worth a curve, and its name on the screen
-CURVES = {
-    "sft/loss": "loss",
-    "sft/held_out_loss": "held-out loss",
-    "sft/lr": "learning rate",
-    "reward/loss": "loss",
-    "reward/accuracy": "accuracy",
-    "reward/lr": "learning rate",
-    "gold/total": "gold score",
-    "rl/reward_mean": "reward",
-    "rl/kl": "KL",
-    "rl/entropy": "entropy",
-    "rl/answer_length": "length",
-}
-NAMES = {"sft": "SFT", "reward": "reward model", "rl": "PPO"}
 MARKS = {
     "passed": ("✓", "green"),
     "warned": ("✓", "yellow"),  # passed with a warning
@@ -57,7 +43,8 @@ class LiveStage:
         self._lock = threading.Lock()
         self._done = self._before = 0
         self._marks: deque[tuple[float, int]] = deque([(self._started, 0)], maxlen=RECENT_STEPS)
-        self._series = {name: Series() for name in CURVES if name.startswith((f"{stage}/", "gold/"))}
+        self._names = BY_NAME[stage].curves
+        self._series = {name: Series() for name in self._names}
         self._sample: dict[str, Any] | None = None
         self._over = False
         self.console: Console | None = None
@@ -123,7 +110,9 @@ class LiveStage:
         for stage, status in self._road.items():
             mark, style = MARKS.get(status, ("?", "dim"))
             part = Text(f"{mark} ", style=style)
-            part.append(NAMES.get(stage, stage), style="bold" if status == "running" else "dim")
+            part.append(
+                BY_NAME[stage].short if stage in BY_NAME else stage, style="bold" if status == "running" else "dim"
+            )
             if status not in ("running", "to come"):
                 part.append(f" {status}", style=style)
             parts.append(part)
@@ -151,7 +140,7 @@ class LiveStage:
         return max(0.0, per_step * (self._total - last) - (time.monotonic() - until))
 
     def _curves(self, width: int) -> list[Text]:
-        known = _labelled(self._series)
+        known = _labelled(self._series, self._names)
         columns = max(4, min(24, width - len(INDENT) - max((len(label) for label, _ in known), default=0) - 12))
         cells = []
         for label, series in known:
@@ -182,7 +171,7 @@ class LiveStage:
         now = f", {self._done - self._before} of them now," if self._before else ""
         head.append(f"{steps}{now} in {duration(time.monotonic() - self._started)}", style="dim")
         cells = []
-        for label, series in _labelled({n: s for n, s in self._series.items() if not n.endswith("/lr")}):
+        for label, series in _labelled({n: s for n, s in self._series.items() if not n.endswith("/lr")}, self._names):
             cell = Text(label, style="dim")
             cell.append(f" {figure(series.first):>7} → {figure(series.last):<7}", style="default not dim")
             cell.append(f" {sparkline(series.points, 8):<8}", style="cyan")
@@ -190,9 +179,9 @@ class LiveStage:
         return [head, *_grid(cells, indent=2 * INDENT, gap=INDENT, width=width)]
 
 
-def _labelled(all_series: Mapping[str, Series]) -> list[tuple[str, Series]]:
-    """The curves that have begun, under their names on the screen, which are padded to one width."""
-    known = [(CURVES[name], series) for name, series in all_series.items() if series.points]
+def _labelled(all_series: Mapping[str, Series], names: Mapping[str, str]) -> list[tuple[str, Series]]:
+    """The curves that have begun, under their `names` on the screen, which are padded to one width."""
+    known = [(names[name], series) for name, series in all_series.items() if series.points]
     width = max((len(label) for label, _ in known), default=0)
     return [(f"{label:<{width}}", series) for label, series in known]
 

@@ -7,13 +7,9 @@ from typing import Any
 from chatsmith.config import Config, StageName
 from chatsmith.data.mix import StageData
 from chatsmith.data.records import Chosen
-from chatsmith.data.tokens import lengths_of
 from chatsmith.errors import DataError
 from chatsmith.seeds import permutation
-from chatsmith.stages.loop import total_steps
-from chatsmith.stages.reward import encode_ranked
-from chatsmith.stages.rollout import encode_questions
-from chatsmith.stages.sft import encode_best_answers
+from chatsmith.stages.table import BY_NAME
 from chatsmith.types import Record
 
 SAMPLE = 1000  # records of each side
@@ -35,11 +31,11 @@ class Promise:
 
     def __str__(self) -> str:
         about = "" if self.is_exact else "about "
-        what = "prompts" if self.stage == "rl" else "records"
+        what = BY_NAME[self.stage].records
         dropped = f" ({about}{self.too_long} longer than {self.limit} tokens left out)" if self.too_long else ""
         return (
             f"{self.stage}: {about}{self.train} {what} to train on, {self.held_out} held out{dropped}; "
-            f"steps: {about}{self.steps} of {self.size}; {'at most' if self.stage == 'rl' else 'about'} "
+            f"steps: {about}{self.steps} of {self.size}; {'at most' if what == 'prompts' else 'about'} "
             f"{_rounded(self.tokens)} tokens"
         )
 
@@ -54,7 +50,8 @@ def promise(
     Raises:
         DataError: if no record of the sample can be used.
     """
-    answer = config.rl.max_new_tokens if stage == "rl" else 0
+    work, asks = BY_NAME[stage].work, BY_NAME[stage].records == "prompts"
+    answer = config.rl.max_new_tokens if asks else 0
     longest = limit - answer
     sides = [_measured(stage, records, config, tokenizer, stops, longest) for records in (data.train, data.held_out)]
     (train, tokens), (held_out, _) = sides
@@ -65,12 +62,8 @@ def promise(
             f"and {held_out} have what it takes in at most {longest} tokens. Give more data, or a model with a longer "
             "context and a larger --data.max_tokens."
         )
-    steps = total_steps(config, stage, train)
-    if stage == "rl":
-        size, total = config.rl.rollouts, steps * config.rl.rollouts * (tokens + answer)
-    else:
-        settings = config.sft if stage == "sft" else config.reward
-        size, total = settings.batch, steps * settings.batch * tokens
+    steps, size = work.total_steps(config, train), work.step_size(config)
+    total = steps * size * (tokens + answer)
     is_exact = max(len(data.train), len(data.held_out)) <= SAMPLE
     return Promise(stage, train, held_out, records - train - held_out, longest, steps, size, total, is_exact)
 
@@ -81,17 +74,7 @@ def _measured(
     """How many of the records can be used, and their mean tokens (of a record of stage 2: of all its answers)."""
     some = records.take(permutation(len(records), config.data.split_seed, "promise")[:SAMPLE])
     options: dict[str, Any] = {"stops": stops, "max_tokens": longest, "on_error": config.data.on_error}
-    if stage == "sft":
-        rows, _ = encode_best_answers(tokenizer, some, **options)
-        usable, tokens = len(rows), sum(lengths_of(rows))
-    elif stage == "reward":
-        ranked, _ = encode_ranked(tokenizer, some, **options)
-        usable, tokens = len(ranked), sum(map(len, ranked.answers))
-    else:
-        prompts = encode_questions(
-            tokenizer, some, stops=stops, max_tokens=longest, on_error=config.data.on_error
-        ).tokens
-        usable, tokens = len(prompts), sum(map(len, prompts))
+    usable, tokens = BY_NAME[stage].work.measure(tokenizer, some, **options)
     return round(len(records) * usable / max(1, len(some))), tokens / max(1, usable)
 
 

@@ -6,13 +6,13 @@ DIR/data/                    what a recipe made itself
 DIR/trackers/                what trackers write, and the id they know the run by
 DIR/<stage>/metrics.jsonl    one JSON object per step
 DIR/<stage>/checkpoint.pt    while the stage runs
-DIR/sft/model  reward/model  rl/actor  rl/critic  rl/ema
+DIR/<stage>/<model>          what it leaves: sft/model  reward/model  rl/actor  rl/critic  rl/ema
 """
 
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,6 +27,7 @@ from chatsmith.console import Screen
 from chatsmith.errors import RunError
 from chatsmith.manifest import MANIFEST, VERSION, check_run, is_run, lock_file, read_manifest
 from chatsmith.runtime import StageRun, StopSignals, choose_device, choose_dtype
+from chatsmith.stages.table import BY_NAME, TABLE, announced
 from chatsmith.text import one_line, quoted
 from chatsmith.trackers import Tracker, feed, first_step, forget
 from chatsmith.writing import (
@@ -42,24 +43,15 @@ from chatsmith.writing import (
 if TYPE_CHECKING:
     import torch
 
+    from chatsmith.assistant import Assistant
+    from chatsmith.data.sources import Source
+    from chatsmith.gold import GoldJudge
     from chatsmith.verdicts import Verdict
 
-TITLES = {
-    "sft": "Stage 1 of 3: supervised fine-tuning, learning to answer from demonstrations",
-    "reward": "Stage 2 of 3: reward model, learning what people prefer",
-    "rl": "Stage 3 of 3: PPO, learning to answer as people prefer",
-}
 ANYTIME = {"gates", "engine", "trackers"}  # settings that may change between two commands on one run
-FILES = ("checkpoint.pt", "preferences.jsonl", "metrics.jsonl", "answers.jsonl", "warnings.jsonl", "samples.jsonl")
-MODELS: dict[StageName, Sequence[str]] = {"sft": ["model"], "reward": ["model"], "rl": ["actor", "critic", "ema"]}
-ENTERS_AT: dict[str, StageName] = {  # the first stage that a setting has a part in: it may change when that runs anew
-    "actor_model": "sft",
-    "data": "sft",
-    "sft": "sft",
-    "reward_model": "reward",
-    "reward": "reward",
-    "rl": "rl",
-}
+FILES = ("checkpoint.pt", "metrics.jsonl", "answers.jsonl", "warnings.jsonl")  # of every stage
+# the first stage that a setting has a part in: it may change when that runs anew
+ENTERS_AT = {setting: stage.name for stage in TABLE for setting in stage.enters}
 
 
 @dataclass
@@ -73,6 +65,9 @@ class Run:
     force: bool
     manifest: dict[str, Any]
     trackers: Sequence[Tracker] = ()
+    gold: "GoldJudge | None" = None
+    given: Sequence["Source"] = ()
+    made: "Callable[[Run, Assistant | None], Sequence[Source]] | None" = None  # data that the run makes itself
     _started: float = field(default_factory=time.monotonic)
 
     @property
@@ -83,12 +78,16 @@ class Run:
     def dtype(self) -> "torch.dtype":
         return choose_dtype(self.config.engine, self.device)
 
+    def sources(self, asked: "Assistant | None" = None) -> Sequence["Source"]:
+        """The run's data. Where the run makes it, answers of a model that is `asked` are labelled first."""
+        return self.given if self.made is None else self.made(self, asked)
+
     def finished(self, stage: StageName) -> bool:
         """Whether the stage's result is saved, whatever its verdict."""
         return stage in self.manifest["stages"]
 
     def stage(self, stage: StageName) -> StageRun:
-        show = partial(self.screen.stage, stage, TITLES[stage], road=self.road(stage))
+        show = partial(self.screen.stage, stage, announced(stage), road=self.road(stage))
         track = partial(feed, self.trackers, first_step(self.directory, stage)) if self.trackers else None
         save_every_s = self.config.engine.save_every_s
         return StageRun(self.directory / stage, save_every_s=save_every_s, stop=self.stop, show=show, track=track)
@@ -209,11 +208,11 @@ def open_run(
 
 def _forget(directory: Path, stage: StageName) -> None:
     """Delete what a stage wrote; what else is in its folder stays there."""
-    for name in FILES:
+    for name in (*FILES, *BY_NAME[stage].files):
         remove(directory / stage / name)
     for path in sorted((directory / stage).glob("skipped-*.txt")):
         remove(path)
-    for name in MODELS[stage]:
+    for name in BY_NAME[stage].models:
         remove_model(directory / stage / name)
 
 
@@ -232,7 +231,7 @@ def check_directory(config: Config, directory: Path, restart_from: StageName | N
             )
         _check_same(manifest["config"], config, directory, restart_from)
         for stage in STAGES[STAGES.index(restart_from) :] if restart_from else ():
-            for name in MODELS[stage]:
+            for name in BY_NAME[stage].models:
                 check_replaceable(directory / stage / name)
         return manifest
     if directory.exists():

@@ -7,13 +7,16 @@ result is unfit for. A verdict begins with the fact that decides: what was left 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from chatsmith.config import GatesConfig
 from chatsmith.data.control import MANY_UNKNOWN
 from chatsmith.evaluate import MIN_PROMPTS, Interval, turning_point
-from chatsmith.stages.reward import RewardReport
-from chatsmith.stages.rl import RlReport
-from chatsmith.stages.sft import SftReport
+
+if TYPE_CHECKING:  # which import this
+    from chatsmith.stages.reward import RewardReport
+    from chatsmith.stages.rl import RlReport
+    from chatsmith.stages.sft import SftReport
 
 MIN_SCORE_STD = 1e-3
 FEW_STEPS = 5
@@ -87,7 +90,7 @@ class _Warnings:
         return Verdict(not problems, headline, rest, tuple(self.texts), tuple(dict.fromkeys(self.unfit_for)))
 
 
-def judge_sft(report: SftReport, left_out: LeftOut | None = None) -> Verdict:
+def judge_sft(report: "SftReport", left_out: LeftOut | None = None) -> Verdict:
     """
     Args:
         left_out: None: what the report says was too long.
@@ -168,7 +171,7 @@ def judge_sft(report: SftReport, left_out: LeftOut | None = None) -> Verdict:
 
 
 def judge_reward(
-    report: RewardReport, *, score_std: float, aspects: Mapping[str, Interval], left_out: LeftOut | None = None
+    report: "RewardReport", *, score_std: float, aspects: Mapping[str, Interval], left_out: LeftOut | None = None
 ) -> Verdict:
     """
     Args:
@@ -228,7 +231,7 @@ def judge_reward(
 
 
 def judge_rl(
-    report: RlReport, gates: GatesConfig, judged: Judged | None, left_out: LeftOut | None = None
+    report: "RlReport", gates: GatesConfig, judged: Judged | None, left_out: LeftOut | None = None
 ) -> tuple[Verdict, Interval]:
     """The verdict, and the gain in reward on the fixed held-out prompts that count."""
     before, after = report.before, report.after

@@ -10,6 +10,7 @@ from chatsmith.evaluate import CLEAR_CHANGE, turning_point
 from chatsmith.report import figures
 from chatsmith.report.figures import Line
 from chatsmith.report.reading import RecordedRun, number, numbers
+from chatsmith.stages.table import BY_NAME, TABLE
 
 RUN_COLOURS = ("one", "two")  # of runs beside each other, and of two metrics of one run
 
@@ -155,11 +156,11 @@ def draw(chart: Chart, runs: Sequence[RecordedRun]) -> Drawn | None:
 def curves(runs: Sequence[RecordedRun], *, with_gold: bool) -> dict[str, list[Drawn]]:
     """The diagrams of the stages before PPO, and of PPO; a group without any is left out."""
     charts = (*((GOLD,) if with_gold else ()), *CHARTS, *_rewards(runs))
-    drawn: dict[str, list[Drawn]] = {"Before PPO": [], "PPO": []}
+    drawn: dict[str, list[Drawn]] = {stage.phase: [] for stage in TABLE}
     for chart in charts:
         figure = draw(chart, runs)
         if figure is not None:
-            drawn["PPO" if chart.stage == "rl" else "Before PPO"].append(figure)
+            drawn[BY_NAME[chart.stage].phase].append(figure)
     return {group: figures for group, figures in drawn.items() if figures}
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from chatsmith.report import charts
 from chatsmith.report.reading import RecordedRun, Row, count_lines, number, numbers
+from chatsmith.stages.table import TABLE
 
-STAGE_NAMES = {"sft": "Supervised fine-tuning", "reward": "Reward model", "rl": "PPO"}
+STAGE_NAMES: dict[str, str] = {stage.name: stage.heading for stage in TABLE}
 COMPONENTS = {
     "right": "right",
     "polite": "polite",

@@ -20,7 +20,6 @@ from chatsmith.models.scoring import last_hidden_states, passes_of
 from chatsmith.stages.reward import encode_ranked
 from chatsmith.types import Record, Sample
 
-MIN_PAIRS = 500
 RIDGE = 1e-2
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chatsmith.config import Config, OptimizerConfig, StageName
+from chatsmith.config import OptimizerConfig, RewardConfig, SftConfig
 from chatsmith.data.chat import text_of
 from chatsmith.errors import TrainingStopped
 
@@ -18,12 +18,8 @@ FAR_ABOVE_CLIP = 100.0
 MIN_NORMS, REMEMBERED_NORMS = 20, 100
 
 
-def total_steps(config: Config, stage: StageName, records: int) -> int:
-    """Steps of a whole stage over so many records (rl: prompts)."""
-    if stage == "rl":
-        per_step = config.rl.rollouts // config.rl.samples_per_prompt
-        return config.rl.steps or math.ceil(records / per_step)
-    settings = config.sft if stage == "sft" else config.reward
+def steps_of(settings: SftConfig | RewardConfig, records: int) -> int:
+    """Steps of a stage that goes through its records in epochs of batches."""
     return max(1, math.ceil(settings.epochs * records / settings.batch))
 
 

@@ -1,8 +1,9 @@
 """Stage 2: a reward model from ranked answers."""
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from chatsmith.data.batch import batches
 from chatsmith.data.chat import try_encode
 from chatsmith.data.store import Array, Entry, Lazy
 from chatsmith.data.tokens import Columns, OnError, TokenRows, as_bytes, place_errors, prepared
-from chatsmith.errors import DataError
+from chatsmith.errors import DataError, RewardError
 from chatsmith.evaluate import (
     Interval,
     Reliability,
@@ -25,12 +26,20 @@ from chatsmith.evaluate import (
     reliability,
     share,
 )
+from chatsmith.intake import deal
 from chatsmith.models.checkpointing import checkpoint_activations
-from chatsmith.models.reward import score_rows
+from chatsmith.models.load import context_length, load_stop_ids, load_tokenizer, new_reward_model
+from chatsmith.models.reward import RewardModel, score_rows
 from chatsmith.models.scoring import passes_of, sequence_scores
+from chatsmith.run import Run
 from chatsmith.runtime import StageRun
-from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, total_steps
-from chatsmith.types import Message, Record
+from chatsmith.stages.inputs import ask, halves, leave_model, left_out, load_policy, say_way, sft_location
+from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, steps_of
+from chatsmith.stages.rollout import mean_and_std
+from chatsmith.types import Message, Record, Sample
+from chatsmith.verdicts import judge_reward
+
+STANDARDISING_SAMPLES = 512  # SFT answers that give a reward its unit
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def train_reward(
             f"{len(rows)} and {len(held_out_rows)} have two answers of at most {max_tokens} tokens. "
             "Give more data, or a model with a longer context and a larger --data.max_tokens."
         )
-    total = total_steps(config, "reward", len(rows))
+    total = total_steps(config, len(rows))
     if config.engine.activation_checkpointing:
         checkpoint_activations(model)
     learner = Trainable(model, settings, lr=settings.lr)
@@ -116,6 +125,19 @@ def train_reward(
         run.checkpoint(step, {"learner": learner.state_dict(), "guard": guard.state_dict()})
     asked = [held_out[int(number)] for number in held_out_rows.kept]
     return _report(model, rows, held_out_rows, asked, config, dropped + also_dropped, total, guard.skipped)
+
+
+def total_steps(config: Config, records: int) -> int:
+    return steps_of(config.reward, records)
+
+
+def step_size(config: Config) -> int:
+    return config.reward.batch
+
+
+def measure(tokenizer: Any, records: Sequence[Record], **options: Any) -> tuple[int, int]:
+    rows, _ = encode_ranked(tokenizer, records, **options)
+    return len(rows), sum(map(len, rows.answers))
 
 
 class RankedRows(Lazy[Ranked]):
@@ -287,3 +309,55 @@ def _accuracy(margins: Sequence[Sequence[float]], questions: Sequence[Hashable])
     """Share of clear pairs won, each question counting once: pairs of one are not independent of each other."""
     wins = [float(margin > 0) for values in margins for margin in values]
     return share(wins, [question for question, values in zip(questions, margins, strict=True) for _ in values])
+
+
+def score_unit(scorer: RewardModel, samples: Sequence[Sample]) -> tuple[float, float]:
+    """Mean and deviation of a reward model's scores of answers that ended; PPO scores the others by itself.
+
+    Where fewer than two ended, all of them are scored.
+
+    Raises:
+        RewardError: if it scores fewer than two answers: one has no deviation.
+    """
+    scores: list[float] = []
+    for answers in ([sample for sample in samples if sample.finish_reason == "stop"], list(samples)):
+        if len(scores) < 2 and answers:
+            scores = [score for score in scorer(answers) if score is not None and math.isfinite(score)]
+    if len(scores) < 2:
+        raise RewardError(
+            f"the reward model gave a finite score to {len(scores)} of {len(samples)} answers of the SFT model; two or "
+            "more give its scores a unit. Give more prompts, or a reward model with a longer context."
+        )
+    return mean_and_std(scores)
+
+
+def run(run: Run) -> None:
+    config = run.config
+    asked = load_policy(run, sft_location(run))
+    sources = run.sources(asked)
+    data = deal(config, sources)
+    location = config.reward_model or sft_location(run)
+    tokenizer = load_tokenizer(location)
+    model = new_reward_model(location, tokenizer, seed=config.seed, dtype=run.dtype, device=run.device)
+    say_way(run, model)
+    limit = min(config.data.max_tokens, context_length(model) or config.data.max_tokens)
+    stops = load_stop_ids(location, tokenizer)
+    stage = run.stage("reward")
+    learned, _ = halves(config, data["reward"].train)
+    report = train_reward(
+        model, tokenizer, learned, data["reward"].held_out, config, stage, stops=stops, max_tokens=limit
+    )
+    scorer = RewardModel(model, tokenizer, stops, 0.0, 1.0, config.engine.max_batch_tokens)
+    prompts = data["rl"].train or data["reward"].train
+    mean, std = score_unit(scorer, ask(run, asked, prompts, STANDARDISING_SAMPLES))
+    model.config.score_mean, model.config.score_std = mean, std
+    facts: dict[str, Any] = {"report": asdict(report), "score_mean": mean, "score_std": std}
+    aspects = run.gold.aspects(scorer) if run.gold is not None else {}
+    if aspects:
+        facts["accuracy_by_aspect"] = {aspect: accuracy.value for aspect, accuracy in aspects.items()}
+    unused = left_out("reward", replace(data["reward"], train=learned), report.dropped_too_long, sources)
+    verdict = judge_reward(report, score_std=std, aspects=aspects, left_out=unused)
+    leave_model(run, "reward", "model", model, tokenizer, stops, what="Reward model", base=location)
+    run.record("reward", verdict, stage, "reward/model", {"reward_accuracy": report.accuracy.value}, **facts)
+    if run.gold is not None:
+        run.gold.show_aspects(run.screen, aspects)

@@ -2,29 +2,42 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 from chatsmith.assistant import Assistant
+from chatsmith.checkpoint import save_jsonl
 from chatsmith.config import Config
 from chatsmith.data.batch import batches
-from chatsmith.data.chat import Encoded, token_texts
+from chatsmith.data.chat import Encoded, encode_texts, token_texts
 from chatsmith.data.control import unknown_id
+from chatsmith.data.mix import StageData
+from chatsmith.data.tokens import OnError, encoded
 from chatsmith.errors import DataError
 from chatsmith.evaluate import Interval, common, mean_interval, paired_difference
+from chatsmith.intake import deal, parse_reward, stages_to_train
 from chatsmith.models.critic import Critic
 from chatsmith.models.limits import measure_peak_flops
-from chatsmith.models.reward import Reward
-from chatsmith.runtime import StageRun
-from chatsmith.stages.loop import total_steps
+from chatsmith.models.load import declared_context, load_stop_ids, load_tokenizer
+from chatsmith.models.reward import Reward, critic_for, load_ready_reward
+from chatsmith.run import Run
+from chatsmith.runtime import StageRun, choose_device, choose_dtype
+from chatsmith.seeds import permutation
+from chatsmith.stages import final_judge
+from chatsmith.stages.inputs import MIN_PAIRS, halves, leave_model, left_out, load_policy, sft_location
 from chatsmith.stages.policy import Estimator, PolicyTrainer
-from chatsmith.stages.rollout import PolicyScores, Prompts, check_held_out, evaluate_policy, unit_of
+from chatsmith.stages.rollout import PolicyScores, Prompts, check_held_out, encode_questions, evaluate_policy, unit_of
+from chatsmith.stages.sft import best_answers
 from chatsmith.stages.tripwires import CONSTANT, Tripwires
 from chatsmith.stages.watch import PhaseClock, answer_table, describe
+from chatsmith.types import Record, Stage
+from chatsmith.verdicts import judge_rl
+from chatsmith.writing import replace_directory
 
 LOGGED_TABLES = 10  # of answers, per run, at most
 PROBES = 12  # per run, at most
+SHOWN_ANSWERS = 5
 
 Probe = Callable[[], dict[str, float]]
 """Metrics of the policy as it is, from a judge that training must not know."""
@@ -144,14 +157,13 @@ def train_rl(
         Interrupted: after saving a checkpoint.
     """
     settings = config.rl
-    per_step = settings.rollouts // settings.samples_per_prompt
     if not prompts.tokens:
         raise DataError(
             f"rl: none of {prompts.dropped_too_long} prompts leaves room for an answer of {settings.max_new_tokens} "
             "tokens. Give shorter prompts, or a smaller --rl.max_new_tokens."
         )
     check_held_out(held_out)
-    total = total_steps(config, "rl", len(prompts.tokens))
+    total = total_steps(config, len(prompts.tokens))
     trainer = PolicyTrainer(
         policy, rewards, config, steps=total, estimator=estimator, critic=critic, ptx=ptx, on_skip=run.skipped
     )
@@ -174,7 +186,7 @@ def train_rl(
             variances = [float(value) for value in state["variances"]]
             trainer.load_state_dict(state["trainer"])
             tripwires.load_state_dict(state["tripwires"])
-    order = batches(len(prompts.tokens), size=per_step, seed=config.seed, start=start)
+    order = batches(len(prompts.tokens), size=_prompts_of_a_step(config), seed=config.seed, start=start)
 
     for step in run.steps(start, total):
         probed = probe() if probe is not None and step % math.ceil(total / PROBES) == 0 else {}
@@ -215,6 +227,23 @@ def train_rl(
     return report, trainer
 
 
+def _prompts_of_a_step(config: Config) -> int:
+    return config.rl.rollouts // config.rl.samples_per_prompt
+
+
+def total_steps(config: Config, records: int) -> int:
+    return config.rl.steps or math.ceil(records / _prompts_of_a_step(config))
+
+
+def step_size(config: Config) -> int:
+    return config.rl.rollouts
+
+
+def measure(tokenizer: Any, records: Sequence[Record], **options: Any) -> tuple[int, int]:
+    prompts = encode_questions(tokenizer, records, **options).tokens
+    return len(prompts), sum(map(len, prompts))
+
+
 def _spoken(scores: PolicyScores, trainer: PolicyTrainer, tokenizer: Any) -> list[list[SpokenToken]]:
     """What each token of the answers cost in KL, and what the critic, if there is one, expected before it."""
     rollouts, critic = scores.rollouts, trainer.learners.critic
@@ -231,3 +260,192 @@ def _spoken(scores: PolicyScores, trainer: PolicyTrainer, tokenizer: Any) -> lis
         figures = zip(texts, scores.kl_tokens[row][mask].tolist(), expected, strict=True)
         answers.append([SpokenToken(*figure) for figure in figures])
     return answers
+
+
+def run(run: Run) -> None:
+    config, gold, sources = run.config, run.gold, run.sources()
+    data = deal(config, sources)
+    location = sft_location(run)
+    policy = load_policy(run, location)
+    rewards = load_rewards(run)
+    critic = critic_for(policy.model, policy.tokenizer, rewards, max_tokens=policy.max_tokens)
+    run.screen.line(f"The critic starts from {critic.origin}")
+    room = policy.max_tokens - config.rl.max_new_tokens
+    asked: dict[str, Any] = {"stops": policy.stops, "max_tokens": room, "on_error": config.data.on_error}
+    prompts = encode_questions(policy.tokenizer, data["rl"].train, **asked)
+    held_out = _held_out_prompts(config, data, policy.tokenizer, policy.stops, room)
+    stage = run.stage("rl")
+    if config.rl.top_p < 1 or config.rl.top_k > 0:
+        stage.warn("with rl.top_p or rl.top_k PPO is off-policy: it assumes plain sampling")
+    distinct = len({hash(row) for row in prompts.tokens})
+    if distinct < len(prompts.tokens) / 2:
+        stage.warn(f"duplicate prompts: only {distinct} of {len(prompts.tokens)} differ; the repeated ones count more")
+    sft_gold = gold.scores(policy) if gold is not None else None
+    report, trainer = train_rl(
+        policy,
+        critic,
+        prompts,
+        held_out,
+        rewards,
+        config,
+        stage,
+        ptx=mixed_rows(data, policy, on_error=config.data.on_error) if config.rl.ptx_coef > 0 else (),
+        probe=partial(gold.probe, policy) if gold is not None else None,
+    )
+    too_long = prompts.dropped_too_long + held_out.dropped_too_long
+    facts: dict[str, Any] = {"report": report.figures(), "dropped_too_long": too_long}
+    gold_summary, judged = {}, None
+    if gold is not None:
+        rl_gold = gold.scores(policy)
+        gold_summary, judged = gold.summary(sft_gold, rl_gold), gold.judged(sft_gold, rl_gold, stage.metrics())
+    else:
+        facts["final_judge"] = _final_judge(run, data, report)
+    unused = left_out("rl", data["rl"], too_long, sources)
+    verdict, gain = judge_rl(report, config.gates, judged, unused)
+    means = report.reward_means()
+    leave_model(
+        run, "rl", "actor", policy.model, policy.tokenizer, policy.stops, what="Assistant after PPO", base=location
+    )
+    with trainer.averaged():
+        what = "Assistant after PPO, averaged"
+        leave_model(run, "rl", "ema", policy.model, policy.tokenizer, policy.stops, what=what, base=location)
+    replace_directory(run.directory / "rl" / "critic", critic.save)
+    samples = report.samples()
+    if gold is not None:
+        samples = gold.marked(samples)
+    save_jsonl(run.directory / "rl" / "samples.jsonl", samples)
+    summary = {
+        "reward_mean_first": means["before"],
+        "reward_mean_last": means["after"],
+        "reward_mean_ema": means["ema"],
+        "reward_gain_ci95": [gain.low, gain.high],
+        "kl_last": report.after.kl,
+        **gold_summary,
+    }
+    run.record("rl", verdict, stage, "rl/actor", summary, **facts)
+    if gold is not None:
+        gold.show(run.screen, sft_gold, rl_gold, gold_summary)
+    else:
+        run.screen.line(f"  final judge: {facts['final_judge']}")
+        _show_answers(run, report)
+
+
+def load_rewards(run: Run) -> list[Reward]:
+    """The run's rewards, each under a name of its own."""
+    rewards: list[Reward] = []
+    for spec in run.config.rl.rewards:
+        target, weight = parse_reward(spec)
+        if target == "trained":
+            reward = load_reward(f"{run.directory / 'reward' / 'model'}@{weight}", run.config, name="trained")
+        else:
+            reward = load_reward(spec, run.config)
+        taken = {other.name for other in rewards}
+        rewards.append(replace(reward, name=target) if reward.name in taken else reward)
+    return rewards
+
+
+def mixed_rows(data: dict[Stage, StageData], actor: Assistant, *, on_error: OnError) -> Sequence[Encoded]:
+    """Rows for mixed training: the ptx sources, or the SFT data where there are none."""
+
+    def encode_chunk(chunk: list[Record]) -> list[Encoded]:
+        texts = encode_texts(actor.tokenizer, [r.text for r in chunk if r.text], max_tokens=actor.max_tokens)
+        return (
+            best_answers(
+                actor.tokenizer,
+                [r for r in chunk if r.answers],
+                stops=actor.stops,
+                max_tokens=actor.max_tokens,
+                on_error=on_error,
+            )
+            + texts
+        )
+
+    records = data["ptx"].train or data["sft"].train
+    return encoded(
+        "ptx", actor.tokenizer, records, encode_chunk, settings=[list(actor.stops), actor.max_tokens, on_error]
+    )
+
+
+def _final_judge(run: Run, data: dict[Stage, StageData], report: RlReport) -> str:
+    """What a head of its own, trained on preferences that the reward model never saw, says of PPO's answers."""
+    _, kept = halves(run.config, data["reward"].train)
+    if not kept or "reward" not in stages_to_train(run.config):
+        return f"not judged: it takes {MIN_PAIRS} preferences and reward.judge_fraction above 0"
+    sft = load_policy(run, sft_location(run))
+    opinion = final_judge.second_opinion(
+        sft.model,
+        sft.tokenizer,
+        kept,
+        data["reward"].held_out,
+        report.before.samples,
+        report.after.samples,
+        stops=sft.stops,
+        max_tokens=sft.max_tokens,
+        max_batch_tokens=run.config.engine.max_batch_tokens,
+    )
+    return str(opinion)
+
+
+def _show_answers(run: Run, report: RlReport) -> None:
+    pairs = list(zip(report.before.samples, report.after.samples, strict=True))[:SHOWN_ANSWERS]
+    run.screen.table(
+        "The same held-out prompts, answered before and after PPO",
+        ("prompt", "SFT", "PPO"),
+        [(sft.messages[-1].content[-200:], sft.answer[:200], rl.answer[:200]) for sft, rl in pairs],
+    )
+
+
+def check_prompts(config: Config, location: str, data: dict[Stage, StageData]) -> None:
+    """Refuse before any work what stage 3 would refuse: prompts without room for an answer, too few held-out ones.
+
+    Args:
+        location: of the model that the run starts from.
+    Raises:
+        DataError: if none of the first thousand prompts has room, or if its gate could not judge.
+    """
+    if "rl" not in config.stages:
+        return
+    tokenizer = load_tokenizer(location)
+    limit = declared_context(location) or config.data.max_tokens
+    room = min(limit, config.data.max_tokens) - config.rl.max_new_tokens
+    stops = load_stop_ids(location, tokenizer)
+    asked: dict[str, Any] = {"stops": stops, "max_tokens": room, "on_error": config.data.on_error}
+    if not encode_questions(tokenizer, data["rl"].train[:1000], **asked).tokens:
+        raise DataError(
+            f"rl: prompt and answer together may have {room + config.rl.max_new_tokens} tokens here, and answers up to "
+            f"rl.max_new_tokens = {config.rl.max_new_tokens}: none of the prompts has room. Lower --rl.max_new_tokens."
+        )
+    check_held_out(_held_out_prompts(config, data, tokenizer, stops, room))
+
+
+def _held_out_prompts(
+    config: Config, data: dict[Stage, StageData], tokenizer: Any, stops: Sequence[int], room: int
+) -> Prompts:
+    """The fixed prompts on which stage 3 is judged."""
+    # shuffled, so that they draw on every source
+    order = permutation(len(data["rl"].held_out), config.data.split_seed, "evaluation")
+    mixed = data["rl"].held_out.take(order)
+    asked: dict[str, Any] = {"stops": stops, "max_tokens": room, "on_error": config.data.on_error}
+    return encode_questions(tokenizer, mixed, **asked).first(config.rl.eval_prompts)
+
+
+def load_reward(spec: str, config: Config | None = None, *, name: str | None = None) -> Reward:
+    """A ready reward: `DIR`, `FILE.py:function` or `package.module:function`, each with an optional `@WEIGHT`.
+
+    Args:
+        config: of it `engine`; None: the defaults.
+        name: under which its values are logged; None: the directory's or the function's.
+    Raises:
+        ConfigError, ModelError: if it is none of these.
+    """
+    config = config or Config()
+    target, weight = parse_reward(spec)
+    device = choose_device(config.engine)
+    return load_ready_reward(
+        target,
+        weight,
+        name=name,
+        dtype=choose_dtype(config.engine, device),
+        device=device,
+        max_tokens_per_pass=config.engine.max_batch_tokens,
+    )

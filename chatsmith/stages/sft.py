@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -17,15 +17,20 @@ from chatsmith.data.chat import Encoded, try_encode, try_encode_prompts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.formats import best_answer
 from chatsmith.data.store import Array
-from chatsmith.data.tokens import EncodedRows, OnError, encoded, place_errors
+from chatsmith.data.tokens import EncodedRows, OnError, encoded, lengths_of, place_errors
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import DataError
+from chatsmith.intake import deal
 from chatsmith.models.checkpointing import checkpoint_activations
+from chatsmith.models.load import tokenizer_oddities
 from chatsmith.models.passes import Pass, pad_mask
 from chatsmith.models.scoring import passes_of, token_logprobs
+from chatsmith.run import Run
 from chatsmith.runtime import StageRun
-from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, total_steps
+from chatsmith.stages.inputs import base_location, leave_model, left_out, load_policy
+from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, steps_of
 from chatsmith.types import Message, Record
+from chatsmith.verdicts import judge_sft
 
 EVALUATIONS = 10  # held-out evaluations per run
 GREEDY_SAMPLES = 64
@@ -88,7 +93,7 @@ def train_sft(
             f"{len(rows)} and {len(held_out_rows)} have at most {max_tokens} tokens. "
             "Give more data, or a model with a longer context and a larger --data.max_tokens."
         )
-    total = total_steps(config, "sft", len(rows))
+    total = total_steps(config, len(rows))
     if config.engine.activation_checkpointing:
         checkpoint_activations(actor)
     learner = Trainable(actor, settings, lr=settings.lr)
@@ -140,6 +145,19 @@ def train_sft(
         setback=max(now - min(losses[: index + 1]) for index, now in enumerate(losses)),
         counting_loss=counting_loss(rows, held_out_rows, vocabulary=actor.config.get_text_config().vocab_size),
     )
+
+
+def total_steps(config: Config, records: int) -> int:
+    return steps_of(config.sft, records)
+
+
+def step_size(config: Config) -> int:
+    return config.sft.batch
+
+
+def measure(tokenizer: Any, records: Sequence[Record], **options: Any) -> tuple[int, int]:
+    rows, _ = encode_best_answers(tokenizer, records, **options)
+    return len(rows), sum(lengths_of(rows))
 
 
 def counting_loss(train: Sequence[Encoded], held_out: Sequence[Encoded], *, vocabulary: int) -> float:
@@ -279,3 +297,28 @@ def _greedy_habits(
     grams = [(n, *a.tokens[i : i + 4]) for n, a in enumerate(answers) for i in range(len(a.tokens) - 3)]
     repetition = 1 - len(set(grams)) / len(grams) if grams else 0.0
     return sum(a.finish_reason == "stop" for a in answers) / len(answers), repetition
+
+
+def run(run: Run) -> None:
+    config = run.config
+    data = deal(config, run.sources())["sft"]
+    actor = load_policy(run, base_location(run))
+    stage = run.stage("sft")
+    for oddity in tokenizer_oddities(base_location(run)):
+        stage.warn(oddity)
+    report = train_sft(
+        actor.model,
+        actor.tokenizer,
+        data.train,
+        data.held_out,
+        config,
+        stage,
+        stops=actor.stops,
+        max_tokens=actor.max_tokens,
+    )
+    verdict = judge_sft(report, left_out("sft", data, report.dropped_too_long, run.sources()))
+    leave_model(
+        run, "sft", "model", actor.model, actor.tokenizer, actor.stops, what="SFT model", base=base_location(run)
+    )
+    summary = {"sft_loss_first": report.held_out_loss_first, "sft_loss_last": report.held_out_loss_last}
+    run.record("sft", verdict, stage, "sft/model", summary, report=asdict(report))

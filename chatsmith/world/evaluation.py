@@ -1,11 +1,11 @@
 """How good the assistant really is: gold scores on held-out tasks, for showing and never for training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from chatsmith.assistant import Assistant
-from chatsmith.config import Config
+from chatsmith.config import Config, WorldConfig
 from chatsmith.console import Screen
 from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.evaluate import Interval, paired_difference, proportion
@@ -14,7 +14,7 @@ from chatsmith.stages.rollout import encode_questions, roll_out
 from chatsmith.types import Sample
 from chatsmith.verdicts import Judged
 from chatsmith.world.judge import Gold, judge
-from chatsmith.world.material import as_record, evaluation_tasks, gold, probes
+from chatsmith.world.material import as_record, evaluation_tasks, gold, probes, prompt_tasks
 from chatsmith.world.tasks import Task
 
 SAMPLES = 2  # per task, averaged
@@ -117,7 +117,7 @@ def accuracy_by_aspect(reward_model: RewardModel, seed: int) -> dict[str, Interv
     }
 
 
-def show(screen: Screen, before: GoldScores, after: GoldScores, figures: dict[str, Any]) -> None:
+def show(screen: Screen, before: GoldScores, after: GoldScores, figures: Mapping[str, Any]) -> None:
     """One task of each kind with both answers, then the scores."""
     first_of_kind = {(task.kind, task.polite): i for i, task in reversed(list(enumerate(before.tasks)))}
     rows = [
@@ -146,7 +146,7 @@ def show(screen: Screen, before: GoldScores, after: GoldScores, figures: dict[st
     screen.table(title, ("score (0 to 1)", "SFT", "PPO", "gain [95 %]"), scores)
 
 
-def show_aspects(screen: Screen, accuracies: dict[str, Interval]) -> None:
+def show_aspects(screen: Screen, accuracies: Mapping[str, Interval]) -> None:
     """The reward model's accuracy by aspect: one total would hide what it does not see."""
     screen.table(
         "Does it see what matters? Accuracy on held-out pairs that differ in one aspect alone",
@@ -178,3 +178,35 @@ def _answers(
         samples=samples,
         seed=(config.seed, "gold"),
     ).samples
+
+
+@dataclass(frozen=True)
+class WorldJudge:
+    """The task world's, see `gold.GoldJudge`."""
+
+    config: Config
+    world: WorldConfig
+
+    def probe(self, policy: Assistant) -> dict[str, float]:
+        return probe(policy, self.config)
+
+    def scores(self, policy: Assistant) -> GoldScores:
+        return gold_scores(policy, self.config)
+
+    def judged(self, before: GoldScores, after: GoldScores, metrics: Sequence[dict[str, Any]]) -> Judged:
+        return judged(before, after, metrics)
+
+    def summary(self, before: GoldScores, after: GoldScores) -> dict[str, Any]:
+        return summary(before, after)
+
+    def marked(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return marked(rows, prompt_tasks(self.config, self.world))
+
+    def aspects(self, scorer: RewardModel) -> dict[str, Interval]:
+        return accuracy_by_aspect(scorer, self.config.seed)
+
+    def show(self, screen: Screen, before: GoldScores, after: GoldScores, summary: Mapping[str, Any]) -> None:
+        show(screen, before, after, summary)
+
+    def show_aspects(self, screen: Screen, aspects: Mapping[str, Interval]) -> None:
+        show_aspects(screen, aspects)

@@ -404,7 +404,7 @@ SAYING = (
         "models/reward.py",
         "data/chat.py",
     ),
-    *("intake.py", "inputs.py", "pipeline.py", "run.py", "runtime.py"),
+    *("intake.py", "pipeline.py", "run.py", "runtime.py"),
 )
 
 

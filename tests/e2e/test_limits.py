@@ -33,7 +33,7 @@ def start(arguments, shell="", **options):
 
 
 def test_a_planted_bug_is_a_bug_with_a_traceback_and_leaves_no_lock(arguments, tmp_path):
-    planted = "import chatsmith.pipeline as p, chatsmith.cli as c\np.train_sft = lambda *_, **__: 1 / 0\nc.main()"
+    planted = "import chatsmith.stages.sft as s, chatsmith.cli as c\ns.train_sft = lambda *_, **__: 1 / 0\nc.main()"
     result = start([sys.executable, "-c", planted, *arguments[3:]])
     assert result.returncode == 3
     assert "Traceback" in result.stderr

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chatsmith.cpu import attention
 from chatsmith.data import store
 from chatsmith.data.store import stored
 from chatsmith.directories import is_own, own_cache
-from chatsmith.cpu import attention
 
 SOMEBODY = 12345
 

@@ -16,7 +16,7 @@ from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import STAGES, Spec
 from chatsmith.data.store import Array
 from chatsmith.errors import ConfigError, DataError
-from chatsmith.inputs import halves
+from chatsmith.stages.inputs import halves
 from chatsmith.types import Answer, Message, Record, Stage
 
 HH = Path("../shared/data/hh-rlhf/harmless-base-test.jsonl.gz")

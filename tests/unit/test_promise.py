@@ -10,10 +10,10 @@ from chatsmith.data.records import choose
 from chatsmith.errors import DataError
 from chatsmith.evaluate import MIN_PROMPTS
 from chatsmith.promise import promise
-from chatsmith.stages.loop import total_steps
 from chatsmith.stages.reward import encode_ranked
 from chatsmith.stages.rollout import check_held_out, encode_questions
 from chatsmith.stages.sft import encode_best_answers
+from chatsmith.stages.table import BY_NAME
 from chatsmith.types import Answer, Message, Record
 
 LIMIT = 64
@@ -59,7 +59,7 @@ def test_records_steps_and_tokens_are_those_of_the_stage(stage, long):
     }[stage]
     assert (made.train, made.held_out) == (len(rows(train)), len(rows(held_out)))
     assert made.too_long == 160 - made.train - made.held_out == round(160 * long)
-    assert made.steps == total_steps(config, stage, made.train)
+    assert made.steps == BY_NAME[stage].work.total_steps(config, made.train)
     assert made.is_exact
     assert f"steps: {made.steps} of" in str(made)
     assert ("left out" in str(made)) == (long > 0)

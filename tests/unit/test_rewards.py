@@ -10,11 +10,11 @@ from tiny import byte_tokenizer, tiny_model, tiny_reward_model
 from chatsmith.config import RlConfig
 from chatsmith.data.chat import prepare_tokenizer
 from chatsmith.errors import ConfigError, ModelError, RewardError
-from chatsmith.inputs import score_unit
 from chatsmith.intake import parse_reward
 from chatsmith.models.passes import Pass
 from chatsmith.models.reward import Reward, RewardModel, critic_for, encode_samples, load_ready_reward
 from chatsmith.models.scoring import token_values
+from chatsmith.stages.reward import score_unit
 from chatsmith.stages.rollout import judge, unit_of
 from chatsmith.types import Message, Record, Sample
 

@@ -1,0 +1,120 @@
+"""What a stage is given by its run, and how it leaves a model there."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from chatsmith.assistant import Assistant
+from chatsmith.config import Config, StageName
+from chatsmith.data.mix import StageData
+from chatsmith.data.records import Chosen
+from chatsmith.data.sources import Source
+from chatsmith.data.split import judge_point
+from chatsmith.engine.engine import Engine, Sampling
+from chatsmith.errors import DataError
+from chatsmith.models.lm import described
+from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer, save_model
+from chatsmith.models.reward import RewardModel
+from chatsmith.models.way import way_of
+from chatsmith.run import Run, model_card
+from chatsmith.seeds import permutation
+from chatsmith.stages.rollout import encode_questions, roll_out
+from chatsmith.stages.table import BY_NAME
+from chatsmith.types import Record, Sample
+from chatsmith.verdicts import LeftOut
+from chatsmith.writing import replace_directory
+
+MIN_PAIRS = 500
+
+
+def load_policy(run: Run, location: str) -> Assistant:
+    """The language model at `location`, ready to be asked or trained within the run's limits."""
+    tokenizer = load_tokenizer(location)
+    model = load_actor(location, tokenizer, dtype=run.dtype, device=run.device)
+    say_way(run, model)
+    limit = run.config.data.max_tokens
+    return Assistant(model, tokenizer, load_stop_ids(location, tokenizer), min(limit, context_length(model) or limit))
+
+
+def say_way(run: Run, model: Any) -> None:
+    """How a model is computed: into the manifest, and if it is not the usual way, once, on the screen."""
+    decided = run.manifest.setdefault("computation", {})
+    if decided.get(type(model).__name__) != asdict(way_of(model)):
+        decided[type(model).__name__] = asdict(way_of(model))
+        if words := described(model):
+            run.screen.line(f"{type(model).__name__}: {words}", "yellow")
+
+
+def base_location(run: Run) -> str:
+    """The model that the run starts from."""
+    return str(run.directory / "base") if run.config.world is not None else run.config.actor_model
+
+
+def sft_location(run: Run) -> str:
+    """The SFT model of this run, or the given model where the run has no stage 1."""
+    return str(run.directory / "sft" / "model") if "sft" in run.config.stages else base_location(run)
+
+
+def halves(config: Config, records: Chosen[Record]) -> tuple[Chosen[Record], Chosen[Record]]:
+    """Preferences that the reward model learns from, and those kept for the final judge's own head.
+
+    Copies of a record and continuations of a conversation stay together. Nothing is kept where a gold judge exists or
+    preferences are few.
+    """
+    fraction = config.reward.judge_fraction
+    if config.world is not None or fraction == 0 or len(np.unique(records.numbers)) < MIN_PAIRS:
+        return records, records.take(np.zeros(0, np.int64))
+    kept = np.array([judge_point(record, config.data.split_seed) < fraction for record in records])
+    return records.take(np.flatnonzero(~kept)), records.take(np.flatnonzero(kept))
+
+
+def ask(run: Run, asked: Assistant, records: Sequence[Record], count: int, *, each: int = 1) -> tuple[Sample, ...]:
+    """Answers of a model to `count` of the records (`each` per record, in a row), at the training temperature."""
+    settings = run.config.rl
+    room = asked.max_tokens - settings.max_new_tokens
+    prompts = encode_questions(
+        asked.tokenizer, records, stops=asked.stops, max_tokens=room, on_error=run.config.data.on_error
+    )
+    total = len(prompts.tokens)
+    if not total:
+        raise DataError(
+            f"none of {len(records)} prompts leaves room for an answer of {settings.max_new_tokens} tokens in "
+            f"{asked.max_tokens}: lower --rl.max_new_tokens or give shorter prompts."
+        )
+    engine = Engine(asked.model, max_batch=run.config.engine.max_batch)
+    rollouts = roll_out(
+        engine,
+        asked.tokenizer,
+        prompts,
+        range(total) if count >= total else permutation(total, run.config.seed, "asked")[:count].tolist(),
+        Sampling(settings.temperature, settings.top_k, settings.top_p),
+        limit=settings.max_new_tokens,
+        stops=asked.stops,
+        samples=each,
+        seed=(run.config.seed, "asked"),
+    )
+    return rollouts.samples
+
+
+def left_out(stage: StageName, data: StageData, too_long: int, sources: Sequence[Source]) -> LeftOut:
+    """What a stage was given and did not use; bad records may have been meant for any stage of their source."""
+    serving = [source for source in sources if not source.spec.stages or stage in source.spec.stages]
+    return LeftOut(
+        too_long=too_long,
+        of=len(data.train) + len(data.held_out),
+        bad=sum(len(source.dropped) for source in serving),
+        what=BY_NAME[stage].records,
+    )
+
+
+def leave_model(
+    run: Run, stage: StageName, folder: str, model: Assistant | RewardModel, *, what: str, base: str
+) -> None:
+    """A model of a stage into the run's directory, with its card."""
+    card = model_card(run, what=what, base=base, tags=BY_NAME[stage].models[folder])
+    replace_directory(
+        run.directory / stage / folder,
+        lambda path: save_model(model.model, model.tokenizer, path, stops=model.stops, card=card),
+    )
