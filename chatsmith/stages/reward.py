@@ -357,7 +357,7 @@ def run(run: Run) -> None:
         facts["accuracy_by_aspect"] = {aspect: accuracy.value for aspect, accuracy in aspects.items()}
     unused = left_out("reward", replace(data["reward"], train=learned), report.dropped_too_long, sources)
     verdict = judge_reward(report, score_std=std, aspects=aspects, left_out=unused)
-    leave_model(run, "reward", "model", model, tokenizer, stops, what="Reward model", base=location)
+    leave_model(run, "reward", "model", scorer, what="Reward model", base=location)
     run.record("reward", verdict, stage, "reward/model", {"reward_accuracy": report.accuracy.value}, **facts)
     if run.gold is not None:
         run.gold.show_aspects(run.screen, aspects)

@@ -303,12 +303,9 @@ def run(run: Run) -> None:
     unused = left_out("rl", data["rl"], too_long, sources)
     verdict, gain = judge_rl(report, config.gates, judged, unused)
     means = report.reward_means()
-    leave_model(
-        run, "rl", "actor", policy.model, policy.tokenizer, policy.stops, what="Assistant after PPO", base=location
-    )
+    leave_model(run, "rl", "actor", policy, what="Assistant after PPO", base=location)
     with trainer.averaged():
-        what = "Assistant after PPO, averaged"
-        leave_model(run, "rl", "ema", policy.model, policy.tokenizer, policy.stops, what=what, base=location)
+        leave_model(run, "rl", "ema", policy, what="Assistant after PPO, averaged", base=location)
     replace_directory(run.directory / "rl" / "critic", critic.save)
     samples = report.samples()
     if gold is not None:

@@ -301,7 +301,8 @@ def _greedy_habits(
 
 def run(run: Run) -> None:
     config = run.config
-    data = deal(config, run.sources())["sft"]
+    sources = run.sources()
+    data = deal(config, sources)["sft"]
     actor = load_policy(run, base_location(run))
     stage = run.stage("sft")
     for oddity in tokenizer_oddities(base_location(run)):
@@ -316,9 +317,7 @@ def run(run: Run) -> None:
         stops=actor.stops,
         max_tokens=actor.max_tokens,
     )
-    verdict = judge_sft(report, left_out("sft", data, report.dropped_too_long, run.sources()))
-    leave_model(
-        run, "sft", "model", actor.model, actor.tokenizer, actor.stops, what="SFT model", base=base_location(run)
-    )
+    verdict = judge_sft(report, left_out("sft", data, report.dropped_too_long, sources))
+    leave_model(run, "sft", "model", actor, what="SFT model", base=base_location(run))
     summary = {"sft_loss_first": report.held_out_loss_first, "sft_loss_last": report.held_out_loss_last}
     run.record("sft", verdict, stage, "sft/model", summary, report=asdict(report))

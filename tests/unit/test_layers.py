@@ -43,16 +43,7 @@ ALLOWED = {
         *("algo", "data", "models", "stages"),
     },
     "report": {
-        "stages",
-        "errors",
-        "config",
-        "resolve",
-        "text",
-        "runs",
-        "checkpoint",
-        "evaluate",
-        "manifest",
-        "received",
+        *("stages", "errors", "config", "resolve", "text", "runs", "checkpoint", "evaluate", "manifest", "received"),
     },
 }
 
