@@ -6,14 +6,14 @@ opening the file to the packs, imports aside (peers/prepare.py). Tokenizer: byte
 the file; a plain chat template; rows of at most 2048 tokens, packs of 2048.
 
 - chatsmith: read, check and store each record, split by hash (all of it to sft), render, tokenise with a mask of the
-  answers, store, pack by best fit.
+  answers, store, pack rows of similar length.
 - trl: `SFTTrainer` with packing (best fit), the loss on completions only: the same work. One or two processes of
   `dataset_num_proc`; the faster counts.
 - trl_text: the same file as `messages`, which TRL trains on whole, prompts included: less work than ours.
 - datasets: the plain way by hand: `load_dataset`, `map` in batches with chat template and tokenizer, no mask, no packs.
 
-The fill printed is that of best-fit packs of the whole file at 2048 tokens, which TRL trains on too. In training
-chatsmith packs the records of each step by best fit; how full those packs are is the metric `sft/fill`.
+The fill printed is that of packs of the whole file at 2048 tokens. In training chatsmith packs the records of each step;
+how full those packs are is the metric `sft/fill`.
 
 Memory: peak over what stands after the imports, of all processes together, by proportional set size, on a file of
 `--corpus-gb` made of the same records, each changed so that no two are equal.

@@ -18,11 +18,11 @@ WINDOW = 50_000  # rows that are packed at a time
 
 
 def chatsmith(file: str, tokenizer: Any) -> Any:
-    from chatsmith.data.batch import best_fit
     from chatsmith.data.chat import stop_ids
     from chatsmith.data.mix import mix
     from chatsmith.data.sources import read_source
     from chatsmith.data.spec import parse_spec
+    from chatsmith.models.passes import grouped
     from chatsmith.stages.sft import encode_best_answers
 
     yield
@@ -30,7 +30,7 @@ def chatsmith(file: str, tokenizer: Any) -> Any:
     data = mix([source], split=(2, 4, 4), held_out_fraction=0.0)["sft"].train
     rows, _ = encode_best_answers(tokenizer, data, stops=stop_ids(tokenizer), max_tokens=LENGTH)
     windows = (rows.lengths[start : start + WINDOW].tolist() for start in range(0, len(rows), WINDOW))
-    packs = sum(len(best_fit(lengths, capacity=LENGTH)) for lengths in windows)
+    packs = sum(len(grouped(lengths, max_tokens=LENGTH, packed=True)) for lengths in windows)
     yield
     yield len(source.records), int(rows.lengths.sum()), packs
 
