@@ -27,7 +27,7 @@ from chatsmith.console import Screen
 from chatsmith.errors import RunError
 from chatsmith.manifest import MANIFEST, VERSION, check_run, is_run, lock_file, read_manifest
 from chatsmith.runtime import StageRun, StopSignals, choose_device, choose_dtype
-from chatsmith.stages.table import BY_NAME, TABLE, announced
+from chatsmith.stages.table import BY_NAME, TABLE
 from chatsmith.text import one_line, quoted
 from chatsmith.trackers import Tracker, feed, first_step, forget
 from chatsmith.writing import (
@@ -87,7 +87,8 @@ class Run:
         return stage in self.manifest["stages"]
 
     def stage(self, stage: StageName) -> StageRun:
-        show = partial(self.screen.stage, stage, announced(stage), road=self.road(stage))
+        title = f"Stage {STAGES.index(stage) + 1} of {len(STAGES)}: {BY_NAME[stage].title}"
+        show = partial(self.screen.stage, stage, title, road=self.road(stage))
         track = partial(feed, self.trackers, first_step(self.directory, stage)) if self.trackers else None
         save_every_s = self.config.engine.save_every_s
         return StageRun(self.directory / stage, save_every_s=save_every_s, stop=self.stop, show=show, track=track)

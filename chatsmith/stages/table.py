@@ -108,8 +108,3 @@ TABLE = (
     ),
 )
 BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in TABLE}
-
-
-def announced(name: StageName) -> str:
-    """As "Stage 1 of 3: ..."."""
-    return f"Stage {TABLE.index(BY_NAME[name]) + 1} of {len(TABLE)}: {BY_NAME[name].title}"
