@@ -12,8 +12,8 @@ the file; a plain chat template; rows of at most 2048 tokens, packs of 2048.
 - trl_text: the same file as `messages`, which TRL trains on whole, prompts included: less work than ours.
 - datasets: the plain way by hand: `load_dataset`, `map` in batches with chat template and tokenizer, no mask, no packs.
 
-The fill printed is that of packs of the whole file at 2048 tokens. In training chatsmith packs the records of each step;
-how full those packs are is the metric `sft/fill`.
+The fill printed is that of packs of the whole file at 2048 tokens. In training chatsmith packs the records of each
+step; how full those packs are is the metric `sft/fill`.
 
 Memory: peak over what stands after the imports, of all processes together, by proportional set size, on a file of
 `--corpus-gb` made of the same records, each changed so that no two are equal.
