@@ -56,9 +56,11 @@ from chatsmith.config import Config, EngineConfig
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.engine.memory import free_bytes
 from chatsmith.errors import ChatsmithError
+from chatsmith.models.attention import attend_here
 from chatsmith.models.counts import count
 from chatsmith.models.critic import critic_from_reward_model
 from chatsmith.models.limits import measure_bandwidth, measure_peak_flops
+from chatsmith.models.way import way_of
 from chatsmith.run import commit
 from chatsmith.runtime import choose_device
 from chatsmith.stages.policy import PolicyTrainer
@@ -188,12 +190,16 @@ def generate(model: Any, prompts: Prompts, longest: int) -> tuple[float, int]:
 
 @contextmanager
 def attention_kept(model: Any) -> Iterator[None]:
-    """transformers 5.17 leaves the attention of continuous batching behind where that fails while it is set up."""
+    """Inside, attention is transformers' own: continuous batching takes no other. 5.17 leaves its own behind where that
+    fails while it is set up."""
+    was_here = way_of(model).attention == "here"
+    attend_here(model, here=False)
     before = model.config._attn_implementation
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+        attend_here(model, here=was_here)
 
 
 def continuous(model: Any, prompts: Prompts, answers: Sequence[int]) -> tuple[float, int]:

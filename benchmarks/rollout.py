@@ -47,6 +47,7 @@ from transformers import (
 from transformers.utils import logging
 
 from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.models.attention import attend_here
 
 ROWS, PROMPT_LENGTHS, ANSWER_LENGTHS = 32, (32, 128), (16, 128)
 STEP_TOKENS = 128  # of each row where a single step is timed
@@ -110,12 +111,16 @@ def generate_batch(model: Any, prompts: list[list[int]], limits: list[int]) -> C
     config = GenerationConfig(max_new_tokens=max(limits), do_sample=True, top_k=0, eos_token_id=-1, pad_token_id=0)
 
     def run() -> int:
-        replies = model.generate_batch(
-            prompts,
-            generation_config=config,
-            continuous_batching_config=ContinuousBatchingConfig(use_cuda_graph=False),
-            progress_bar=False,
-        )
+        attend_here(model, here=False)  # it takes no other attention than transformers' own
+        try:
+            replies = model.generate_batch(
+                prompts,
+                generation_config=config,
+                continuous_batching_config=ContinuousBatchingConfig(use_cuda_graph=False),
+                progress_bar=False,
+            )
+        finally:
+            attend_here(model, here=True)
         assert len(replies) == len(prompts) and all(
             len(reply.generated_tokens) == max(limits) for reply in replies.values()
         )

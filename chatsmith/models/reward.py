@@ -85,7 +85,7 @@ def score_rows(
         prompts: which one each row answers; those of the same are scored together.
     """
     scores = [0.0] * len(rows)
-    for part in passes_of(model, rows=rows, max_tokens=max_tokens, together=prompts):
+    for part in passes_of(model.base_model, rows=rows, max_tokens=max_tokens, together=prompts):
         for index, value in zip(part.index, sequence_scores(model, part).tolist(), strict=True):
             scores[index] = value
     return scores

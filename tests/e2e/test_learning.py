@@ -70,7 +70,7 @@ def weights(path):
 def language_loss(path):
     tokenizer = load_tokenizer(str(path))
     model = load_actor(str(path), tokenizer, dtype=torch.float32, device=torch.device("cpu"))
-    return evaluate_language_model(model, tokenizer, encode_texts(tokenizer, TEXTS, max_tokens=64), Config())
+    return evaluate_language_model(model, encode_texts(tokenizer, TEXTS, max_tokens=64), Config())
 
 
 def test_ppo_with_four_epochs_raises_the_reward_and_the_average_follows_the_actor(speaker, tmp_path):
