@@ -8,6 +8,7 @@ loaded by what needs them: a path or a setting that is wrong is refused at once.
 """
 
 import math
+import os
 import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ class Assistant:
         """
         from chatsmith.models.load import save_model, was_saved_here
 
-        directory = Path(directory)
+        directory = Path(os.path.abspath(directory))  # "." has no name
         if directory.is_dir() and any(directory.iterdir()) and not was_saved_here(directory):
             raise RunError(
                 f"{quoted(directory)}: not empty, and what is in it was not saved by chatsmith. Choose another one."

@@ -70,8 +70,9 @@ def is_run(directory: Path) -> bool:
 
 
 def lock_file(directory: Path) -> Path:
-    """Held by the one command that works on the run; it is there as long as that does."""
-    return directory.parent / f".{directory.name}.lock"
+    """Held by the one command that works on the run, by whatever path it was reached; it goes when that ends."""
+    real = Path(os.path.realpath(directory))
+    return real.parent / f".{real.name}.lock"
 
 
 def check_run(directory: Path) -> None:

@@ -249,10 +249,11 @@ def lock(directory: Path) -> Iterator[None]:
     Raises:
         RunError: if another process holds it. OSError: if the lock cannot be made.
     """
-    make_directory(directory.parent)
+    file = lock_file(directory)
+    make_directory(file.parent)
     with ExitStack() as stack:
         try:
-            stack.enter_context(hold(lock_file(directory)))
+            stack.enter_context(hold(file))
         except BlockingIOError as error:
             raise RunError(
                 f"{quoted(directory)}: another chatsmith is working on this run. Wait for it, or stop it."
@@ -263,7 +264,10 @@ def lock(directory: Path) -> Iterator[None]:
 def commit() -> str | None:
     """The git commit that this package runs from, or None for an installed release."""
     package = Path(__file__).parent
-    command = ["git", "-C", str(package), "log", "-1", "--format=%H", "--", str(package)]
+    if not (package.parent / ".git").exists():  # one further up is of somebody else, whose settings git would follow
+        return None
+    command = ["git", "-c", "log.showSignature=false", "-C", str(package)]
+    command += ["log", "-1", "--format=%H", "--", str(package)]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):

@@ -375,7 +375,7 @@ def _refusals(path: Path, done: str) -> Iterator[None]:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{secrets.token_hex(8)}.partial")
+    return Path(os.path.abspath(path)).parent / f".{secrets.token_hex(8)}.partial"
 
 
 def _settle(directory: Path) -> None:

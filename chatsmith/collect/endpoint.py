@@ -7,9 +7,11 @@ most).
 """
 
 import asyncio
+import base64
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -224,12 +226,22 @@ def _counted(count: object, text: str) -> int | None:
 
 
 def _spellings(key: str) -> re.Pattern[str]:
-    """A key as it stands, with blanks between its characters, or escaped as in JSON, an address or a page."""
+    """A key as it stands, in other case, with what is no letter between its characters, escaped as in JSON, an address
+    or a page, or in base64."""
     written = [
-        rf"(?:{re.escape(c)}|\\*(?:u00|x)(?i:{ord(c):02x})|(?i:%{ord(c):02x}|&\#x0*{ord(c):x};)|&\#0*{ord(c)};)"
-        for c in key
+        rf"(?:{re.escape(c)}|\\*(?:u00|x){ord(c):02x}|%{ord(c):02x}|&\#x0*{ord(c):x};|&\#0*{ord(c)};)" for c in key
     ]
-    return re.compile(r"[\s\u200b-\u200d\u2060\ufeff]{0,8}+".join(written))
+    between = rf"(?:(?![{re.escape(key)}\\%&])[\W_]){{0,8}}+"
+    return re.compile("|".join([between.join(written), *map(re.escape, _in_base64(key))]), re.IGNORECASE)
+
+
+def _in_base64(key: str) -> Iterator[str]:
+    """What a key is in base64 in the midst of other bytes, wherever it begins in a group of three."""
+    for before in range(3):
+        data = b"-" * before + key.encode()
+        whole = slice(-(-before * 8 // 6), len(data) * 8 // 6)  # the others depend on what stands beside it
+        yield base64.b64encode(data).decode()[whole]
+        yield base64.urlsafe_b64encode(data).decode()[whole]
 
 
 def _host(url: str) -> str:

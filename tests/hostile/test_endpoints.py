@@ -1,5 +1,6 @@
 """An endpoint that means harm: what it says is bounded, costs what it says at least, and never holds the key."""
 
+import base64
 import gzip
 import itertools
 import json
@@ -172,6 +173,9 @@ SPELT = {
     "with blanks": " ".join(KEY),
     "over lines": "\n".join(KEY),
     "hidden": "\u200b".join(KEY),
+    "with dots": ".".join(KEY),
+    "in capitals": KEY.upper(),
+    **{f"in base64, {n} bytes in": base64.b64encode(b"ab"[:n] + KEY.encode() + b"cd").decode() for n in range(3)},
 }
 
 

@@ -447,6 +447,14 @@ def test_a_run_gives_its_best_model_or_the_one_asked_for(tmp_path):
     assert load(run / "rl" / "ema", device="cpu").chat("Hi") == "ema"
 
 
+def test_saving_into_the_directory_one_is_in(tmp_path, monkeypatch):
+    assistant = load(make_run(tmp_path / "run", "sft"), device="cpu")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assistant.save(".")
+    assert load(tmp_path / "here", device="cpu").chat("Hi") == "sft"
+
+
 def test_saving_deletes_nothing_but_what_was_saved_before(tmp_path):
     assistant = load(make_run(tmp_path / "run", "sft"), device="cpu")
     mine = tmp_path / "mine"

@@ -3,10 +3,13 @@
 import fcntl
 import json
 import os
+import re
+import subprocess
 import time
 
 import pytest
 
+import chatsmith.run
 from chatsmith.cli import app
 from chatsmith.runs import find_runs
 
@@ -30,6 +33,26 @@ def make(directory, *, ago=0.0, **changes):
     path.write_text(json.dumps(manifest))
     os.utime(path, (time.time() - ago,) * 2)
     return directory
+
+
+def git(directory, *words):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "-C", directory, *identity, *words], check=True, capture_output=True)
+
+
+def test_a_commit_is_that_of_the_package_and_not_of_what_it_lies_in(tmp_path, monkeypatch):
+    package = tmp_path / "site" / "chatsmith"
+    package.mkdir(parents=True)
+    (package / "run.py").touch()
+    monkeypatch.setattr(chatsmith.run, "__file__", str(package / "run.py"))
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "a stranger's, with settings that git would follow")
+    assert chatsmith.run.commit() is None
+    git(tmp_path / "site", "init")
+    git(tmp_path / "site", "add", ".")
+    git(tmp_path / "site", "commit", "-m", "its own")
+    assert re.fullmatch("[0-9a-f]{40}", chatsmith.run.commit())
 
 
 FIGURES = {

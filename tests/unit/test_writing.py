@@ -222,6 +222,19 @@ def test_of_many_processes_one_holds_a_lock(tmp_path):
     assert names(tmp_path) == ["counter"]
 
 
+def test_a_run_is_one_by_whatever_path_it_is_reached(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link").symlink_to(tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    for other in (tmp_path / "elsewhere" / "link", Path("."), Path("../run")):
+        with lock(tmp_path / "run"), pytest.raises(RunError, match="another chatsmith"), lock(other):
+            pass
+        with lock(other), pytest.raises(RunError, match="another chatsmith"), lock(tmp_path / "run"):
+            pass
+    assert names(tmp_path) == ["elsewhere", "run"]
+
+
 def test_where_no_lock_can_be_there_is_one_error_and_no_waiting(tmp_path, capsys):
     outside = tmp_path / "outside"
     outside.write_text("theirs")
