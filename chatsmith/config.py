@@ -288,7 +288,7 @@ class EngineConfig(Group):
     max_logits_mib: Positive = 48
     """Of logits at once; above it the head runs in chunks, and twice in training."""
     save_every_s: Annotated[float, Field(ge=0)] = 60.0
-    """Seconds between checkpoints inside a stage."""
+    """Seconds between checkpoints inside a stage, or 20 times what the last one took if that is longer."""
 
 
 class WorldConfig(Group):

@@ -18,7 +18,8 @@ from chatsmith.writing import append, make_directory, remove
 if TYPE_CHECKING:
     import torch
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
+SHARE_OF_SAVING = 20  # of the time between two checkpoints a twentieth at most goes into saving
 
 
 class Interrupted(Exception):
@@ -85,6 +86,7 @@ class StageRun:
         self._save_every_s = save_every_s
         self._stop = stop
         self._saved_at = time.monotonic()
+        self._saving_took = 0.0
         self._metrics = directory / "metrics.jsonl"
         self._answers = directory / "answers.jsonl"
         self._warnings = directory / "warnings.jsonl"
@@ -102,9 +104,12 @@ class StageRun:
         """The last checkpoint, or None at a fresh start. Metrics of steps after it are forgotten.
 
         Raises:
-            RunError: if the checkpoint is damaged or of another version, or the lines beside it are damaged.
+            RunError: if the checkpoint is damaged or of a later version, or the lines beside it are damaged.
         """
         state = load_checkpoint(self._checkpoint_path)
+        is_older = state is not None and type(state.get("format")) is int and 0 < state["format"] < CHECKPOINT_FORMAT
+        if is_older:
+            state = None
         if state is not None and state.get("format") != CHECKPOINT_FORMAT:
             raise RunError(
                 f"{self._checkpoint_path}: written by another version of chatsmith, which this one cannot continue. "
@@ -117,6 +122,8 @@ class StageRun:
             save_jsonl(path, [row for row in read_jsonl(path, step=int) if row["step"] <= step])
         if state is not None:
             self._seconds_before = state["seconds"]
+        if is_older:
+            self.warn("begins anew: an older version of chatsmith began it, and its checkpoint does not fit this one")
         return state
 
     @contextmanager
@@ -194,11 +201,13 @@ class StageRun:
         Raises:
             Interrupted: after saving, if SIGINT or SIGTERM arrived.
         """
-        due = time.monotonic() - self._saved_at >= self._save_every_s
+        started = time.monotonic()
+        due = started - self._saved_at >= max(self._save_every_s, SHARE_OF_SAVING * self._saving_took)
         if due or self._stop.received is not None:
             facts = {"format": CHECKPOINT_FORMAT, "step": step, "seconds": self.seconds}
             save_checkpoint(self._checkpoint_path, {**state, **facts})
             self._saved_at = time.monotonic()
+            self._saving_took = self._saved_at - started
         if self._stop.received is not None:
             raise Interrupted(self._stop.received)
 

@@ -26,6 +26,7 @@ from chatsmith.manifest import read_manifest
 from chatsmith.report.page import write_report
 from chatsmith.run import check_directory
 from chatsmith.runs import find_runs
+from chatsmith.runtime import CHECKPOINT_FORMAT
 
 SECRET = "hunter2-is-the-secret"
 TINY = ["--sft.epochs 1", "--sft.batch 16", "--reward.epochs 1", "--reward.batch 16", "--rl.rollouts 8"]
@@ -245,14 +246,14 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_stays(run, made, typed):
     del manifest["stages"]["rl"]
     (run / "manifest.json").write_text(json.dumps(manifest))
     path = run / "rl" / "checkpoint.pt"
-    sound = {"format": 2, "step": 0, "seconds": 1.0}
+    sound = {"format": CHECKPOINT_FORMAT, "step": 0, "seconds": 1.0}
     for state in (
         b"no checkpoint",
         [1],
         {},
         sound,
         sound | {"step": "0"},
-        sound | {"variances": [0.1], "ppo": {"step": []}},
+        sound | {"variances": [0.1], "trainer": {"step": []}},
     ):
         if isinstance(state, bytes):
             path.write_bytes(state)

@@ -173,8 +173,8 @@ class Spoken:
         pass
 
 
-def stage_run(directory, warned):
-    return StageRun(directory, save_every_s=1e9, stop=StopSignals(), show=lambda total: Spoken(warned))
+def stage_run(directory, warned, save_every_s=1e9):
+    return StageRun(directory, save_every_s=save_every_s, stop=StopSignals(), show=lambda total: Spoken(warned))
 
 
 def test_a_skipped_step_leaves_its_batch_and_a_warning_that_a_resumed_run_still_has(tmp_path):
@@ -216,6 +216,36 @@ def test_answers_with_unicode_line_ends_survive_a_resume(tmp_path):
     again.resume()
     assert again.warnings() == ["e\u2029f"]
     assert read_jsonl(tmp_path / "rl" / "answers.jsonl")[0]["prompt"] == "a\u2028b\x85c"
+
+
+def test_a_stage_that_an_older_version_began_begins_anew_and_says_so(tmp_path):
+    run = stage_run(tmp_path / "sft", [])
+    run.resume()
+    for step in run.steps(0, 2):
+        run.log(step, {"sft/loss": 1.0})
+    save_checkpoint(tmp_path / "sft" / "checkpoint.pt", {"format": CHECKPOINT_FORMAT - 1, "step": 1, "seconds": 1.0})
+    again = stage_run(tmp_path / "sft", [])
+    assert again.resume() is None
+    assert again.metrics() == []
+    assert "begins anew" in again.warnings()[0]
+
+
+def test_the_time_between_checkpoints_grows_with_what_they_take(tmp_path, monkeypatch):
+    run = stage_run(tmp_path / "sft", [], save_every_s=60.0)
+    now, saved = [1000.0], []
+    monkeypatch.setattr("chatsmith.runtime.time.monotonic", lambda: now[0])
+
+    def save(_path, state):
+        saved.append(now[0])
+        now[0] += 30.0
+
+    monkeypatch.setattr("chatsmith.runtime.save_checkpoint", save)
+    run._saved_at = 1000.0
+    for step in range(200):
+        now[0] += 10.0
+        run.checkpoint(step, {})
+    assert saved[0] == 1060.0  # nobody knew yet what it takes
+    assert saved[1] - (saved[0] + 30.0) == 600.0  # 20 times half a minute
 
 
 def test_a_checkpoint_of_another_version_is_refused_and_not_called_a_bug(tmp_path):
