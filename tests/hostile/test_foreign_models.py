@@ -478,6 +478,14 @@ def test_a_value_in_place_of_a_function_is_refused_by_its_name(model, file, key)
         load(model)
 
 
+def test_what_still_cannot_be_saved_is_no_fault_of_the_disk(tmp_path):
+    model, tokenizer = tiny_model("llama"), byte_tokenizer()
+    model.config.__dict__["to_json_file"] = 5
+    with pytest.raises(ModelError, match="the model cannot be saved: TypeError"):
+        replace_directory(tmp_path / "saved", lambda path: save_model(model, tokenizer, path, stops=[2], card=""))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "key", ["save_pretrained", "validate", "update", "to_diff_dict", "_auto_class", "__deepcopy__"]
 )
