@@ -13,7 +13,7 @@ from typing import Any
 
 from chatsmith.errors import RunError
 from chatsmith.machine import out_of_memory, refusal
-from chatsmith.received import LONGEST_LINES, parse_json, read_bytes
+from chatsmith.received import LONGEST_LINES, is_stored_plainly, parse_json, read_bytes
 from chatsmith.text import quoted
 from chatsmith.writing import append, encoded, replace_file
 
@@ -33,6 +33,8 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
+    if not is_stored_plainly(path):  # as torch.save writes it; anything else could unpack to more than there is memory
+        raise damaged(path)
     import torch
 
     try:

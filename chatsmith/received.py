@@ -7,6 +7,7 @@ never ends, or a file without end. It is looked at before anything in it is read
 import json
 import os
 import stat
+import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,21 @@ def parse_json(text: bytes) -> Any:
 
 
 def check_directory(
-    directory: Path, *, refuse: Refusal, links: bool, most: int = MOST_FILES, foreign: Collection[str] = ()
+    directory: Path,
+    *,
+    refuse: Refusal,
+    links: bool,
+    hidden: bool = True,
+    most: int = MOST_FILES,
+    foreign: Collection[str] = (),
 ) -> None:
     """Refuse a directory in which something is no regular file and no directory, or is beyond bounds.
 
     Args:
         links: whether links may lead to what lies inside, as in a data set that somebody arranged; those of a
             snapshot in the hub's cache lead to the blobs beside it.
+        hidden: whether what stands at its top under a name with a dot is looked at too, such as .git, which nobody
+            opens in a model.
         most: entries.
         foreign: directories in it, with slashes, whose insides are the affair of whoever fills them.
     Raises:
@@ -92,7 +101,7 @@ def check_directory(
     inside = places_inside(directory)
     root = inside[0]
     try:
-        for count, (path, mode) in enumerate(_entries(root, {root / name for name in foreign})):
+        for count, (path, mode) in enumerate(_entries(root, {root / name for name in foreign}, hidden)):
             if count >= most:
                 raise refuse(f"{quoted(directory)}: holds more than {most} files. Give a directory of less.")
             inner = path.relative_to(root)
@@ -110,6 +119,19 @@ def check_directory(
         raise refuse(f"{quoted(error.filename or directory)}: cannot be read: {in_words(error)}.") from error
 
 
+def is_stored_plainly(path: Path) -> bool:
+    """Whether an archive of torch is no longer unpacked than it is: its members lie there one by one, uncompressed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            # where something stands before or behind them, libraries differ in which members they find
+            plain = not archive.comment and min((member.header_offset for member in members), default=0) == 0
+            plain &= all(member.file_size == member.compress_size and not member.compress_type for member in members)
+            return plain and sum(member.file_size for member in members) <= path.stat().st_size
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
+
+
 def check_inside(path: Path, places: Sequence[Path], *, refuse: Refusal, shown: str = "") -> None:
     """Refuse a path that leads out of these places, by links or by its name.
 
@@ -122,6 +144,12 @@ def check_inside(path: Path, places: Sequence[Path], *, refuse: Refusal, shown: 
     except ValueError:  # no name at all
         raise refuse(f"{shown}: names a file as no file can be called. Mend it.") from None
     if not any(target.is_relative_to(place) for place in places):
+        moved = next((place for place in places if target.is_relative_to(os.path.realpath(place))), None)
+        if moved is not None:
+            raise refuse(
+                f"{shown}: leads through {quoted(moved)}, which is itself a link. Move the whole cache to where its "
+                "blobs are, and set HF_HOME (or HF_HUB_CACHE) to that place."
+            )
         raise refuse(
             f"{shown}: a link or a name that leads out of this directory, to {quoted(target)}. Put what is "
             "meant in its place, or remove it."
@@ -135,12 +163,15 @@ def places_inside(directory: Path) -> list[Path]:
     return [root] if snapshot is None else [root, snapshot.parents[1] / "blobs"]
 
 
-def _entries(root: Path, closed: Collection[Path]) -> Iterator[tuple[Path, int]]:
+def _entries(root: Path, closed: Collection[Path], hidden: bool) -> Iterator[tuple[Path, int]]:
     """All below a directory with its mode, links not followed and closed directories not opened."""
     waiting = [root]
     while waiting:
-        with os.scandir(waiting.pop()) as entries:
+        folder = waiting.pop()
+        with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
+                if folder == root and not hidden and entry.name.startswith("."):
+                    continue
                 mode = entry.stat(follow_symlinks=False).st_mode
                 yield Path(entry.path), mode
                 if stat.S_ISDIR(mode) and Path(entry.path) not in closed:

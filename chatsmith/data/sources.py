@@ -342,14 +342,18 @@ def _is_saved_dataset(path: Path) -> bool:
 
 def _check_saved_dataset(path: Path) -> None:
     """Refuse one whose files, or the names of files in them, lead elsewhere: the library opens what they name."""
-    check_directory(path, refuse=DataError, links=True)
+    check_directory(path, refuse=DataError, links=True, hidden=False)
     inside = places_inside(path)
-    splits = [path / str(name) for name in _several(_held(path / "dataset_dict.json").get("splits"))]
-    for folder in (path, *splits):
+    named = []
+    splits = [str(name) for name in _several(_held(path / "dataset_dict.json").get("splits"))]
+    for folder in (path, *(path / name for name in splits)):
         check_inside(folder, inside, refuse=DataError)
         for file in _several(_held(folder / "state.json").get("_data_files")):
             name = file.get("filename") if isinstance(file, dict) else file
             check_inside(folder / str(name), inside, refuse=DataError)
+            named.append(str(name))
+    if any("/." in f"/{name}" for name in (*splits, *named)):  # then what is hidden is opened
+        check_directory(path, refuse=DataError, links=True)
 
 
 def _several(value: Any) -> list[Any]:

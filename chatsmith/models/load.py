@@ -7,14 +7,18 @@ with a model is never executed. Dropout is off everywhere: modules stay in eval 
 import copy
 import errno
 import hashlib
+import inspect
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 import transformers
@@ -25,7 +29,9 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from chatsmith.bounds import bounded
 from chatsmith.data.chat import oddities, prepare_tokenizer, stop_ids
@@ -37,12 +43,13 @@ from chatsmith.models.head import compute_head_in_single_precision
 from chatsmith.models.location import check_location
 from chatsmith.models.twin import parts_of
 from chatsmith.models.way import way_of
-from chatsmith.received import read_json
+from chatsmith.received import is_stored_plainly, read_json
 from chatsmith.text import quoted
 from chatsmith.writing import FreshDirectory, discard, scratch
 
 MOST_TOKENS = 1 << 31  # ids are 32-bit numbers here
 _LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file
+_TABLES = 256 << 20  # bytes that are computed and not stored, such as a mask of 2,048 positions in each of 24 layers
 _savable: set[tuple[str, str]] = set()  # location and templates of tokenizers that could be saved before
 
 transformers.logging.set_verbosity_error()
@@ -65,6 +72,8 @@ def load_tokenizer(location: str) -> Any:
 
 def _check_saving(tokenizer: Any, location: str) -> None:
     """Refuse what could not be saved after a stage has trained, or only outside of its directory."""
+    with _loading(location):
+        _check_keys(type(tokenizer), tokenizer.init_kwargs, location, "tokenizer_config.json")
     templates = tokenizer.chat_template
     if (location, str(templates)) in _savable:
         return
@@ -98,6 +107,52 @@ def _save_tokenizer(tokenizer: Any, directory: FreshDirectory) -> None:
         tokenizer.save_pretrained(directory)
 
 
+def _check_keys(kind: type, held: Any, location: str, file: str) -> None:
+    """Refuse values that would take the place of transformers' own functions and private switches."""
+    settings = {field.name for field in fields(kind)} if is_dataclass(kind) else set()
+    for key in held:
+        its = inspect.getattr_static(kind, key, None)
+        function = (callable(its) and not isinstance(its, type)) or isinstance(its, classmethod | staticmethod)
+        private = key.startswith("_") and hasattr(kind, key) and not isinstance(its, property) and key not in settings
+        if function or private or key.startswith("__"):
+            raise ModelError(
+                f"{location}: {quoted(key)} in {file} would replace a part of transformers, which is no setting of a "
+                "model. Take it out."
+            )
+
+
+def _save_settings(model: Any, directory: FreshDirectory) -> None:
+    model.save_pretrained(directory, state_dict={})
+
+
+def _check_model_saving(model: Any, location: str) -> None:
+    """Refuse a model whose configuration could not be saved after a stage has trained. Its weights are left out."""
+    try:
+        folder = scratch()
+    except OSError:  # no room for temporary files here
+        return
+    config, generation = model.config, getattr(model, "generation_config", None)
+    try:
+        with foreign():
+            model.config = copy.deepcopy(config)  # saving changes it
+            if generation is not None:
+                _check_keys(type(generation), vars(generation), location, "generation_config.json")
+                model.generation_config = _own_generation_config(model, {})
+            _save_settings(model, folder)
+    except ForeignError as error:
+        if refusal(error) is None:
+            said = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"{location}: its configuration cannot be saved, so no stage could be: {said.rstrip('.')}. Mend "
+                "config.json, or give another model."
+            ) from error
+    finally:
+        model.config = config
+        if generation is not None:
+            model.generation_config = generation
+        discard(folder)
+
+
 def tokenizer_oddities(location: str) -> list[str]:
     """What is questionable in the tokenizer of a model directory or hub id, in words."""
     tokenizer = _raw_tokenizer(location)
@@ -107,6 +162,7 @@ def tokenizer_oddities(location: str) -> list[str]:
 
 def _raw_tokenizer(location: str) -> Any:
     check_location(location)
+    _check_config_file(location)
     if Path(location).is_dir() and not any(
         (Path(location) / name).exists()
         for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -127,6 +183,8 @@ def load_stop_ids(location: str, tokenizer: Any) -> tuple[int, ...]:
         with _loading(location), suppress(OSError):  # many models come without one
             generation = GenerationConfig.from_pretrained(location)
     with _loading(location):
+        if generation is not None:
+            _check_keys(GenerationConfig, vars(generation), location, "generation_config.json")
         stops = stop_ids(tokenizer, generation)
         wrong = [id for id in stops if type(id) is not int or not 0 <= id < MOST_TOKENS]
     if wrong:
@@ -156,6 +214,7 @@ def load_actor(location: str, tokenizer: Any, *, dtype: torch.dtype, device: tor
         with _named(location):
             way_of(model)  # a model that cannot be computed is refused now, not when a stage has trained it
             lm.check_weights(model)
+        _check_model_saving(model, location)
     return model
 
 
@@ -187,7 +246,9 @@ def check_reward_base(location: str) -> None:
         )
     config.num_labels = 1
     with _loading(location):
-        _check_score_head(_plan(AutoModelForSequenceClassification, config), location)
+        plan = _plan(AutoModelForSequenceClassification, config)
+        _check_score_head(plan, location)
+        _check_model_saving(plan, location)
 
 
 def new_reward_model(location: str, tokenizer: Any, *, seed: int, dtype: torch.dtype, device: torch.device) -> Any:
@@ -223,14 +284,25 @@ def save_model(model: Any, tokenizer: Any, directory: FreshDirectory, *, stops: 
 
     The config notes which vocabulary and chat template the weights were trained with, for `_fit` to compare.
     """
-    for key, value in _fingerprints(tokenizer).items():
-        setattr(model.config, key, value)
-    generation = _generation_config(model, tokenizer, stops)
-    if model.can_generate():
-        model.generation_config = generation
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    generation.save_pretrained(directory)  # of reward models too: they must know where an answer ends
+    try:
+        with foreign():
+            for key, value in _fingerprints(tokenizer).items():
+                setattr(model.config, key, value)
+            generation = _generation_config(model, tokenizer, stops)
+            if model.can_generate():
+                model.generation_config = generation
+            model.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+            generation.save_pretrained(directory)  # of reward models too: they must know where an answer ends
+    except ForeignError as error:
+        cause = error.__cause__
+        if isinstance(cause, Exception) and (refusal(cause) is not None or out_of_memory(cause)):
+            raise cause from None
+        said = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"the model cannot be saved: {said.rstrip('.')}. Something in the files of the model that it was made from "
+            "is not as transformers writes it: give another one."
+        ) from error
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -245,12 +317,18 @@ def was_saved_here(directory: Path) -> bool:
 
 def _generation_config(model: Any, tokenizer: Any, stops: Sequence[int]) -> GenerationConfig:
     """The base's own, with all that it forbids or prefers, but for what is decided here."""
-    decided = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": list(stops),
-        "pad_token_id": tokenizer.pad_token_id,
-        "do_sample": True,
-    }
+    return _own_generation_config(
+        model,
+        {
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": list(stops),
+            "pad_token_id": tokenizer.pad_token_id,
+            "do_sample": True,
+        },
+    )
+
+
+def _own_generation_config(model: Any, decided: dict[str, Any]) -> GenerationConfig:
     config = copy.deepcopy(getattr(model, "generation_config", None) or GenerationConfig())
     config._from_model_config = False  # from here on it stands for itself
     try:
@@ -320,8 +398,11 @@ def _config(location: str) -> Any:
     ModelError: if there is none, or one that names code of others or a context that is no number.
     """
     check_location(location)
+    _check_config_file(location)
     config = _from_hub_or_disk(AutoConfig, location)
     with _loading(location):
+        for part in parts_of(config):
+            _check_keys(type(part), vars(part), location, "config.json")
         _context(config)
         for part in parts_of(config):
             for what in ("_attn_implementation", "_experts_implementation"):
@@ -333,6 +414,18 @@ def _config(location: str) -> Any:
     return config
 
 
+def _check_config_file(location: str) -> None:
+    """The same as of a configuration that is loaded, in whose loading such values already stand in the way."""
+    file = Path(os.path.realpath(Path(location) / "config.json"))
+    if not file.is_file():
+        return
+    held = read_json(file, refuse=ModelError)
+    tables = [held] if isinstance(held, dict) else []
+    for table in tables:
+        _check_keys(PreTrainedConfig, table, location, "config.json")
+        tables += [part for key, part in table.items() if key.endswith("_config") and isinstance(part, dict)]
+
+
 def _plan(auto_class: Any, config: Any) -> Any:
     """The model that a configuration describes, without weights."""
     with bounded(), torch.device("meta"):
@@ -341,13 +434,66 @@ def _plan(auto_class: Any, config: Any) -> Any:
 
 def _check_size(auto_class: Any, location: str, config: Any) -> None:
     """Refuse a configuration of a far larger model than the files there can hold, before it is given memory."""
-    weights = sum(weight.numel() for weight in _plan(auto_class, config).parameters())
-    stored = sum(file.stat().st_size for file in Path(location).rglob("*") if file.is_file())
-    if Path(location).is_dir() and weights > 2 * stored + (1 << 20):  # a weight takes two bytes or four
+    if not Path(location).is_dir():
+        return
+    plan = _plan(auto_class, config)
+    weights = sum(weight.numel() for weight in plan.parameters())
+    files = _weight_files(Path(location), config)
+    for file in files:
+        if is_zipfile(file) and not is_stored_plainly(file):
+            raise ModelError(
+                f"{quoted(file)}: packed otherwise than torch packs it, so it was not opened. Use a safetensors "
+                "version of it."
+            )
+    stored = sum(map(_bytes_in, files))
+    if weights > 2 * stored + (1 << 20):  # a weight takes two bytes or four
+        broken = _broken_file(Path(location))
+        if broken:
+            raise ValueError(broken)
         raise ModelError(
             f"{location}: config.json describes a model of {weights:,} weights, and its files hold {stored:,} bytes. "
             "Is the download whole?"
         )
+    held = {id(x): x for part in plan.modules() for x in (*vars(part).values(), *part.buffers(recurse=False))}
+    tables = sum(x.nbytes for x in held.values() if isinstance(x, torch.Tensor))
+    if tables > stored + _TABLES:
+        raise ModelError(
+            f"{location}: config.json describes a model whose tables of positions and masks take {tables:,} bytes, "
+            f"beside weights of {stored:,} bytes. Mend its number of positions."
+        )
+
+
+def _weight_files(directory: Path, config: Any) -> list[Path]:
+    """Those that transformers opens: of what is there, the first."""
+    named = getattr(config, "transformers_weights", None)
+    for name in (named, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+        file = directory / str(name)
+        if not file.is_file():
+            continue
+        if file.suffix != ".json":
+            return [file]
+        held = read_json(Path(os.path.realpath(file)), refuse=ModelError)
+        names = held.get("weight_map") if isinstance(held, dict) else None
+        parts = dict.fromkeys(str(part) for part in names.values()) if isinstance(names, dict) else ()
+        return [directory / part for part in parts if (directory / part).is_file()]
+    return []
+
+
+def _bytes_in(file: Path) -> int:
+    """How long it is without its holes, of which a file of any length can consist."""
+    with file.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        held = end = 0
+        while end < size:
+            try:
+                start = os.lseek(opened.fileno(), end, os.SEEK_DATA)
+                end = os.lseek(opened.fileno(), start, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # a hole up to its end
+                    return held
+                return size  # this file system knows of no holes
+            held += end - start
+    return held
 
 
 def _weights(auto_class: Any, location: str, *, new: str = "", **options: Any) -> Any:
@@ -444,7 +590,7 @@ def _loading(location: str) -> Iterator[None]:
 
 def _broken_file(directory: Path) -> str:
     """Which file there is not what its name says, if that is seen easily."""
-    for path in sorted(directory.glob("*")) if directory.is_dir() else ():
+    for path in sorted(directory.glob("[!.]*")) if directory.is_dir() else ():
         if path.suffix not in (".safetensors", ".bin", ".json", ".model") or not path.is_file():
             continue
         with path.open("rb") as file:

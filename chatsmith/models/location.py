@@ -15,9 +15,14 @@ from chatsmith.received import check_directory, places_inside, read_json
 from chatsmith.text import quoted
 
 _LONGEST = 128 << 20  # bytes of a file that is read as a whole; the vocabularies of 2026 have up to 40 MB
-_READ_WHOLE = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".md")
+# what transformers opens under a name that it knows; what else lies there is opened only if one of these names it
+_READ_WHOLE = re.compile(
+    r"(.*config|tokenizer.*|special_tokens_map|added_tokens|chat_template|processor|.*vocab.*|merges|.*\.index|dict|emoji"
+    r"|normalizer|word_.*|byte_maps)\.(json|txt)|.*\.(jinja|model|spm|tiktoken|codes|tokenizer)"
+)
 _NAMES_FILES = re.compile(r"(^|_)(files?|path|inputs|spm|vocab|merges|weights|weight_map)(_|$)")
 _ONLY_KEPT = ("name_or_path", "_name_or_path", "special_tokens_map_file")  # where it came from; nothing is opened there
+_WEIGHTS = (".safetensors", ".bin")
 # in which transformers finds names of files
 _INDEX = (
     *("tokenizer_config.json", "special_tokens_map.json", "config.json"),
@@ -31,7 +36,7 @@ def check_location(location: str) -> None:
     """
     path = Path(location)
     if path.is_dir():
-        check_directory(path, refuse=ModelError, links=True)
+        check_directory(path, refuse=ModelError, links=True, hidden=False)
         if not (path / "config.json").exists():
             raise ModelError(
                 f"{location}: no model here, config.json is missing. Give a directory made by save_pretrained."
@@ -46,10 +51,15 @@ def check_location(location: str) -> None:
 
 def _check_sizes(directory: Path) -> None:
     for file in (*directory.iterdir(), *directory.glob("*/*.jinja")):
-        if file.suffix in _READ_WHOLE and file.is_file() and file.stat().st_size > _LONGEST:
-            raise ModelError(
-                f"{quoted(file)}: longer than {_LONGEST >> 20} MiB, which no such file of a model is. Move it away."
-            )
+        if _READ_WHOLE.fullmatch(file.name) and file.is_file():
+            _check_length(file)
+
+
+def _check_length(file: Path) -> None:
+    if file.stat().st_size > _LONGEST:
+        raise ModelError(
+            f"{quoted(file)}: longer than {_LONGEST >> 20} MiB, which no such file of a model is. Move it away."
+        )
 
 
 def _check_names(directory: Path) -> None:
@@ -65,11 +75,17 @@ def _check_names(directory: Path) -> None:
             continue
         for key, name in _named_files(held):
             for place in (directory / name, Path(name)):  # as it is, it counts from where the command was typed
-                if os.path.isfile(place) and not _is_in(inside, place):
+                if (
+                    os.path.exists(place)
+                    and not os.path.isdir(place)
+                    and not (place.is_file() and _is_in(inside, place))
+                ):
                     raise ModelError(
                         f"{quoted(directory / index)}: {quoted(key)} names a file that is not in this directory, "
                         f"{quoted(name)}. Put it there, or take the name out."
                     )
+                if place.is_file() and place.suffix not in _WEIGHTS:
+                    _check_length(place)
 
 
 def _named_files(held: Any) -> Iterator[tuple[str, str]]:

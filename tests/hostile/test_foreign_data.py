@@ -156,6 +156,16 @@ def test_nothing_in_a_saved_dataset_leads_out_of_it(saved, tmp_path, name, kind)
         read(path)
 
 
+def test_what_is_hidden_beside_a_saved_dataset_is_no_matter_unless_it_is_named(saved, tmp_path):
+    path = shutil.copytree(saved / "tables", tmp_path / "t")
+    (path / ".venv").symlink_to("/usr")
+    os.mkfifo(path / ".x")
+    assert len(read(path).records) == len(read(saved / "tables").records)
+    change(path / "train/state.json", _data_files=[{"filename": "../.x"}])
+    with pytest.raises(DataError, match=r"no file|a link"):
+        read(path)
+
+
 JSON = st.recursive(
     st.none() | st.sampled_from([0, -1, 10**30, "", "a", "../x", "\0", "\ud800"]),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),

@@ -2,32 +2,41 @@
 
 import contextlib
 import ctypes
+import io
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
+import decoders
 import hypothesis.strategies as st
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from tiny import byte_tokenizer, tiny_model, tiny_reward_model
+from transformers import GenerationConfig
 
 from chatsmith import bounds
 from chatsmith.card import stated_licence
 from chatsmith.data.chat import encode
 from chatsmith.errors import ConversationError, ModelError
 from chatsmith.models.load import (
+    _bytes_in,
     check_reward_base,
     declared_context,
     load_actor,
     load_reward_model,
     load_stop_ids,
     load_tokenizer,
+    new_reward_model,
+    save_model,
     tokenizer_oddities,
 )
 from chatsmith.models.location import check_location
 from chatsmith.types import Message
+from chatsmith.writing import replace_directory
 
 CPU = {"dtype": torch.float32, "device": torch.device("cpu")}
 TALK = [Message("user", "How many?"), Message("assistant", "Seven, 七.")]
@@ -163,14 +172,60 @@ def test_a_snapshot_of_the_hub_and_links_inside_are_read(model, tmp_path):
 
 
 def test_a_file_that_is_read_whole_has_a_bound(model):
-    for name in ("tokenizer.json", "chat_template.jinja", "x.md"):
+    for name in ("trainer_log.txt", "trainer_state.json", "x.md"):  # nobody opens these
+        with open(model / name, "wb") as file:
+            file.truncate(1 << 40)
+    for name in ("tokenizer.json", "chat_template.jinja", "vocab.json", "merges.txt"):
         before = (model / name).read_bytes() if (model / name).exists() else b""
         with open(model / name, "ab") as file:
             file.truncate(1 << 40)
         with pytest.raises(ModelError, match=f"{name}: longer"):
             check_location(str(model))
         (model / name).write_bytes(before)
+        if not before:
+            (model / name).unlink()
     load(model)
+    change(model / "tokenizer_config.json", vocab_file="x.md")
+    with pytest.raises(ModelError, match=r"x\.md: longer"):
+        check_location(str(model))
+
+
+def test_what_is_hidden_beside_a_model_is_no_matter(model):
+    (model / ".git").mkdir()
+    os.mkfifo(model / ".git/fsmonitor--daemon.ipc")
+    (model / ".venv/bin").mkdir(parents=True)
+    (model / ".venv/bin/python").symlink_to("/usr/bin/python3")
+    (model / ".x.json").symlink_to("/dev/zero")
+    load(model)
+    (model / "config.json").rename(model / "c")
+    with pytest.raises(ModelError, match="no model here"):
+        load(model)
+
+
+def test_what_is_hidden_is_looked_at_where_it_is_named_or_listed(model, secret):
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates/.x.jinja").symlink_to(secret)
+    with opened(secret.parent) as names, pytest.raises(ModelError, match=r"\.x\.jinja: a link"):
+        load(model)
+    shutil.rmtree(model / "additional_chat_templates")
+    (model / ".x").symlink_to(secret)
+    os.mkfifo(model / ".y")
+    for name in (".x", ".y"):
+        change(model / "tokenizer_config.json", vocab_file=name)
+        with pytest.raises(ModelError, match="vocab_file"):
+            load(model)
+    assert names == []
+
+
+def test_blobs_on_another_disk_are_refused_with_the_way_to_have_them_there(model, tmp_path):
+    snapshot = tmp_path / "models--a--b/snapshots/0123"
+    snapshot.mkdir(parents=True)
+    model.rename(tmp_path / "disk")
+    (tmp_path / "models--a--b/blobs").symlink_to(tmp_path / "disk")
+    for file in (tmp_path / "disk").iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    with pytest.raises(ModelError, match="HF_HOME"):
+        load(snapshot)
 
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
@@ -259,6 +314,60 @@ def test_a_configuration_that_asks_for_too_much_is_refused_before_it_gets_it(mod
             assert "load_actor" not in use.__code__.co_names or set(changes) <= small
 
 
+@pytest.mark.parametrize("beside", ["notes.dat", "pytorch_model.bin", "other.safetensors", "model.safetensors"])
+def test_only_what_weights_really_hold_counts(model, beside):
+    """Files of holes have any length."""
+    change(model / "config.json", intermediate_size=10**7)
+    with open(model / beside, "ab") as file:
+        file.truncate(100 << 30)
+    with bounds.bounded(), pytest.raises(ModelError, match=r"1,920,0.* weights, and its files hold|cut off or damaged"):
+        load_actor(str(model), byte_tokenizer(), **CPU)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("GPTJConfig", {"n_positions": 3 * 10**8}),
+        ("CodeGenConfig", {"n_positions": 3 * 10**8}),
+        ("GPTNeoConfig", {"max_position_embeddings": 60_000}),
+    ],
+)
+def test_tables_that_are_computed_count_too(tmp_path, family, changes):
+    shape = next(shape for kind, shape in decoders.FAMILIES.values() if kind == family)
+    config = getattr(transformers, family)(**shape)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    change(tmp_path / "config.json", **changes)
+    with (
+        bounds.bounded(),
+        pytest.raises(ModelError, match=r"tables of positions and masks|weights, and its files hold"),
+    ):
+        load_actor(str(tmp_path), byte_tokenizer(), **CPU)
+
+
+def test_holes_do_not_count_as_bytes(tmp_path):
+    file = tmp_path / "x"
+    file.write_bytes(b"x" * 100_000)
+    assert _bytes_in(file) == 100_000
+    with file.open("ab") as opened:
+        opened.truncate(1 << 40)
+        opened.seek(1 << 39)
+        opened.write(b"x" * 100_000)
+    assert _bytes_in(file) < 1_000_000
+
+
+def test_packed_weights_are_not_unpacked(model):
+    held = io.BytesIO()
+    torch.save(tiny_model("llama").state_dict(), held)
+    (model / "model.safetensors").unlink()
+    (model / "pytorch_model.bin").write_bytes(held.getvalue())
+    load_actor(str(model), byte_tokenizer(), **CPU)
+    with zipfile.ZipFile(held) as plain, zipfile.ZipFile(model / "pytorch_model.bin", "w", 8) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(ModelError, match="packed otherwise"):
+        load_actor(str(model), byte_tokenizer(), **CPU)
+
+
 @pytest.mark.parametrize("eos", ["abc", -1, 2**40, 1.5, [2, None], [[2]], {"a": 1}, True])
 def test_a_token_that_ends_answers_is_a_tokens_number(model, eos):
     change(model / "generation_config.json", eos_token_id=eos)
@@ -312,6 +421,77 @@ def test_any_value_in_any_place_is_used_or_refused(whole, tmp_path_factory, data
             assert not isinstance(error, ConversationError) or str(error)
     finally:
         shutil.rmtree(directory)
+
+
+TOKENIZER = byte_tokenizer()
+ADDED = {
+    "config.json": sorted({*dir(transformers.LlamaConfig), *vars(transformers.LlamaConfig()), "rope_parameters"}),
+    "generation_config.json": sorted({*dir(GenerationConfig), *vars(GenerationConfig())}),
+    "tokenizer_config.json": sorted({*dir(TOKENIZER), *vars(TOKENIZER)}),
+}
+NONSENSE = st.sampled_from([5, "AutoConfig", "", True, [], {}, {"a": 1}, 0.5, None, ["x"], "../x"])
+
+
+def used_or_refused(directory):
+    """What loads can be saved: nobody is told so after hours of training."""
+    location = str(directory)
+    try:
+        tokenizer = load_tokenizer(location)
+        stops = load_stop_ids(location, tokenizer)
+        check_reward_base(location)
+        actor = load_actor(location, tokenizer, **CPU)
+        reward = new_reward_model(location, tokenizer, seed=0, **CPU)
+    except ModelError:
+        return
+    for model in (actor, reward):
+        replace_directory(
+            directory / "saved", lambda path, model=model: save_model(model, tokenizer, path, stops=stops, card="")
+        )
+        assert not any(file.suffix == ".py" for file in (directory / "saved").iterdir())
+        shutil.rmtree(directory / "saved")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_what_is_added_under_a_name_of_the_library_is_used_or_refused(whole, tmp_path_factory, data):
+    directory = tmp_path_factory.mktemp("changed") / "m"
+    shutil.copytree(whole, directory)
+    file = data.draw(st.sampled_from(sorted(ADDED)))
+    change(directory / file, **{data.draw(st.sampled_from(ADDED[file])): data.draw(NONSENSE)})
+    try:
+        used_or_refused(directory)
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        *(("config.json", key) for key in ("save_pretrained", "_auto_class", "to_dict", "to_json_string", "__class__")),
+        *(("config.json", key) for key in ("get_text_config", "__deepcopy__", "validate")),
+        *(("tokenizer_config.json", key) for key in ("save_pretrained", "_auto_class")),
+    ],
+)
+def test_a_value_in_place_of_a_function_is_refused_by_its_name(model, file, key):
+    change(model / file, **{key: "AutoConfig"})
+    with pytest.raises(ModelError, match=key):
+        load(model)
+
+
+def test_what_still_cannot_be_saved_is_no_fault_of_the_disk(tmp_path):
+    model, tokenizer = tiny_model("llama"), byte_tokenizer()
+    model.config.__dict__["to_json_file"] = 5
+    with pytest.raises(ModelError, match="the model cannot be saved: TypeError"):
+        replace_directory(tmp_path / "saved", lambda path: save_model(model, tokenizer, path, stops=[2], card=""))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "key", ["save_pretrained", "validate", "update", "to_diff_dict", "_auto_class", "__deepcopy__"]
+)
+def test_a_function_of_a_generation_config_stays_one(model, key):
+    change(model / "generation_config.json", **{key: "AutoConfig"})
+    used_or_refused(model)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))

@@ -10,6 +10,7 @@ import shutil
 import signal
 import stat
 import sys
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatsmith.assistant import find
+from chatsmith.checkpoint import load_checkpoint, save_checkpoint
 from chatsmith.cli import main
 from chatsmith.config import Config
 from chatsmith.errors import ChatsmithError, RunError
@@ -237,6 +239,28 @@ def test_what_a_user_has_put_into_a_stage_stays_when_it_runs_anew(run, made, typ
     assert code == 0, said
     assert (run / "rl" / "mine.txt").read_text() == "mine"
     assert (run / "rl" / "actor" / "config.json").exists()
+
+
+def test_a_checkpoint_is_never_unpacked_to_more_than_it_is(tmp_path):
+    """Of plain members alone, as torch writes them; everything else is refused in little memory."""
+    import torch
+
+    save_checkpoint(tmp_path / "c.pt", {"x": torch.zeros(1 << 24, dtype=torch.uint8)})
+    assert load_checkpoint(tmp_path / "c.pt")["x"].numel() == 1 << 24
+    with zipfile.ZipFile(tmp_path / "c.pt") as plain:
+        members = {info.filename: plain.read(info) for info in plain.infolist()}
+    for kind in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        for chosen in members:
+            with zipfile.ZipFile(tmp_path / "packed.pt", "w") as packed:
+                for name, data in members.items():
+                    packed.writestr(name, data, kind if name == chosen else zipfile.ZIP_STORED)
+            with pytest.raises(RunError, match=r"packed\.pt: damaged"):
+                load_checkpoint(tmp_path / "packed.pt")
+    whole = (tmp_path / "c.pt").read_bytes()
+    for data in (b"x" + whole, whole[: len(whole) // 2], whole + whole, b""):
+        (tmp_path / "other.pt").write_bytes(data)
+        with pytest.raises(RunError, match="damaged"):
+            load_checkpoint(tmp_path / "other.pt")
 
 
 def test_a_checkpoint_that_does_not_fit_is_named_and_stays(run, made, typed):
