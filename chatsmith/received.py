@@ -64,7 +64,14 @@ def parse_json(text: bytes) -> Any:
         value = json.loads(text.decode("utf-8"))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    level = [value] if text.count(b"[") + text.count(b"{") > DEEPEST_JSON else []
+    if text.count(b"[") + text.count(b"{") > DEEPEST_JSON and is_deep(value):
+        raise ValueError(f"nested more than {DEEPEST_JSON} deep")
+    return value
+
+
+def is_deep(value: Any) -> bool:
+    """Whether lists and objects are inside each other more than `DEEPEST_JSON` deep."""
+    level = [value]
     for _ in range(DEEPEST_JSON):
         level = [
             item
@@ -73,8 +80,8 @@ def parse_json(text: bytes) -> Any:
             for item in (each.values() if isinstance(each, dict) else each)
         ]
         if not level:
-            return value
-    raise ValueError(f"nested more than {DEEPEST_JSON} deep")
+            return False
+    return True
 
 
 def check_directory(

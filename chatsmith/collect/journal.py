@@ -13,7 +13,7 @@ from typing import Any
 
 from chatsmith.collect.endpoint import Reply
 from chatsmith.errors import RunError
-from chatsmith.received import LONGEST_LINES
+from chatsmith.received import LONGEST_LINES, parse_json
 from chatsmith.writing import make_directory, open_locked
 
 
@@ -110,7 +110,7 @@ class _Lines:
 
 def _object(line: bytes, origin: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
         raise RunError(f"{origin}: not JSON: {error}. Give another --output, which begins anew.") from None
     if not isinstance(row, dict):

@@ -5,7 +5,8 @@ check`, and refused where its name or its form says that it belongs to what was 
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +14,12 @@ from typing import Any
 def word_set(text: str) -> frozenset[str]:
     """The words of a text."""
     return frozenset(text.split())
+
+
+def repeated(names: Collection[str]) -> str | None:
+    """The first of the names that stand more than once."""
+    counts = Counter(names)
+    return next((name for name in names if counts[name] > 1), None)
 
 
 # Words in the names of fields whose content an answer depends on, or is part of.
@@ -121,14 +128,15 @@ def stands_in(value: Any, text: str) -> bool:
     return bool(said) and all(" ".join(part.split()) in whole for part in said)
 
 
-def meant(name: str, known: Sequence[str], present: Sequence[str] = ()) -> str:
+def meant(name: str, known: Sequence[str], present: Collection[str] = ()) -> str:
     """The known name that is this one misspelt, by case or separators or by one letter of a long word; else "".
 
     A name that is `present` already is not meant, and numbers and short words make names different ones.
     """
     others = [other for other in known if other not in present and other != name]
-    plain = [other for other in others if _letters(other) == _letters(name)]
-    return next(iter(plain or [other for other in others if _is_slip(words(name), words(other))]), "")
+    letters, parts = _letters(name), words(name)
+    plain = [other for other in others if _letters(other) == letters]
+    return next(iter(plain or [other for other in others if _is_slip(parts, words(other))]), "")
 
 
 @lru_cache(maxsize=4096)

@@ -8,6 +8,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from chatsmith.data.fields import repeated
 from chatsmith.data.json_rows import is_json, line_rows, list_rows
 from chatsmith.data.lines import CAP, PACKED, Row, lines, too_long
 from chatsmith.data.tables import arrow_rows, parquet_rows
@@ -155,7 +156,7 @@ def _check_names(names: list[str], delimiter: str, origin: str) -> None:
             f'{origin}: the name of a column, "{" ".join(long.split())[:60]}", goes over several lines. '
             "Is a quote in the first line never closed?"
         )
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = repeated(names)
     if twice is not None:
         raise DataError(f'{origin}: two columns are called "{twice}". The first line names the columns; rename one.')
     other = next((mark for mark in _DELIMITERS if len(names) == 1 and mark in names[0]), "")

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
-from chatsmith.data.fields import Fields, is_empty, is_said, meant, stands_in, words
+from chatsmith.data.fields import Fields, is_empty, is_said, meant, repeated, stands_in, words
 from chatsmith.data.marks import is_mark, is_rank, is_score, mark_of, meaning, the_mark
 from chatsmith.data.templates import Template, fill, kind
 from chatsmith.data.turns import (
@@ -46,6 +47,8 @@ _SYSTEM = ("system", "system_prompt")
 _BESIDE = (*_SYSTEM, "context", "history", "input")  # what a prompt may have beside it
 _ONE_OF_MANY = frozenset(("children", "replies", "role", "sender", "speaker"))  # a text that has such is a turn
 _WHICH_IS_BEST = frozenset(("best", "better", "choice", "correct", "preference", "preferred", "winner"))
+_MOST_FIELDS = 10_000  # of a record
+_MOST_NAMED = 100  # of them in a message
 _CONTENT = ("content", "text", "answer", "response")  # of an answer that is an object
 
 
@@ -83,6 +86,8 @@ def to_record(row: object, origin: str, *, format: str | None = None, used: Coll
         row = {"messages": row}
     if not isinstance(row, Mapping):
         raise DataError(f"the record is {kind(row)}, not an object with fields and not a string")
+    if len(row) > _MOST_FIELDS:
+        raise DataError(f"the record has {len(row)} fields, more than {_MOST_FIELDS}; is it a table of records?")
     fields = Fields({name: value for name, value in _with_known_names(row).items() if value is not None})
     found, others = _fitting(fields.peek(), row, format)
     record = found.read(fields, *found.required)
@@ -164,7 +169,7 @@ def _known_names(names: tuple[str, ...]) -> tuple[str, ...] | None:
     spelt = {name.lower(): name for name in _NAMES}
     plain = [name.strip().lower() for name in names]
     known = tuple(spelt.get(p, p if is_mark(p) else name) for name, p in zip(names, plain, strict=True))
-    twice = next((name for name in known if known.count(name) > 1), None)
+    twice = repeated(known)
     if twice is not None:
         alike = " and ".join(f'"{name}"' for name, p in zip(names, known, strict=True) if p == twice)
         raise DataError(f"the fields {alike} differ in letter case or blanks alone; keep one of them")
@@ -201,11 +206,12 @@ def _no_format(row: Row) -> DataError:
 def _likely_mistake(fields: tuple[str, ...]) -> str:
     """Fields that are spelt otherwise, or the one that is missing to the formats that they come nearest to."""
     known = sorted({name for format in _FORMATS for name in format.required})
-    near = {name: meant(name, known, fields) for name in fields[:50] if name not in known}
+    present = frozenset(fields)
+    near = {name: meant(name, known, present) for name in fields[:50] if name not in known}
     spelt = [f'"{name}" as "{found}"' for name, found in near.items() if found]
     if spelt:
         return f"Did you mean {', '.join(spelt)}? "
-    lacking = [(len(format.required), set(format.required).difference(fields)) for format in _FORMATS]
+    lacking = [(len(format.required), set(format.required) - present) for format in _FORMATS]
     most = max((size for size, missing in lacking if len(missing) == 1 < size), default=0)
     missing = sorted({name for size, names in lacking if size == most and len(names) == 1 for name in names})
     return f"Missing is {' or '.join(missing)}. " if missing else ""
@@ -216,7 +222,9 @@ def _is_list_of_objects(value: object) -> bool:
 
 
 def _fields(row: Row) -> str:
-    return ", ".join(f"{name} (null)" if value is None else str(name) for name, value in row.items()) or "none"
+    names = [f"{name} (null)" if value is None else str(name) for name, value in islice(row.items(), _MOST_NAMED)]
+    more = f", and {len(row) - _MOST_NAMED} more" if len(row) > _MOST_NAMED else ""
+    return (", ".join(names) or "none") + more
 
 
 # What may stand beside the fields of any format.

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from chatsmith.data.fields import repeated
 from chatsmith.data.lines import CAP, Row, lines, text_blocks, too_long
 from chatsmith.errors import DataError
+from chatsmith.received import DEEPEST_JSON, is_deep
 
 _BLANKS = " \t\n\r"
 _LONGEST_MARK = 16  # an error so near to the end of a text may come from its being cut there, as in "-Infin" or "\\ud8"
@@ -27,9 +29,9 @@ class _Refused(ValueError):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _Refused(f'the field "{twice}" stands twice in one object; keep one of them')
+        raise _Refused(
+            f'the field "{repeated([name for name, _ in pairs])}" stands twice in one object; keep one of them'
+        )
     return value
 
 
@@ -66,11 +68,18 @@ def line_rows(file: Path) -> Iterator[Row]:
             value, end = _STRICT.raw_decode(body)
             if end < len(body):
                 problem = f"more than one value on the line, the second at column {text.index(body) + end + 1}"
+            _refuse_deep(value, body, 0, end)
         except json.JSONDecodeError as error:
             problem = f"broken JSON at column {text.index(body) + error.colno}: {error.msg}"
         except (ValueError, RecursionError) as error:
             problem = _reason(error)
         yield Row(origin, None, problem) if problem else Row(origin, value)
+
+
+def _refuse_deep(value: Any, text: str, begin: int, end: int) -> None:
+    """What is done with a value walks down it."""
+    if text.count("[", begin, end) + text.count("{", begin, end) > DEEPEST_JSON and is_deep(value):
+        raise _Refused(f"it is nested more than {DEEPEST_JSON} deep; leave what is so deep out")
 
 
 def _refuse_json_over_lines(origin: str, first: str) -> None:
@@ -150,6 +159,7 @@ class _Window:
         self._whole = False  # whether the file ends where the text does
         self._lines = 0  # before the text
         self._columns = 0  # before the text, on its first line
+        self._begin = 0  # of the value that ends at `at`
         self.at = 0
 
     def next_character(self) -> str:
@@ -166,10 +176,15 @@ class _Window:
     def row(self, origin: str) -> Row:
         """The value at `at`, which then points behind it."""
         try:
-            return Row(origin, self._value(_STRICT))
+            value = self._value(_STRICT)
         except _Refused as error:
             self._value(_LENIENT)
             return Row(origin, None, str(error))
+        try:
+            _refuse_deep(value, self._text, self._begin, self.at)
+        except _Refused as error:
+            return Row(origin, None, str(error))
+        return Row(origin, value)
 
     def broken(self, words: str, at: int) -> DataError:
         remedy = "Mend it: a .json file is read whole or not at all."
@@ -186,7 +201,7 @@ class _Window:
                 value, end = decoder.raw_decode(self._text, self.at)
                 # what ends like "10." may be half a number
                 if self._whole or self._text[end : end + 1] not in _NUMBER_GOES_ON or not self._is_near_end(end):
-                    self.at = end
+                    self._begin, self.at = self.at, end
                     return value
             except json.JSONDecodeError as error:
                 if self._whole or not (error.msg.startswith("Unterminated") or self._is_near_end(error.pos)):

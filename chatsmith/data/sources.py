@@ -195,6 +195,7 @@ def _open(spec: Spec) -> tuple[list[_Table], str | None]:
     try:
         if path.is_dir():
             if _is_saved_dataset(path):
+                _check_name(path)
                 _check_saved_dataset(path)
                 return _saved_dataset(path, spec)
             return [_file(file) for file in _files_in(path, spec.split)], _licence_in(path)
@@ -202,19 +203,22 @@ def _open(spec: Spec) -> tuple[list[_Table], str | None]:
             _check_file(path, spec)
             return [_file(path)], _licence_in(path.parent)
         if path.is_symlink():
-            raise DataError(f'{path}: a link to "{path.readlink()}", where nothing is. Mend the link.')
+            raise DataError(f"{quoted(path)}: a link to {_named(path.readlink())}, where nothing is. Mend the link.")
         if _looks_like_a_path(spec.location):
-            raise DataError(f'--data: there is no file or directory "{spec.location}".{_near(path)}')
+            raise DataError(f"--data: there is no file or directory {_named(spec.location)}.{_near(path)}")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {in_words(error)}.") from None
+        raise DataError(f"{quoted(path)}: cannot be read: {in_words(error)}.") from None
     return _hub_dataset(spec)
 
 
 def _file(path: Path) -> _Table:
     stamp = _stamp(path)
+    return _Table(str(path), read_rows(path), hash_of(str(path), _content(path)), stamp)
+
+
+def _content(path: Path) -> str:
     with path.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
-    return _Table(str(path), read_rows(path), hash_of(str(path), content), stamp)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
@@ -224,9 +228,9 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 def _check_file(path: Path, spec: Spec) -> None:
     if spec.split is not None:
-        raise DataError(f'{path}: a single file has no splits. Leave "#{spec.split}" out.')
+        raise DataError(f'{quoted(path)}: a single file has no splits. Leave "#{spec.split}" out.')
     if not path.name.lower().endswith(SUFFIXES):
-        raise DataError(f"{path}: unknown kind of file. Read are {KINDS}.")
+        raise DataError(f"{quoted(path)}: unknown kind of file. Read are {KINDS}.")
     if not path.is_file():
         raise DataError(
             f"{quoted(path)}: a pipe or device, no file: it cannot be read again. Write it to a file first."
@@ -246,11 +250,17 @@ def _looks_like_a_path(location: str) -> bool:
     return not is_id or location.lower().endswith(SUFFIXES)
 
 
+def _named(path: str | Path) -> str:
+    """A path in double quotes, or in those that `quoted` gives it."""
+    shown = quoted(path)
+    return f'"{shown}"' if shown == str(path) else shown
+
+
 def _near(path: Path) -> str:
     if not path.parent.is_dir():
-        return f' The directory "{path.parent}" does not exist either.'
+        return f" The directory {_named(path.parent)} does not exist either."
     near = meant(path.name, [entry.name for entry in path.parent.iterdir()])
-    return f' Did you mean "{path.parent / near}"?' if near else f' Check the names in "{path.parent}".'
+    return f" Did you mean {_named(path.parent / near)}?" if near else f" Check the names in {_named(path.parent)}."
 
 
 def _files_in(directory: Path, split: str | None) -> list[Path]:
@@ -261,11 +271,11 @@ def _files_in(directory: Path, split: str | None) -> list[Path]:
     files = sorted(file for file in _below(directory) if file.name.lower().endswith(SUFFIXES))
     files = [file for file in files if file.name.lower() not in _NO_DATA]
     if not files:
-        raise DataError(f"{directory}: no data files in this directory. Read are {KINDS}.")
+        raise DataError(f"{quoted(directory)}: no data files in this directory. Read are {KINDS}.")
     chosen = [file for file in files if _is_of(split, file)]
     if not chosen:
         names = ", ".join(map(quoted, files[:10])) + (", ..." if len(files) > 10 else "")
-        raise DataError(f'{directory}: no file is named after the split "{split}". There are: {names}.')
+        raise DataError(f'{quoted(directory)}: no file is named after the split "{split}". There are: {names}.')
     inside = places_inside(directory)
     for file in chosen:
         if not (directory / file).is_file():
@@ -373,19 +383,25 @@ def _saved_dataset(path: Path, spec: Spec) -> tuple[list[_Table], str | None]:
 
     try:
         with foreign():
-            dataset = load_from_disk(str(path))
+            dataset = load_from_disk(str(path), keep_in_memory=False)
     except ForeignError as error:
-        raise DataError(f"{path}: cannot be read as a saved dataset: {root_of(error)}. Save it again.") from error
+        raise DataError(
+            f"{quoted(path)}: cannot be read as a saved dataset: {root_of(error)}. Save it again."
+        ) from error
+    folder = path
     if isinstance(dataset, DatasetDict):
         split = spec.split or "train"
         if split not in dataset:
-            raise DataError(f'{path}: no split "{split}". Write one of them after "#": {", ".join(dataset)}.')
-        dataset = dataset[split]
+            raise DataError(f'{quoted(path)}: no split "{split}". Write one of them after "#": {", ".join(dataset)}.')
+        dataset, folder = dataset[split], path / split
     elif spec.split not in (None, dataset.split):
-        raise DataError(f'{path}: holds one table without splits. Leave "#{spec.split}" out.')
-    return [_Table(str(path), dataset_rows(dataset, str(path)), hash_of(str(path), dataset._fingerprint))], _in_short(
-        dataset.info.license
-    ) or _licence_in(path)
+        raise DataError(f'{quoted(path)}: holds one table without splits. Leave "#{spec.split}" out.')
+    # its fingerprint is whatever stands in the file: another table may bear the same
+    files = [folder / "state.json", folder / "dataset_info.json", *(file["filename"] for file in dataset.cache_files)]
+    key = hash_of(str(path), *(_content(Path(file)) for file in files))
+    return [_Table(str(path), dataset_rows(dataset, str(path)), key)], (
+        _in_short(dataset.info.license) or _licence_in(path)
+    )
 
 
 def _hub_dataset(spec: Spec) -> tuple[list[_Table], str | None]:

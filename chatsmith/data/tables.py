@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from chatsmith.bounds import bounded
+from chatsmith.data.fields import repeated
 from chatsmith.data.lines import CAP, Row, mebibytes, too_long
+from chatsmith.data.unpacked import ROW, row_sizes
 from chatsmith.errors import DataError
+from chatsmith.received import DEEPEST_JSON
 
 _PIECE = 4 << 20  # bytes that become Python values at a time
 _ROWS = 256
 _MOST_ROWS = 4096  # that become Python values at a time
 _RATIO = 1000  # what a file may unpack to, beyond `_ANY_FILE`; columns that repeat themselves shrink to a 300th
 _ANY_FILE = 1 << 30  # bytes
-_VALUE = 8  # bytes that a number or a null is counted as
-_ROW = 64  # and a row, whatever is in it
+_MOST_COUNTED = 1 << 20  # rows that are counted at a time
 
 
 def parquet_rows(file: Path) -> Iterator[Row]:
@@ -53,18 +55,16 @@ def table_rows(batches: Iterable[Any], name: str, size_of: Callable[[], int]) ->
         while (batch := _next(waiting)) is not None:
             if index == 0:
                 _check_columns(batch.schema, name)
-            batch.validate(full=True)  # a damaged file would crash the process where its text is taken out
-            plain = all(_is_json(field.type) for field in batch.schema)
-            size = _unpacked(batch)
-            done += size
+            _check_ratio(name, done + batch.num_rows * ROW, stored)
+            sizes = _counted(batch, name)
+            done += int(sizes.sum())
             _check_ratio(name, done, stored)
-            step = min(_MOST_ROWS, max(1, batch.num_rows * _PIECE // max(1, size)))
-            for start in range(0, batch.num_rows, step):
-                piece = batch.slice(start, step)
-                if size > CAP and any(_unpacked(piece.slice(row, 1)) > CAP for row in range(piece.num_rows)):
-                    raise too_long(f"{name}[{index}]", "this row, or one soon after it,")
-                for value in piece.to_pylist():
-                    yield Row(f"{name}[{index}]", value if plain else _plain(value))
+            if len(sizes) and sizes.max() > CAP:
+                raise too_long(f"{name}[{index + int((sizes > CAP).argmax())}]", "this row")
+            plain = all(_is_json(field.type) for field in batch.schema)
+            for piece in _pieces(batch, sizes):
+                for value in _values(piece, plain):
+                    yield Row(f"{name}[{index}]", value)
                     index += 1
     except DataError:
         raise
@@ -86,34 +86,31 @@ def _next(batches: Iterator[Any]) -> Any:
         return next(batches, None)
 
 
-def _unpacked(batch: Any) -> int:
-    """Bytes of a batch as Python values, about."""
-    return max(int(batch.nbytes), int(batch.num_rows) * _ROW, sum(map(_bytes_of, batch.columns)))
+def _counted(batch: Any, name: str) -> Any:
+    """The sizes of its rows; a damaged file would crash the process where its text is taken out."""
+    try:
+        with bounded(time=False):
+            batch.validate(full=True)
+            return row_sizes(batch)
+    except DataError as error:
+        raise DataError(f"{name}: {error}.") from None
 
 
-def _bytes_of(column: Any) -> int:
-    """The same of a column; 0 where as much is stored."""
-    from pyarrow import compute, types
+def _pieces(batch: Any, sizes: Any) -> Iterator[Any]:
+    """A batch in parts of `_PIECE` bytes and `_MOST_ROWS` rows at most, or of one row."""
+    ends = sizes.cumsum()
+    start = 0
+    while start < batch.num_rows:
+        fits = int(ends.searchsorted(ends[start] - sizes[start] + _PIECE, side="right"))
+        end = max(start + 1, min(start + _MOST_ROWS, fits))
+        yield batch.slice(start, end - start)
+        start = end
 
-    kind = column.type
-    if hasattr(column, "chunks"):
-        return sum(map(_bytes_of, column.chunks))
-    if types.is_dictionary(kind):
-        if not (types.is_string(kind.value_type) or types.is_large_string(kind.value_type)):
-            return len(column) * _VALUE + _bytes_of(column.dictionary)
-        return int(compute.sum(compute.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
-    if types.is_run_end_encoded(kind):
-        return len(column) * max(_VALUE, int(column.values.nbytes))
-    if types.is_map(kind):
-        return _bytes_of(column.keys) + _bytes_of(column.items)
-    if types.is_struct(kind):
-        return sum(map(_bytes_of, column.flatten()))
-    if hasattr(kind, "storage_type"):
-        return _bytes_of(column.storage)
-    if kind.num_fields and hasattr(column, "flatten"):
-        inside = column.flatten()
-        return len(inside) * _VALUE + _bytes_of(inside)
-    return 0
+
+def _values(piece: Any, plain: bool) -> list[Any]:
+    with bounded(time=False):
+        values: list[Any] = piece.to_pylist()
+        return values if plain else list(map(_plain, values))
 
 
 def root_of(error: BaseException) -> str:
@@ -131,7 +128,7 @@ def _parquet_batches(file: Path) -> Iterator[Any]:
         return
     # not pre_buffer: it would hold a whole row group, which may be the file
     with ParquetFile(file, pre_buffer=False, buffer_size=1 << 16, page_checksum_verification=True) as table:
-        _check_ratio(str(file), table.metadata.num_rows * _ROW, file.stat().st_size)
+        _check_ratio(str(file), table.metadata.num_rows * ROW, file.stat().st_size)
         groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
         widest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
         yield from table.iter_batches(batch_size=min(_ROWS, max(1, _PIECE // max(1, widest))))
@@ -146,15 +143,23 @@ def _arrow_batches(file: Path) -> Iterator[Any]:
         try:
             batches = pyarrow.ipc.open_file(source)
         except pyarrow.ArrowInvalid:  # the other of the two forms, which `datasets` writes
-            yield from pyarrow.ipc.open_stream(source)
+            batches = pyarrow.ipc.open_stream(source)
         else:
-            yield from map(batches.get_batch, range(batches.num_record_batches))
+            batches = map(batches.get_batch, range(batches.num_record_batches))
+        for batch in batches:
+            for start in range(0, batch.num_rows, _MOST_COUNTED):
+                yield batch.slice(start, _MOST_COUNTED)
 
 
 def _check_columns(schema: Any, name: str) -> None:
+    twice = repeated(schema.names)
+    if twice is not None:
+        raise DataError(f'{name}: two columns are called "{twice}". Rename one of them.')
     for column in schema:
-        if schema.names.count(column.name) > 1:
-            raise DataError(f'{name}: two columns are called "{column.name}". Rename one of them.')
+        if _is_deep(column.type):
+            raise DataError(
+                f'{name}: the column "{column.name}" is nested more than {DEEPEST_JSON} deep. Leave it out.'
+            )
         if _holds_bytes(column.type):
             raise DataError(
                 f'{name}: the column "{column.name}" holds bytes ({column.type}) and no text. '
@@ -169,6 +174,13 @@ def _parts(type: Any) -> list[Any]:
     if hasattr(type, "index_type"):  # dictionary-encoded
         return [type.value_type]
     return [type.field(i).type for i in range(type.num_fields)]
+
+
+def _is_deep(type: Any) -> bool:
+    level = [type]
+    for _ in range(DEEPEST_JSON):
+        level = [part for each in level for part in _parts(each)]
+    return bool(level)
 
 
 def _holds_bytes(type: Any) -> bool:

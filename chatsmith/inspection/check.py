@@ -48,6 +48,7 @@ from chatsmith.inspection.findings import (
 )
 from chatsmith.inspection.reading import Reader
 from chatsmith.intake import read, share, stages_to_train
+from chatsmith.text import quoted
 from chatsmith.types import Stage
 
 ONE_SIDED = 0.8  # share of preferences of one length from which on a reward model learns length
@@ -95,7 +96,7 @@ def check(config: Config, readers: Mapping[Stage, Reader], *, whole_run: bool) -
         except Exception as error:
             where = each if isinstance(each, str) else each.source
             what = "a source cannot be read: this is a bug in chatsmith, please report it"
-            findings.append(Finding("error", what, f"{where}: {described(error)}"))
+            findings.append(Finding("error", what, f"{quoted(where)}: {described(error)}"))
     return facts_of(config, sources, readers, findings=findings, whole_run=whole_run)
 
 
@@ -190,7 +191,7 @@ def _unread(source: Source) -> Iterator[Finding]:
     files = unread_files(source.spec)
     if files:
         names = ", ".join(files[:EXAMPLES]) + ", ..." * (len(files) > EXAMPLES)
-        what = f"{source.spec.location}: files of other kinds in it, not read ({len(files)}): {names}"
+        what = f"{quoted(source.spec.location)}: files of other kinds in it, not read ({len(files)}): {names}"
         yield Finding("warning", what, f"if they hold data, write them as one of {KINDS}")
 
 
@@ -263,7 +264,7 @@ def _of_signs(tallies: Sequence[Tally]) -> Iterator[Finding]:
             if count:
                 groups.setdefault("warning" if count >= sign.warn_from * of else "note", []).append((tally, count, of))
         for severity, group in groups.items():
-            shares = [f"{Path(tally.source.spec.location).name} {count / of:.2%}" for tally, count, of in group]
+            shares = [f"{quoted(Path(tally.source.spec.location).name)} {count / of:.2%}" for tally, count, of in group]
             in_turn = [x for place in zip_longest(*(tally.examples[name] for tally, _, _ in group)) for x in place if x]
             yield Finding(
                 severity,

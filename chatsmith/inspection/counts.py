@@ -20,6 +20,7 @@ from chatsmith.inspection.attempts import Attempts
 from chatsmith.inspection.copies import Seen, bit
 from chatsmith.inspection.findings import EXAMPLES, Example, question
 from chatsmith.inspection.reading import Length, Measured, Reader, character_lengths, measured
+from chatsmith.text import quoted
 from chatsmith.types import Record, Stage
 
 REASONS = 5  # of bad records, listed per source
@@ -162,7 +163,7 @@ def name_of(source: Source) -> str:
     stages = f"{','.join(source.spec.stages)}:" if source.spec.stages else ""
     split = f"#{source.spec.split}" if source.spec.split else ""
     weight = f"@{source.spec.weight:g}" if source.spec.weight != 1 else ""
-    return f"{stages}{source.spec.location}{split}{weight}"
+    return f"{stages}{quoted(source.spec.location)}{split}{weight}"
 
 
 def reasons_of(dropped: Iterable[Dropped]) -> list[Reason]:

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+import time
 
 import datasets
 import pyarrow
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chatsmith import bounds
-from chatsmith.data import tables
+from chatsmith.data import tables, unpacked
 from chatsmith.data.sources import read_source, unread_files
 from chatsmith.data.spec import Spec
 from chatsmith.errors import DataError
@@ -244,3 +245,270 @@ def test_packed_text_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch, 
     (tmp_path / f"a{kind}{suffix}").write_bytes(packed)
     with pytest.raises(DataError, match=r"no text that anybody wrote|longer than|JSON"):
         read(tmp_path / f"a{kind}{suffix}")
+
+
+def view(count, text):
+    """Rows of one text that is there once: [count]."""
+    views = (len(text).to_bytes(4, "little") + text[:4].encode() + bytes(8)) * count
+    buffers = [None, pyarrow.py_buffer(views), pyarrow.py_buffer(text.encode())]
+    return pyarrow.Array.from_buffers(pyarrow.string_view(), count, buffers)
+
+
+def of_one(count, value):
+    """A dictionary of one value that is no text: [count]."""
+    return pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), pyarrow.array([value]))
+
+
+def overlapping(count, values):
+    offsets, sizes = ([n] * count for n in (0, len(values)))
+    return pyarrow.ListViewArray.from_arrays(
+        pyarrow.array(offsets, pyarrow.int32()), pyarrow.array(sizes, pyarrow.int32()), values
+    )
+
+
+def pairs_of_nothing(count):
+    keys = pyarrow.Array.from_buffers(pyarrow.struct([]), count, [None], children=[])
+    return pyarrow.MapArray.from_arrays(pyarrow.array([0, count], pyarrow.int32()), keys, pyarrow.nulls(count))
+
+
+def union(count, length, mode):
+    codes = pyarrow.array([0] * count, pyarrow.int8())
+    texts = of_one(count, {"a": "x" * length}) if mode == "sparse" else pyarrow.array(["x" * length])
+    if mode == "sparse":
+        return pyarrow.UnionArray.from_sparse(codes, [texts])
+    return pyarrow.UnionArray.from_dense(codes, pyarrow.array([0] * count, pyarrow.int32()), [texts])
+
+
+def runs(count, length):
+    ends = pyarrow.array([count], pyarrow.int32())
+    return pyarrow.RunEndEncodedArray.from_arrays(ends, pyarrow.array(["x" * length]))
+
+
+TEXT = "x" * 20_000
+BOMBS = {
+    "string_view": lambda: view(2000, TEXT),
+    "dictionary of lists": lambda: of_one(2000, [TEXT]),
+    "dictionary of objects": lambda: of_one(2000, {"a": {"b": TEXT}}),
+    "overlapping lists": lambda: overlapping(2000, pyarrow.array([1] * 20_000, pyarrow.int8())),
+    "overlapping lists of such": lambda: overlapping(
+        3000, overlapping(3000, overlapping(3000, overlapping(3000, overlapping(3000, pyarrow.nulls(3000)))))
+    ),
+    "pairs of nothing": lambda: pairs_of_nothing(10**8),
+    "nothing": lambda: pyarrow.nulls(10**9),
+    "a long list of nothing": lambda: pyarrow.FixedSizeListArray.from_arrays(pyarrow.nulls(10**9), 10**9),
+    "dense union": lambda: union(2000, 20_000, "dense"),
+    "sparse union": lambda: union(2000, 20_000, "sparse"),
+    "runs": lambda: runs(2000, 20_000),
+    "runs without end": lambda: runs(2 * 10**9, 1),
+    "runs in a list": lambda: pyarrow.ListArray.from_arrays(pyarrow.array([0, 10**9], pyarrow.int32()), runs(10**9, 1)),
+    "in an object": lambda: pyarrow.StructArray.from_arrays([view(2000, TEXT)], ["a"]),
+    "an extension": lambda: pyarrow.ExtensionArray.from_storage(
+        pyarrow.opaque(pyarrow.string_view(), "a", "b"), view(2000, TEXT)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_says_a_value_many_times_is_counted_before_it_is_unpacked(monkeypatch, name):
+    monkeypatch.setattr(tables, "_ANY_FILE", 8 << 20)
+    monkeypatch.setattr(tables, "CAP", 16 << 20)
+    monkeypatch.setattr(bounds, "MEMORY", 1 << 29)
+    opened = []
+    monkeypatch.setattr(tables, "_values", lambda *piece: opened.append(piece) or [])
+    batch = pyarrow.record_batch([BOMBS[name]()], ["text"])
+    with pytest.raises(DataError, match=r"no text that anybody wrote|longer than|of memory|allocate|allocation"):
+        list(tables.table_rows([batch], "a.arrow", lambda: 1000))
+    assert not opened
+
+
+def said(value):
+    """The letters and numbers in a value."""
+    if isinstance(value, dict):
+        return sum(map(said, value.values())) + 1
+    if isinstance(value, list | tuple):
+        return sum(map(said, value)) + 1
+    return len(value) if isinstance(value, str) else 1 if value is None or isinstance(value, int | float) else 8
+
+
+TEXTS = st.none() | st.sampled_from(["", "a", "long enough to be no part of a view " * 3])
+LEAVES = {
+    pyarrow.string(): TEXTS,
+    pyarrow.large_string(): TEXTS,
+    pyarrow.string_view(): TEXTS,
+    pyarrow.null(): st.none(),
+    pyarrow.bool_(): st.none() | st.booleans(),
+    pyarrow.int16(): st.none() | st.integers(0, 9),
+    pyarrow.float16(): st.none() | st.sampled_from([0.5, 1.0]),
+    pyarrow.decimal256(40, 2): st.none() | st.decimals(0, 9, places=2),
+    pyarrow.timestamp("ns"): st.none() | st.datetimes(),
+    pyarrow.date32(): st.none() | st.dates(),
+    pyarrow.time64("us"): st.none() | st.times(),
+    pyarrow.duration("s"): st.none() | st.timedeltas(),
+    pyarrow.month_day_nano_interval(): st.none(),
+}
+LISTS = [pyarrow.list_, pyarrow.large_list, pyarrow.list_view, pyarrow.large_list_view]
+
+
+@st.composite
+def arrays(draw, depth=2):
+    """An array of any type that pyarrow has, a part of a longer one."""
+    count = draw(st.integers(1, 6))
+    array = draw(nested(count, depth))
+    start = draw(st.integers(0, count - 1))
+    return array.slice(start, draw(st.integers(1, count - start)))
+
+
+@st.composite
+def nested(draw, count, depth):
+    kinds = ["leaf", "list", "fixed", "struct", "map", "dictionary", "runs", "dense", "sparse", "extension"]
+    kind = draw(st.sampled_from(kinds)) if depth else "leaf"
+    if kind == "leaf":
+        type = draw(st.sampled_from(list(LEAVES)))
+        try:
+            return pyarrow.array(draw(st.lists(LEAVES[type], min_size=count, max_size=count)), type)
+        except (pyarrow.ArrowInvalid, OverflowError):  # a time that the type has no room for
+            return pyarrow.nulls(count, type)
+    if kind == "list":
+        make = draw(st.sampled_from(LISTS))
+        inner = draw(nested(draw(st.integers(0, 6)), depth - 1))
+        at = draw(st.lists(st.tuples(st.integers(0, len(inner)), st.integers(0, len(inner))), max_size=count))
+        at += [(0, 0)] * (count - len(at))
+        width = pyarrow.int64() if "large" in make.__name__ else pyarrow.int32()
+        if "view" in make.__name__:
+            starts, sizes = [min(a, b) for a, b in at], [abs(a - b) for a, b in at]
+            of = pyarrow.LargeListViewArray if "large" in make.__name__ else pyarrow.ListViewArray
+            return of.from_arrays(pyarrow.array(starts, width), pyarrow.array(sizes, width), inner)
+        of = pyarrow.LargeListArray if "large" in make.__name__ else pyarrow.ListArray
+        return of.from_arrays(pyarrow.array(sorted([0, *(a for a, _ in at)]), width), inner)
+    if kind == "fixed":
+        size = draw(st.integers(1, 3))
+        return pyarrow.FixedSizeListArray.from_arrays(draw(nested(count * size, depth - 1)), size)
+    if kind == "map":
+        size = draw(st.integers(0, 4))
+        keys = pyarrow.array(draw(st.lists(st.text("ab", max_size=20), min_size=size, max_size=size)), pyarrow.string())
+        at = sorted(draw(st.lists(st.integers(0, size), min_size=count + 1, max_size=count + 1)))
+        return pyarrow.MapArray.from_arrays(pyarrow.array(at, pyarrow.int32()), keys, draw(nested(size, depth - 1)))
+    if kind == "dictionary":
+        values = pyarrow.array(draw(st.lists(st.text("ab", max_size=20), max_size=3)), pyarrow.string())
+        index = st.none() | st.integers(0, len(values) - 1) if len(values) else st.none()
+        at = draw(st.lists(index, min_size=count, max_size=count))
+        return pyarrow.DictionaryArray.from_arrays(pyarrow.array(at, pyarrow.int8()), values)
+    if kind == "runs" and count:
+        ends = sorted({*draw(st.lists(st.integers(1, count), max_size=3)), count})
+        inner = draw(nested(len(ends), 0))
+        return pyarrow.RunEndEncodedArray.from_arrays(pyarrow.array(ends, pyarrow.int32()), inner)
+    if kind == "extension":
+        inner = draw(nested(count, 0))
+        return pyarrow.ExtensionArray.from_storage(pyarrow.opaque(inner.type, "a", "b"), inner)
+    if kind in ("dense", "sparse"):
+        codes = pyarrow.array(draw(st.lists(st.integers(0, 1), min_size=count, max_size=count)), pyarrow.int8())
+        inner = [draw(nested(max(count, 1), depth - 1)) for _ in range(2)]
+        if kind == "sparse":
+            return pyarrow.UnionArray.from_sparse(codes, [each.slice(0, count) for each in inner])
+        at = draw(st.lists(st.integers(0, max(count, 1) - 1), min_size=count, max_size=count))
+        return pyarrow.UnionArray.from_dense(codes, pyarrow.array(at, pyarrow.int32()), inner)
+    inner = [draw(nested(count, depth - 1)) for _ in range(2)]
+    mask = pyarrow.array(draw(st.lists(st.booleans(), min_size=count, max_size=count)), pyarrow.bool_())
+    return pyarrow.StructArray.from_arrays(inner, ["a", "b"], mask=mask)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(array=arrays())
+def test_the_size_of_a_row_is_at_least_what_is_in_it(array):
+    sizes = unpacked.row_sizes(pyarrow.record_batch([array], ["text"]))
+    values = [tables._plain(value) for value in array.to_pylist()]
+    for size, value in zip(sizes, values, strict=True):
+        assert said(value) <= size - unpacked.ROW <= 40 * (said(value) + 8)
+
+
+# Records of any form
+
+
+def brackets(count, opening="[", closing="]"):
+    return opening * count + closing * count
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+@pytest.mark.parametrize("depth", [101, 150, 300, 900])
+@pytest.mark.parametrize("row", ['{"text": "a", "x": %s}', '{"prompt": "a", "chosen": "b", "rejected": "c", "x": %s}'])
+def test_a_record_that_is_nested_deep_is_a_bad_record(tmp_path, suffix, depth, row):
+    rows = [row % brackets(depth), row % brackets(depth, '{"a":', "}").replace(":}", ":1}"), row % 1]
+    whole = "\n".join(rows) if suffix == ".jsonl" else f"[{','.join(rows)}]"
+    path = tmp_path / f"a{suffix}"
+    path.write_text(whole)
+    place = ":1" if suffix == ".jsonl" else r"\[0\]"
+    with pytest.raises(DataError, match=rf"a{suffix}{place}: it is nested more than 100 deep"):
+        read(path)
+    source = skipping(path)
+    assert (len(source.records), len(source.dropped)) == (1, 2)
+    path.write_text(whole.replace(brackets(depth), brackets(99)))  # and the record around them
+    assert len(skipping(path).records) == 2
+
+
+@pytest.mark.parametrize("depth", [60, 150])
+def test_a_table_that_is_nested_deep_is_refused(tmp_path, depth):
+    kind = pyarrow.string()
+    for _ in range(depth):
+        kind = pyarrow.list_(kind)
+    batch = pyarrow.record_batch([pyarrow.array(["a"]), pyarrow.nulls(1, kind)], ["text", "x"])
+    if depth > 100:
+        with pytest.raises(DataError, match=r'"x" is nested more than 100 deep'):
+            list(tables.table_rows([batch], "a.arrow", lambda: 1000))
+    else:
+        assert len(list(tables.table_rows([batch], "a.arrow", lambda: 1000))) == 1
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+@pytest.mark.parametrize("fields", [{}, {"prompt": "a"}, {"text": "a"}])
+def test_a_record_of_very_many_fields_takes_no_time(tmp_path, suffix, fields):
+    path = tmp_path / f"a{suffix}"
+    for count in (4_000, 200_000):
+        row = {**fields, **{f"k{i}": "1" for i in range(count)}}
+        if suffix == ".csv":
+            path.write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
+        else:
+            path.write_text(json.dumps([row] if suffix == ".json" else row))
+        started = time.process_time()
+        try:
+            read(path)
+        except DataError as error:
+            assert len(str(error)) < 3000
+        assert time.process_time() - started < 2
+    with pytest.raises(DataError, match="more than 10000"):
+        read(path)
+
+
+def test_the_last_of_very_many_fields_stands_twice(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("{" + "".join(f'"k{i}": 1, ' for i in range(50_000)) + '"z": 1, "z": 2}')
+    started = time.process_time()
+    with pytest.raises(DataError, match='"z" stands twice'):
+        read(path)
+    assert time.process_time() - started < 2
+
+
+def test_a_saved_dataset_of_other_rows_is_read_anew_whatever_it_calls_itself(saved, tmp_path):
+    path = shutil.copytree(saved / "table", tmp_path / "table")
+    assert [record.text for record in read(path).records] == ["one", "two"]
+    name = json.loads((path / "state.json").read_text())["_fingerprint"]
+    shutil.rmtree(path)
+    datasets.Dataset.from_dict({"text": ["three"]}).save_to_disk(path)
+    change(path / "state.json", _fingerprint=name)
+    assert [record.text for record in read(path).records] == ["three"]
+
+
+def test_a_name_in_an_error_stays_in_its_line(tmp_path, saved):
+    for name in ("a\nb.xyz", "a\nb.jsonl", "a\nb", "a\nb#train"):
+        path = tmp_path / name
+        for kind in ("missing", "link", "empty directory", "saved"):
+            if kind == "link":
+                path.symlink_to("no\nwhere")
+            elif kind == "empty directory":
+                path.mkdir()
+            elif kind == "saved":
+                shutil.copytree(saved / "table", path, dirs_exist_ok=True)
+            with pytest.raises(DataError) as error:
+                read(path)
+            assert str(error.value).isprintable()
+            if kind == "link":
+                path.unlink()

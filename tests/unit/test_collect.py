@@ -404,6 +404,11 @@ def test_files_that_do_not_belong_to_this_collection_are_refused(collect, tmp_pa
         with pytest.raises(RunError, match=r"out\.jsonl:1: not JSON"):
             collect(endpoint, 10)
         output.write_text(lines)
+        replies = journal.read_text()
+        for depth in (101, 900, 100_000):
+            journal.write_text(replies + "[" * depth + "]" * depth + "\n")
+            with pytest.raises(RunError, match=r"out\.jsonl\.journal:\d+: not JSON: nested"):
+                collect(endpoint, 10)
         journal.unlink()
         with pytest.raises(RunError, match="journal is missing"):
             collect(endpoint, 10)
