@@ -138,7 +138,9 @@ class Assistant:
         """
         from chatsmith.models.load import save_model, was_saved_here
 
-        directory = Path(os.path.abspath(directory))  # "." has no name
+        directory = Path(directory)
+        if not directory.name:  # such as "."
+            directory = Path(os.path.abspath(directory))
         if directory.is_dir() and any(directory.iterdir()) and not was_saved_here(directory):
             raise RunError(
                 f"{quoted(directory)}: not empty, and what is in it was not saved by chatsmith. Choose another one."

@@ -375,7 +375,9 @@ def _refusals(path: Path, done: str) -> Iterator[None]:
 
 
 def _beside(path: Path) -> Path:
-    return Path(os.path.abspath(path)).parent / f".{secrets.token_hex(8)}.partial"
+    # "." has no name; every other path stays as it is: that to where one is may not be UTF-8, which libraries need
+    place = path if path.name else Path(os.path.abspath(path))
+    return place.parent / f".{secrets.token_hex(8)}.partial"
 
 
 def _settle(directory: Path) -> None:

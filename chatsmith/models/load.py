@@ -43,7 +43,7 @@ from chatsmith.models.head import compute_head_in_single_precision
 from chatsmith.models.location import check_location
 from chatsmith.models.twin import parts_of
 from chatsmith.models.way import way_of
-from chatsmith.received import is_stored_plainly, read_json
+from chatsmith.received import LONGEST_JSON, is_stored_plainly, parse_json, read_bytes, read_json
 from chatsmith.text import quoted
 from chatsmith.writing import FreshDirectory, discard, scratch
 
@@ -419,7 +419,10 @@ def _check_config_file(location: str) -> None:
     file = Path(os.path.realpath(Path(location) / "config.json"))
     if not file.is_file():
         return
-    held = read_json(file, refuse=ModelError)
+    try:
+        held = parse_json(read_bytes(file, limit=LONGEST_JSON, refuse=ModelError))
+    except ValueError:  # what is wrong with it is said when it is loaded
+        return
     tables = [held] if isinstance(held, dict) else []
     for table in tables:
         _check_keys(PreTrainedConfig, table, location, "config.json")
