@@ -59,8 +59,10 @@ def _sizes(array: Any) -> _Sizes:
 
 
 def _sizes_of_union(array: Any) -> _Sizes:
-    codes = array.type_codes.to_numpy()
-    offsets = array.offsets.to_numpy() if array.type.mode == "dense" else np.arange(len(array))
+    mine = slice(array.offset, array.offset + len(array))  # `type_codes` and `offsets` forget it
+    codes = np.frombuffer(array.buffers()[1], np.int8)[mine]
+    is_dense = array.type.mode == "dense"
+    offsets = np.frombuffer(array.buffers()[2], np.int32)[mine] if is_dense else np.arange(len(array))
     sizes = np.full(len(array), float(_VALUE))
     for i, code in enumerate(array.type.type_codes):
         here = codes == code

@@ -412,6 +412,23 @@ def nested(draw, count, depth):
     return pyarrow.StructArray.from_arrays(inner, ["a", "b"], mask=mask)
 
 
+@pytest.mark.parametrize("mode", ["sparse", "dense"])
+def test_part_of_a_union_is_counted_as_that_part(mode):
+    texts, numbers = pyarrow.array(["short", "x" * 108, "middle" * 4, "y"]), pyarrow.array([1, 2, 3, 4])
+    codes = pyarrow.array([1, 0, 0, 1], pyarrow.int8())
+    union = (
+        pyarrow.UnionArray.from_sparse(codes, [texts, numbers])
+        if mode == "sparse"
+        else pyarrow.UnionArray.from_dense(codes, pyarrow.array([3, 1, 2, 0], pyarrow.int32()), [texts, numbers])
+    )
+    whole = unpacked.row_sizes(pyarrow.record_batch([union], ["text"]))
+    assert whole[1] - whole[2] == 108 - 24
+    for begin in range(4):
+        for end in range(begin + 1, 5):
+            part = unpacked.row_sizes(pyarrow.record_batch([union[begin:end]], ["text"]))
+            assert part.tolist() == whole[begin:end].tolist()
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(array=arrays())
 def test_the_size_of_a_row_is_at_least_what_is_in_it(array):
