@@ -150,7 +150,7 @@ def check_inside(path: Path, places: Sequence[Path], *, refuse: Refusal, shown: 
         target = Path(os.path.realpath(path))
     except ValueError:  # no name at all
         raise refuse(f"{shown}: names a file as no file can be called. Mend it.") from None
-    if not any(target.is_relative_to(place) for place in places):
+    if not is_inside(path, places):
         moved = next((place for place in places if target.is_relative_to(os.path.realpath(place))), None)
         if moved is not None:
             raise refuse(
@@ -161,6 +161,12 @@ def check_inside(path: Path, places: Sequence[Path], *, refuse: Refusal, shown: 
             f"{shown}: a link or a name that leads out of this directory, to {quoted(target)}. Put what is "
             "meant in its place, or remove it."
         )
+
+
+def is_inside(path: Path, places: Sequence[Path]) -> bool:
+    """Whether a path, with its links followed, lies in one of these places."""
+    target = Path(os.path.realpath(path))
+    return any(target.is_relative_to(place) for place in places)
 
 
 def places_inside(directory: Path) -> list[Path]:

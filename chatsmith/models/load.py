@@ -12,9 +12,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -83,28 +84,37 @@ def _check_saving(tokenizer: Any, location: str) -> None:
                 f"{location}: a chat template there is called {ascii(name)[:120]}, and a template is saved under its "
                 "name. Rename it with letters and digits, or leave it out."
             )
+    _try_saving(partial(_save_tokenizer, tokenizer), f"{location}: its tokenizer", "it")
+    _savable.add((location, str(templates)))
+
+
+def _try_saving(fill: Callable[[FreshDirectory], None], what: str, where: str) -> None:
+    """Save into a directory that goes at once. What the disk refuses is not the model's fault, and no matter yet.
+
+    Raises:
+        ModelError: that `what` cannot be saved, to be mended in `where`.
+    """
     try:
         folder = scratch()
     except OSError:  # no room for temporary files here
         return
     try:
-        _save_tokenizer(tokenizer, folder)
+        with foreign():
+            fill(folder)
     except ForeignError as error:
         reason = refusal(error)
         if reason is None or reason.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             said = " ".join(str(error).split())[:300]
             raise ModelError(
-                f"{location}: its tokenizer cannot be saved, so no stage could be: {said.rstrip('.')}. Mend it, or "
-                "give another model."
+                f"{what} cannot be saved, so no stage could be: {said.rstrip('.')}. Mend {where}, or give another "
+                "model."
             ) from error
     finally:
         discard(folder)
-    _savable.add((location, str(templates)))
 
 
 def _save_tokenizer(tokenizer: Any, directory: FreshDirectory) -> None:
-    with foreign():
-        tokenizer.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 def _check_keys(kind: type, held: Any, location: str, file: str) -> None:
@@ -121,36 +131,23 @@ def _check_keys(kind: type, held: Any, location: str, file: str) -> None:
             )
 
 
-def _save_settings(model: Any, directory: FreshDirectory) -> None:
-    model.save_pretrained(directory, state_dict={})
-
-
 def _check_model_saving(model: Any, location: str) -> None:
     """Refuse a model whose configuration could not be saved after a stage has trained. Its weights are left out."""
-    try:
-        folder = scratch()
-    except OSError:  # no room for temporary files here
-        return
     config, generation = model.config, getattr(model, "generation_config", None)
+
+    def fill(directory: FreshDirectory) -> None:
+        model.config = copy.deepcopy(config)  # saving changes it
+        if generation is not None:
+            _check_keys(type(generation), vars(generation), location, "generation_config.json")
+            model.generation_config = _own_generation_config(model, {})
+        model.save_pretrained(directory, state_dict={})
+
     try:
-        with foreign():
-            model.config = copy.deepcopy(config)  # saving changes it
-            if generation is not None:
-                _check_keys(type(generation), vars(generation), location, "generation_config.json")
-                model.generation_config = _own_generation_config(model, {})
-            _save_settings(model, folder)
-    except ForeignError as error:
-        if refusal(error) is None:
-            said = " ".join(str(error).split())[:300]
-            raise ModelError(
-                f"{location}: its configuration cannot be saved, so no stage could be: {said.rstrip('.')}. Mend "
-                "config.json, or give another model."
-            ) from error
+        _try_saving(fill, f"{location}: its configuration", "config.json")
     finally:
         model.config = config
         if generation is not None:
             model.generation_config = generation
-        discard(folder)
 
 
 def tokenizer_oddities(location: str) -> list[str]:
@@ -209,7 +206,7 @@ def load_actor(location: str, tokenizer: Any, *, dtype: torch.dtype, device: tor
             raise ModelError(
                 f"{location}: a reward model, which scores answers and does not speak. Give a language model."
             )
-        model = _fit(_weights(AutoModelForCausalLM, location, dtype=dtype), tokenizer, device, location)
+        model = _fit(_weights(AutoModelForCausalLM, location, config, dtype=dtype), tokenizer, device, location)
         compute_head_in_single_precision(model)
         with _named(location):
             way_of(model)  # a model that cannot be computed is refused now, not when a stage has trained it
@@ -229,7 +226,7 @@ def load_reward_model(location: str, tokenizer: Any, *, dtype: torch.dtype, devi
                 f"{config.num_labels} labels). --reward takes a ...ForSequenceClassification directory with one label, "
                 "such as RUN/reward/model; to train one from this model, pass it as --reward-model."
             )
-        model = _weights(AutoModelForSequenceClassification, location, dtype=dtype)
+        model = _weights(AutoModelForSequenceClassification, location, config, dtype=dtype)
         return _score_model(model, tokenizer, device, location)
 
 
@@ -254,7 +251,8 @@ def check_reward_base(location: str) -> None:
 def new_reward_model(location: str, tokenizer: Any, *, seed: int, dtype: torch.dtype, device: torch.device) -> Any:
     """The body of a language model under a fresh scalar head without bias, drawn with deviation 1/sqrt(width + 1)."""
     with _loading(location):
-        model = _weights(AutoModelForSequenceClassification, location, dtype=dtype, num_labels=1, new="score.weight")
+        base, new = _config(location), "score.weight"
+        model = _weights(AutoModelForSequenceClassification, location, base, dtype=dtype, num_labels=1, new=new)
         _check_score_head(model, location)
         generator = torch.Generator().manual_seed(seed)
         shape = model.score.weight.shape
@@ -499,16 +497,16 @@ def _bytes_in(file: Path) -> int:
     return held
 
 
-def _weights(auto_class: Any, location: str, *, new: str = "", **options: Any) -> Any:
+def _weights(auto_class: Any, location: str, config: Any, *, new: str = "", **options: Any) -> Any:
     """A model all of whose weights are in the checkpoint, and whose checkpoint is all in the model.
 
     Args:
+        config: what `_config` gave.
         new: a weight that need not be there; then what stands behind the body of another model may be left over.
     Raises:
         ModelError: naming what is missing and what is left over.
     """
     directory = Path(location)
-    config = _config(location)
     quantised = getattr(config, "quantization_config", None)
     if quantised is not None:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chatsmith.errors import ModelError
-from chatsmith.received import check_directory, places_inside, read_json
+from chatsmith.received import check_directory, is_inside, places_inside, read_json
 from chatsmith.text import quoted
 
 _LONGEST = 128 << 20  # bytes of a file that is read as a whole; the vocabularies of 2026 have up to 40 MB
@@ -78,7 +78,7 @@ def _check_names(directory: Path) -> None:
                 if (
                     os.path.exists(place)
                     and not os.path.isdir(place)
-                    and not (place.is_file() and _is_in(inside, place))
+                    and not (place.is_file() and is_inside(place, inside))
                 ):
                     raise ModelError(
                         f"{quoted(directory / index)}: {quoted(key)} names a file that is not in this directory, "
@@ -95,8 +95,3 @@ def _named_files(held: Any) -> Iterator[tuple[str, str]]:
             continue
         several = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         yield from ((key, name) for name in dict.fromkeys(x for x in several if isinstance(x, str)))
-
-
-def _is_in(places: list[Path], file: Path) -> bool:
-    real = Path(os.path.realpath(file))
-    return any(real.is_relative_to(place) for place in places)

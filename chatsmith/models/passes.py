@@ -39,7 +39,7 @@ class Pass:
 
     @cached_property
     def tokens(self) -> Tensor:
-        return pad(self.rows)[0].to(self.device)
+        return pad(self.rows).to(self.device)
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -125,18 +125,17 @@ def _similar(lengths: Any, width: int) -> list[list[int]]:
     return groups
 
 
-def pad(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Tokens [B, T] right-padded with 0, and lengths [B]."""
-    lengths = [len(row) for row in rows]
-    tokens = np.zeros((len(rows), max(lengths)), np.int64)
+def pad(rows: Sequence[Row]) -> Tensor:
+    """Tokens [B, T] right-padded with 0."""
+    tokens = np.zeros((len(rows), max(map(len, rows))), np.int64)
     for place, row in enumerate(rows):
         tokens[place, : len(row)] = row
-    return torch.from_numpy(tokens), torch.tensor(lengths)
+    return torch.from_numpy(tokens)
 
 
 def pad_mask(rows: Sequence[Sequence[bool]]) -> Tensor:
     """Right-padded [B, T] bool, False on padding."""
-    return pad(rows)[0].bool()
+    return pad(rows).bool()
 
 
 def passes(

@@ -1,7 +1,5 @@
 """The critic of the online stage: values of rollouts, and its own updates. Algorithms that need none have none."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -21,9 +19,19 @@ class CriticTrainer(Trainable):
         super().__init__(critic, config.rl, lr=config.rl.critic_lr)
         self.critic, self._config = critic, config
 
+    @torch.no_grad()
     def values(self, rollouts: Rollouts) -> Tensor:
         """Values [B, T] of the states before each sampled token, without gradient, 0 elsewhere."""
-        return rollout_values(self.critic, rollouts, self._config)
+        values = torch.zeros_like(rollouts.logprobs)
+        for part in passes_of(
+            self.critic.backbone,
+            rows=rollouts.sequences,
+            max_tokens=self._config.engine.max_batch_tokens,
+            together=rollouts.prompts,
+        ):
+            rows, width = list(part.index), part.width
+            values[rows, :width] = token_values(self.critic, part, rollouts.mask[rows, :width])
+        return values
 
     def collect(self, of: Pass, part: Experience, *, count: Tensor, clip: float | None) -> Tensor:
         """Collect the gradient of a pass over the rows of `part`; returns its share of the loss.
@@ -38,18 +46,3 @@ class CriticTrainer(Trainable):
         loss = value_loss(values, part.values, part.returns, part.mask, count=count, clip=clip)
         self.backward(loss)
         return loss.detach()
-
-
-@torch.no_grad()
-def rollout_values(critic: Any, rollouts: Rollouts, config: Config) -> Tensor:
-    """The critic's values [B, T] of the states before each sampled token."""
-    values = torch.zeros_like(rollouts.logprobs)
-    for part in passes_of(
-        critic.backbone,
-        rows=rollouts.sequences,
-        max_tokens=config.engine.max_batch_tokens,
-        together=rollouts.prompts,
-    ):
-        rows, width = list(part.index), part.width
-        values[rows, :width] = token_values(critic, part, rollouts.mask[rows, :width])
-    return values

@@ -282,9 +282,9 @@ class PolicyTrainer:
             self.learners.actor.refresh()
 
     def moving(self) -> dict[str, Trainable]:
-        """What the optimizer moves, by name."""
+        """What the optimizers move, by name; the critic, which is never left out, first."""
         critic = self.learners.critic
-        return {"actor": self.learners.actor} | ({"critic": critic} if critic is not None else {})
+        return ({"critic": critic} if critic is not None else {}) | {"actor": self.learners.actor}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -341,7 +341,7 @@ class PolicyTrainer:
             whole["rl/ptx_loss"] = language_model_backward(
                 learners.actor, self.actor, next(texts), self.config, weight=settings.ptx_coef
             )
-        moving = dict(sorted(self.moving().items(), reverse=True))  # the critic, which is never left out, first
+        moving = self.moving()
         if frozen:
             del moving["actor"]
         steps = [(trainable, factor) for trainable in moving.values()]

@@ -177,13 +177,13 @@ def train_rl(
     before = evaluate(trainer.reference)
     peak_flops = measure_peak_flops(trainer.actor.device, trainer.actor.dtype)
     parameters = {name: sum(p.numel() for p in part.parameters.values()) for name, part in trainer.moving().items()}
-    start = 0
+    start, has_critic = 0, trainer.learners.critic is not None
     variances: list[float] = []
     state = run.resume()
     if state is not None:
         with run.restoring():
             start = state["step"] + 1
-            variances = [float(value) for value in state["variances"]]
+            variances = [float(state["variances"][before]) for before in range(start if has_critic else 0)]
             trainer.load_state_dict(state["trainer"])
             tripwires.load_state_dict(state["tripwires"])
     order = batches(len(prompts.tokens), size=_prompts_of_a_step(config), seed=config.seed, start=start)
@@ -201,7 +201,8 @@ def train_rl(
         with clock("update"):
             metrics = trainer.update(experience) | metrics
         tripwires.check(metrics)
-        variances += [metrics[name] for name in ("rl/explained_variance",) if name in metrics]
+        if has_critic:
+            variances.append(metrics["rl/explained_variance"])
         metrics |= clock.metrics(rollouts, metrics["rl/epochs"], parameters, peak_flops) | probed
         run.log(step, metrics)
         if step % math.ceil(total / LOGGED_TABLES) == 0:

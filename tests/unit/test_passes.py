@@ -66,7 +66,7 @@ def test_a_pass_is_its_rows():
     assert one.tokens.tolist() == [[8, 0], [9, 9]]
     assert one.real.tolist() == [[True, False], [True, True]]
     assert (one.lengths.tolist(), one.width) == ([1, 2], 2)
-    assert pad([[5, 6, 7], [8]])[0].tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert pad([[5, 6, 7], [8]]).tolist() == [[5, 6, 7], [8, 0, 0]]
 
 
 @settings(max_examples=100, deadline=None)
