@@ -48,6 +48,7 @@ check: $(ENVIRONMENT)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python tests/lines.py
 
 docs: $(ENVIRONMENT)
 	$(BIN)/python docs/configuration.py

@@ -45,7 +45,7 @@ from chatsmith.data.formats import to_record
 from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import Spec
 from chatsmith.errors import DataError
-from chatsmith.run import commit
+from chatsmith.runs.run import commit
 from chatsmith.types import Record
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"

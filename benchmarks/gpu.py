@@ -61,8 +61,8 @@ from chatsmith.models.counts import count
 from chatsmith.models.critic import critic_from_reward_model
 from chatsmith.models.limits import measure_bandwidth, measure_peak_flops
 from chatsmith.models.way import way_of
-from chatsmith.run import commit
-from chatsmith.runtime import choose_device
+from chatsmith.runs.run import commit
+from chatsmith.runs.runtime import choose_device
 from chatsmith.stages.policy import PolicyTrainer
 from chatsmith.world.model import build_tokenizer
 

@@ -24,12 +24,12 @@ from chatsmith.data.chat import AnswerStream, encode_prompts, stop_strings
 from chatsmith.data.formats import to_record
 from chatsmith.engine.scheduler import Request, Sampling
 from chatsmith.errors import ConfigError, DataError, ModelError, RequestError, RunError
-from chatsmith.manifest import is_run, read_manifest
-from chatsmith.runtime import choose_device, choose_dtype
+from chatsmith.files.writing import replace_directory
+from chatsmith.runs.manifest import is_run, read_manifest
+from chatsmith.runs.runtime import choose_device, choose_dtype
+from chatsmith.screen.text import quoted
 from chatsmith.seeds import derive_seed
-from chatsmith.text import quoted
 from chatsmith.types import FinishReason, Message
-from chatsmith.writing import replace_directory
 
 Conversation = str | Sequence[Message | Mapping[str, Any]]
 SpeakingStage = Literal["sft", "rl", "ema"]

@@ -26,14 +26,14 @@ from torch import nn
 
 from chatsmith.assistant import Assistant, find, load
 from chatsmith.config import Config, EngineConfig, RlConfig
-from chatsmith.console import Screen
 from chatsmith.cpu.attention import compiled_attention
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ConfigError
 from chatsmith.models.counts import count
 from chatsmith.models.limits import measure_bandwidth, measure_peak_flops
 from chatsmith.models.reward import Reward, score_rows
-from chatsmith.runtime import choose_device, choose_dtype
+from chatsmith.runs.runtime import choose_device, choose_dtype
+from chatsmith.screen.console import Screen
 from chatsmith.stages.policy import PolicyTrainer
 from chatsmith.stages.rollout import Prompts
 from chatsmith.types import Message, Record, Sample

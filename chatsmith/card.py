@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from chatsmith.received import places_inside
-from chatsmith.text import one_line
+from chatsmith.files.received import places_inside
+from chatsmith.screen.text import one_line
 
 _LONGEST_HEAD = 64_000  # bytes of another model's card that are looked at
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)

@@ -18,14 +18,14 @@ from typing import Any
 from rich.text import Text
 
 from chatsmith.assistant import Assistant, Found, Reply, SpeakingStage, check_settings, find, load
-from chatsmith.checkpoint import read_jsonl
 from chatsmith.errors import ChatsmithError, RequestError
-from chatsmith.output import Console, say
-from chatsmith.runtime import StopSignals
+from chatsmith.files.checkpoint import read_jsonl
+from chatsmith.files.writing import new_file
+from chatsmith.runs.runtime import StopSignals
+from chatsmith.screen.output import Console, say
+from chatsmith.screen.text import unbroken
 from chatsmith.seeds import derive_seed
-from chatsmith.text import unbroken
 from chatsmith.types import Message
-from chatsmith.writing import new_file
 
 with contextlib.suppress(ImportError):
     import readline  # gives input() line editing and history

@@ -22,8 +22,8 @@ from chatsmith.errors import ChatsmithError, ConfigError
 from chatsmith.help import Configured, HelpAll
 from chatsmith.inspection.commands import data as data_commands
 from chatsmith.machine import in_words, out_of_memory, place, refusal
-from chatsmith.output import guard_streams, say
-from chatsmith.text import one_line, printable, quoted
+from chatsmith.screen.output import guard_streams, say
+from chatsmith.screen.text import one_line, printable, quoted
 
 app = typer.Typer(
     add_completion=False,
@@ -248,8 +248,8 @@ def runs(
     ),
 ) -> None:
     """List the runs below DIRECTORY (default: runs) with their status and key figures."""
-    from chatsmith.console import Screen
-    from chatsmith.runs import show_runs
+    from chatsmith.runs.listing import show_runs
+    from chatsmith.screen.console import Screen
 
     show_runs(Screen(), directory)
 
@@ -292,7 +292,7 @@ def bench(
 ) -> None:
     """Measure this machine: tokens per second of generating and training, and what share of its limits that is."""
     from chatsmith.assistant import find
-    from chatsmith.console import Screen
+    from chatsmith.screen.console import Screen
 
     if model:
         find(model)  # one that is not there is refused at once
@@ -334,7 +334,7 @@ def self_instruct(
     from chatsmith.collect.endpoint import Endpoint
     from chatsmith.collect.progress import Tally
     from chatsmith.collect.self_instruct import self_instruct as collect
-    from chatsmith.console import Screen
+    from chatsmith.screen.console import Screen
 
     asked = Endpoint(endpoint, model, temperature=temperature, max_tokens=max_tokens)
     tally = Tally(number, prices, budget)
@@ -368,8 +368,8 @@ def _train(
     restart_from = stages.pop() if from_ else None
     directory = run_dir or Path("runs") / (Path(recipe).stem or Path(config.actor_model).name)
 
-    from chatsmith.console import Screen
     from chatsmith.intake import say_functions, take_in
+    from chatsmith.screen.console import Screen
 
     screen = Screen()
     say_functions(config, rewards=True, say=screen.line)
@@ -470,7 +470,7 @@ def explain(error: Exception) -> int:
         where = place(refused) or "standard output, or a file that the system does not name"
         say(one_line(f"RunError: {where}: {in_words(refused)}. Then type the same command again."), error=True)
         return 1
-    from chatsmith.runtime import Interrupted
+    from chatsmith.runs.runtime import Interrupted
 
     if isinstance(error, Interrupted):
         say(f"\n{error}. The same command (without --from) continues from there.", error=True)

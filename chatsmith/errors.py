@@ -21,7 +21,7 @@ What other people's code raises is known to nobody: it is called inside `foreign
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from chatsmith.text import unbroken
+from chatsmith.screen.text import unbroken
 
 
 class ChatsmithError(Exception):

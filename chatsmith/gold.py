@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from chatsmith.assistant import Assistant
-    from chatsmith.console import Screen
     from chatsmith.evaluate import Interval
     from chatsmith.models.reward import RewardModel
+    from chatsmith.screen.console import Screen
     from chatsmith.verdicts import Judged
 
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from chatsmith.config import GROUPS
-from chatsmith.output import Console, say
+from chatsmith.screen.output import Console, say
 
 
 class Configured(TyperCommand):

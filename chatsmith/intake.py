@@ -14,8 +14,8 @@ from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import as_spec
 from chatsmith.errors import ConfigError, DataError
 from chatsmith.models.location import check_location
-from chatsmith.run import check_directory
-from chatsmith.trackers import check_installed
+from chatsmith.runs.run import check_directory
+from chatsmith.runs.trackers import check_installed
 from chatsmith.types import Stage
 
 

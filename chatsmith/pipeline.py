@@ -10,17 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chatsmith.checkpoint import save_jsonl
 from chatsmith.config import STAGES, Config, StageName
-from chatsmith.console import Screen
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData, unused
 from chatsmith.data.sources import Source
 from chatsmith.engine.forward import check_compiler
 from chatsmith.errors import ConfigError, GateFailed, RunError, TrainingStopped
+from chatsmith.files.checkpoint import save_jsonl
 from chatsmith.inspection import record
 from chatsmith.intake import deal, parse_reward, reward_targets, stages_to_train, take_in
-from chatsmith.manifest import check_run, is_run
 from chatsmith.models.load import (
     check_reward_base,
     declared_context,
@@ -30,13 +28,15 @@ from chatsmith.models.load import (
 from chatsmith.promise import Promise, promise
 from chatsmith.report.page import write_report
 from chatsmith.report.settings import repeated
-from chatsmith.run import Run, lock, open_run
-from chatsmith.runtime import Interrupted, StopSignals, choose_device
+from chatsmith.runs.manifest import check_run, is_run
+from chatsmith.runs.run import Run, lock, open_run
+from chatsmith.runs.runtime import Interrupted, StopSignals, choose_device
+from chatsmith.runs.trackers import open_trackers
+from chatsmith.screen.console import Screen
+from chatsmith.screen.text import quoted, shell
 from chatsmith.stages.inputs import base_location, halves, sft_location
 from chatsmith.stages.rl import check_prompts, load_reward
 from chatsmith.stages.table import BY_NAME
-from chatsmith.text import quoted, shell
-from chatsmith.trackers import open_trackers
 from chatsmith.types import Stage
 from chatsmith.world import material
 from chatsmith.world.evaluation import WorldJudge

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from chatsmith.config import GROUPS, Config, SourceConfig
 from chatsmith.errors import ConfigError
-from chatsmith.text import quoted
+from chatsmith.screen.text import quoted
 
 LONGEST_RECIPE = 1 << 20  # bytes
 

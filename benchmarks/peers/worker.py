@@ -63,10 +63,10 @@ def chatsmith(
     """`train_rl` as the command line runs it: 32 answers, `samples` to each prompt."""
     from chatsmith.assistant import Assistant
     from chatsmith.config import Config, RlConfig
-    from chatsmith.console import Screen
     from chatsmith.models.critic import critic_from_reward_model
     from chatsmith.models.reward import Reward, RewardModel
-    from chatsmith.runtime import StageRun, StopSignals
+    from chatsmith.runs.runtime import StageRun, StopSignals
+    from chatsmith.screen.console import Screen
     from chatsmith.stages.rl import train_rl
     from chatsmith.stages.rollout import Prompts
     from chatsmith.types import Message, Record

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from chatsmith.errors import ConfigError, EndpointError
-from chatsmith.text import one_line
+from chatsmith.screen.text import one_line
 
 FIRST_TRIES, LATER_TRIES = 3, 9  # a wrong address is known soon; one that has answered is worth half a minute
 FILTERED = ("content_filter", "content_policy_violation", "invalid_prompt")  # codes of OpenAI and Azure

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from chatsmith.collect.endpoint import Reply
-from chatsmith.text import printable
+from chatsmith.screen.text import printable
 
 Language = Literal["English", "Chinese"]
 

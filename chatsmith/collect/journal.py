@@ -13,8 +13,8 @@ from typing import Any
 
 from chatsmith.collect.endpoint import Reply
 from chatsmith.errors import RunError
-from chatsmith.received import LONGEST_LINES, parse_json
-from chatsmith.writing import make_directory, open_locked
+from chatsmith.files.received import LONGEST_LINES, parse_json
+from chatsmith.files.writing import make_directory, open_locked
 
 
 class Ledger:

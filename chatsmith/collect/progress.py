@@ -11,10 +11,10 @@ from rich.live import Live
 from rich.text import Text
 
 from chatsmith.collect.endpoint import Reply
-from chatsmith.console import SECONDS_BETWEEN_LINES, Screen
-from chatsmith.live import INDENT, REFRESHES_PER_SECOND
-from chatsmith.output import guard_streams
-from chatsmith.text import duration
+from chatsmith.screen.console import SECONDS_BETWEEN_LINES, Screen
+from chatsmith.screen.live import INDENT, REFRESHES_PER_SECOND
+from chatsmith.screen.output import guard_streams
+from chatsmith.screen.text import duration
 
 
 @dataclass

@@ -21,11 +21,11 @@ from chatsmith.collect.endpoint import Endpoint, Reply
 from chatsmith.collect.filters import Known, Language, language, unfit_answer, unfit_instruction
 from chatsmith.collect.journal import Ledger
 from chatsmith.collect.progress import Progress, Tally
-from chatsmith.console import Screen
 from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import Spec
 from chatsmith.errors import ChatsmithError, DataError, EndpointError
-from chatsmith.runtime import StopSignals
+from chatsmith.runs.runtime import StopSignals
+from chatsmith.screen.console import Screen
 from chatsmith.seeds import derive_seed
 
 SEEDS_SHOWN, KEPT_SHOWN = 6, 2  # examples in a request, as in the paper

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from chatsmith.cpu.operators import operator
-from chatsmith.directories import is_own, own_cache
-from chatsmith.output import say
-from chatsmith.text import quoted
-from chatsmith.writing import discard, keep, scratch
+from chatsmith.files.directories import is_own, own_cache
+from chatsmith.files.writing import discard, keep, scratch
+from chatsmith.screen.output import say
+from chatsmith.screen.text import quoted
 
 _SOURCE = Path(__file__).with_name("attention.cpp")
 _LANES = 8  # numbers of a vector: widths are multiples of it

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from chatsmith.data.fields import repeated
 from chatsmith.data.lines import CAP, Row, lines, text_blocks, too_long
 from chatsmith.errors import DataError
-from chatsmith.received import DEEPEST_JSON, is_deep
+from chatsmith.files.received import DEEPEST_JSON, is_deep
 
 _BLANKS = " \t\n\r"
 _LONGEST_MARK = 16  # an error so near to the end of a text may come from its being cut there, as in "-Infin" or "\\ud8"

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from chatsmith.output import Console, guard_streams
-from chatsmith.text import unbroken
+from chatsmith.screen.output import Console, guard_streams
+from chatsmith.screen.text import unbroken
 
 QUIET_S = 2.0
 

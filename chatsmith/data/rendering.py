@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 
-from chatsmith.bounds import Unbounded, bounded
 from chatsmith.data.control import Control
 from chatsmith.errors import ConversationError, ForeignError, ModelError, foreign
+from chatsmith.files.bounds import Unbounded, bounded
 from chatsmith.types import Message
 
 MOST_LETTERS = 1 << 20  # that a template may write of its own

@@ -26,9 +26,9 @@ from chatsmith.data.split import POINT, point
 from chatsmith.data.store import Array, Writer, hash_of, stored
 from chatsmith.data.tables import dataset_rows, root_of
 from chatsmith.errors import DataError, ForeignError, foreign
+from chatsmith.files.received import check_directory, check_inside, places_inside, read_json
 from chatsmith.machine import in_words
-from chatsmith.received import check_directory, check_inside, places_inside, read_json
-from chatsmith.text import one_line, quoted
+from chatsmith.screen.text import one_line, quoted
 from chatsmith.types import Record, Stage
 
 _LONGEST_HEAD = 64_000  # bytes of a licence that are looked at

@@ -25,11 +25,11 @@ from typing import Any, BinaryIO, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from chatsmith.directories import is_own, own_cache
 from chatsmith.errors import RunError
-from chatsmith.output import say
-from chatsmith.text import unbroken
-from chatsmith.writing import FreshDirectory, discard, keep, mark_used, scratch
+from chatsmith.files.directories import is_own, own_cache
+from chatsmith.files.writing import FreshDirectory, discard, keep, mark_used, scratch
+from chatsmith.screen.output import say
+from chatsmith.screen.text import unbroken
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -247,16 +247,21 @@ def _found(name: str, ragged: Mapping[str, str], numbers: Mapping[str, Any]) -> 
     return entry
 
 
+_SHAPES_TOKENS = ("data/*.py", "files/*.py", "models/*.py", "stages/*.py", "config.py", "functions.py", "types.py")
+
+
 def hash_of(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @cache
 def code_hash() -> str:
-    """Of this package and the libraries that render and tokenise."""
+    """Of what shapes tokens: the rooms of this package that read, render and encode, and the libraries they call."""
     versions = [version(name) for name in ("transformers", "tokenizers", "jinja2", "datasets")]
     digest = hashlib.sha256(json.dumps(versions).encode())
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+    package = Path(__file__).parents[1]
+    files = [file for place in _SHAPES_TOKENS for file in sorted(package.glob(place))]
+    for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from chatsmith.bounds import bounded
 from chatsmith.data.fields import repeated
 from chatsmith.data.lines import CAP, Row, mebibytes, too_long
 from chatsmith.data.unpacked import ROW, row_sizes
 from chatsmith.errors import DataError
-from chatsmith.received import DEEPEST_JSON
+from chatsmith.files.bounds import bounded
+from chatsmith.files.received import DEEPEST_JSON
 
 _PIECE = 4 << 20  # bytes that become Python values at a time
 _ROWS = 256

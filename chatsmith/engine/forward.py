@@ -16,17 +16,17 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from chatsmith.cpu.linears import PackedLinears
-from chatsmith.directories import own_cache
 from chatsmith.engine.cache import SlotCache, prefill_cache, rounded_up
 from chatsmith.engine.memory import free_bytes
 from chatsmith.engine.scheduler import Running, prompts_of
 from chatsmith.errors import ConfigError
+from chatsmith.files.directories import own_cache
+from chatsmith.files.writing import scratch
 from chatsmith.models.arguments import cache_argument, cache_of, takes_positions
 from chatsmith.models.attention import packing
 from chatsmith.models.counts import cache_shapes
 from chatsmith.models.passes import Pass
 from chatsmith.models.way import way_of
-from chatsmith.writing import scratch
 
 STRIDE = 8  # decoding steps on a GPU before the host looks at the tokens
 ATTENDED_STEP = {"cpu": 16, "cuda": 128}  # lengths that attention sees are multiples of it

@@ -48,7 +48,7 @@ from chatsmith.inspection.findings import (
 )
 from chatsmith.inspection.reading import Reader
 from chatsmith.intake import read, share, stages_to_train
-from chatsmith.text import quoted
+from chatsmith.screen.text import quoted
 from chatsmith.types import Stage
 
 ONE_SIDED = 0.8  # share of preferences of one length from which on a reward model learns length

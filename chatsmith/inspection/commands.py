@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chatsmith.errors import ConfigError
-from chatsmith.output import say
+from chatsmith.screen.output import say
 
 if TYPE_CHECKING:
     from chatsmith.config import Config
@@ -47,11 +47,11 @@ def check(
     """Say what is in the data, who gets it, how long it is and what looks wrong. Exit code 1 if a run would fail."""
     config = _config(context.obj, specs, map, recipe, actor_model, reward_model)
 
-    from chatsmith.console import Screen
     from chatsmith.inspection.check import check as look
     from chatsmith.inspection.reading import readers
     from chatsmith.inspection.terminal import draw_facts
     from chatsmith.intake import say_functions
+    from chatsmith.screen.console import Screen
 
     screen = Screen()
     say_functions(config, rewards=False, say=screen.line)
@@ -86,7 +86,7 @@ def show(
     if not config.actor_model:
         raise ConfigError("give --actor-model DIR_OR_ID: its tokenizer and chat template make the tokens.")
 
-    from chatsmith.console import Screen
+    from chatsmith.screen.console import Screen
 
     screen = Screen()
     say_functions(config, rewards=False, say=screen.line)

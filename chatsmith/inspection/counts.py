@@ -20,7 +20,7 @@ from chatsmith.inspection.attempts import Attempts
 from chatsmith.inspection.copies import Seen, bit
 from chatsmith.inspection.findings import EXAMPLES, Example, question
 from chatsmith.inspection.reading import Length, Measured, Reader, character_lengths, measured
-from chatsmith.text import quoted
+from chatsmith.screen.text import quoted
 from chatsmith.types import Record, Stage
 
 REASONS = 5  # of bad records, listed per source

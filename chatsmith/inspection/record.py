@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chatsmith.checkpoint import finite, save_text
 from chatsmith.config import Config
 from chatsmith.data.sources import Source
 from chatsmith.errors import DataError
+from chatsmith.files.checkpoint import finite, save_text
 from chatsmith.inspection.attempts import Attempts
 from chatsmith.inspection.check import Facts, facts_of
 from chatsmith.inspection.reading import Reader, readers

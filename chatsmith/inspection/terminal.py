@@ -10,8 +10,8 @@ from rich.text import Text
 from chatsmith.inspection.check import Facts
 from chatsmith.inspection.counts import SourceFacts, StageFacts
 from chatsmith.inspection.findings import SEVERITIES, Finding, Severity
-from chatsmith.output import Console
-from chatsmith.text import BARS, one_line, printable, unbroken
+from chatsmith.screen.output import Console
+from chatsmith.screen.text import BARS, one_line, printable, unbroken
 from chatsmith.types import Stage
 
 if TYPE_CHECKING:  # to show tokens, torch is loaded; to check data without a model it is not

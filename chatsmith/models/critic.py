@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from chatsmith.writing import FreshDirectory
+from chatsmith.files.writing import FreshDirectory
 
 
 class Critic(nn.Module):

@@ -34,19 +34,19 @@ from transformers import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from chatsmith.bounds import bounded
 from chatsmith.data.chat import oddities, prepare_tokenizer, stop_ids
 from chatsmith.data.control import control_of
 from chatsmith.errors import ForeignError, ModelError, foreign
+from chatsmith.files.bounds import bounded
+from chatsmith.files.received import LONGEST_JSON, is_stored_plainly, parse_json, read_bytes, read_json
+from chatsmith.files.writing import FreshDirectory, discard, scratch
 from chatsmith.machine import out_of_memory, refusal
 from chatsmith.models import lm
 from chatsmith.models.head import compute_head_in_single_precision
 from chatsmith.models.location import check_location
 from chatsmith.models.twin import parts_of
 from chatsmith.models.way import way_of
-from chatsmith.received import LONGEST_JSON, is_stored_plainly, parse_json, read_bytes, read_json
-from chatsmith.text import quoted
-from chatsmith.writing import FreshDirectory, discard, scratch
+from chatsmith.screen.text import quoted
 
 MOST_TOKENS = 1 << 31  # ids are 32-bit numbers here
 _LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file

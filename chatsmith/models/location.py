@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from chatsmith.errors import ModelError
-from chatsmith.received import check_directory, is_inside, places_inside, read_json
-from chatsmith.text import quoted
+from chatsmith.files.received import check_directory, is_inside, places_inside, read_json
+from chatsmith.screen.text import quoted
 
 _LONGEST = 128 << 20  # bytes of a file that is read as a whole; the vocabularies of 2026 have up to 40 MB
 # what transformers opens under a name that it knows; what else lies there is opened only if one of these names it

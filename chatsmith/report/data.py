@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatsmith.errors import RunError
-from chatsmith.received import read_json
+from chatsmith.files.received import read_json
 from chatsmith.report.reading import RecordedRun, Row, dig, number, numbers
 from chatsmith.report.tokens import visible
 

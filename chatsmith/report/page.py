@@ -13,15 +13,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from chatsmith.checkpoint import save_text
 from chatsmith.errors import RunError
+from chatsmith.files.checkpoint import save_text
 from chatsmith.report import answers, charts, sections
 from chatsmith.report.data import checked
 from chatsmith.report.reading import RecordedRun, harmless, number, numbers, read_run
 from chatsmith.report.sections import STAGE_NAMES
 from chatsmith.report.settings import code, command, differences, settings
 from chatsmith.report.tokens import token_by_token
-from chatsmith.text import duration
+from chatsmith.screen.text import duration
 
 
 def write_report(run_directory: Path, output: Path | None = None) -> Path:

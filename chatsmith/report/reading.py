@@ -10,10 +10,10 @@ from typing import Any
 
 from chatsmith.config import STAGES
 from chatsmith.errors import RunError
-from chatsmith.manifest import is_run, load_manifest
-from chatsmith.received import LONGEST_LINES, parse_json, read_bytes
-from chatsmith.runs import find_runs
-from chatsmith.text import quoted
+from chatsmith.files.received import LONGEST_LINES, parse_json, read_bytes
+from chatsmith.runs.listing import find_runs
+from chatsmith.runs.manifest import is_run, load_manifest
+from chatsmith.screen.text import quoted
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ from chatsmith.config import Config
 from chatsmith.errors import ChatsmithError
 from chatsmith.report.reading import RecordedRun
 from chatsmith.resolve import read_recipe, resolve
-from chatsmith.text import shell
+from chatsmith.screen.text import shell
 
 _NAMED = {
     "seed": "--seed",

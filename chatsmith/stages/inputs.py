@@ -14,17 +14,17 @@ from chatsmith.data.sources import Source
 from chatsmith.data.split import judge_point
 from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.errors import DataError
+from chatsmith.files.writing import replace_directory
 from chatsmith.models.lm import described
 from chatsmith.models.load import context_length, load_actor, load_stop_ids, load_tokenizer, save_model
 from chatsmith.models.reward import RewardModel
 from chatsmith.models.way import way_of
-from chatsmith.run import Run, model_card
+from chatsmith.runs.run import Run, model_card
 from chatsmith.seeds import permutation
 from chatsmith.stages.rollout import encode_questions, roll_out
 from chatsmith.stages.table import BY_NAME
 from chatsmith.types import Record, Sample
 from chatsmith.verdicts import LeftOut
-from chatsmith.writing import replace_directory
 
 MIN_PAIRS = 500
 

@@ -31,8 +31,8 @@ from chatsmith.models.checkpointing import checkpoint_activations
 from chatsmith.models.load import context_length, load_stop_ids, load_tokenizer, new_reward_model
 from chatsmith.models.reward import RewardModel, score_rows
 from chatsmith.models.scoring import passes_of, sequence_scores
-from chatsmith.run import Run
-from chatsmith.runtime import StageRun
+from chatsmith.runs.run import Run
+from chatsmith.runs.runtime import StageRun
 from chatsmith.stages.inputs import ask, halves, leave_model, left_out, load_policy, say_way, sft_location
 from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, steps_of
 from chatsmith.stages.rollout import mean_and_std

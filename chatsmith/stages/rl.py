@@ -7,7 +7,6 @@ from functools import cached_property, partial
 from typing import Any
 
 from chatsmith.assistant import Assistant
-from chatsmith.checkpoint import save_jsonl
 from chatsmith.config import Config
 from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded, encode_texts, token_texts
@@ -16,13 +15,15 @@ from chatsmith.data.mix import StageData
 from chatsmith.data.tokens import OnError, encoded
 from chatsmith.errors import DataError
 from chatsmith.evaluate import Interval, common, mean_interval, paired_difference
+from chatsmith.files.checkpoint import save_jsonl
+from chatsmith.files.writing import replace_directory
 from chatsmith.intake import deal, parse_reward, stages_to_train
 from chatsmith.models.critic import Critic
 from chatsmith.models.limits import measure_peak_flops
 from chatsmith.models.load import declared_context, load_stop_ids, load_tokenizer
 from chatsmith.models.reward import Reward, critic_for, load_ready_reward
-from chatsmith.run import Run
-from chatsmith.runtime import StageRun, choose_device, choose_dtype
+from chatsmith.runs.run import Run
+from chatsmith.runs.runtime import StageRun, choose_device, choose_dtype
 from chatsmith.seeds import permutation
 from chatsmith.stages import final_judge
 from chatsmith.stages.inputs import MIN_PAIRS, halves, leave_model, left_out, load_policy, sft_location
@@ -33,7 +34,6 @@ from chatsmith.stages.tripwires import CONSTANT, Tripwires
 from chatsmith.stages.watch import PhaseClock, answer_table, describe
 from chatsmith.types import Record, Stage
 from chatsmith.verdicts import judge_rl
-from chatsmith.writing import replace_directory
 
 LOGGED_TABLES = 10  # of answers, per run, at most
 PROBES = 12  # per run, at most

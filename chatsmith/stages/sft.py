@@ -25,8 +25,8 @@ from chatsmith.models.checkpointing import checkpoint_activations
 from chatsmith.models.load import tokenizer_oddities
 from chatsmith.models.passes import Pass, pad_mask
 from chatsmith.models.scoring import passes_of, token_logprobs
-from chatsmith.run import Run
-from chatsmith.runtime import StageRun
+from chatsmith.runs.run import Run
+from chatsmith.runs.runtime import StageRun
 from chatsmith.stages.inputs import base_location, leave_model, left_out, load_policy
 from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, steps_of
 from chatsmith.types import Message, Record

@@ -12,7 +12,7 @@ from chatsmith.config import StageName
 
 if TYPE_CHECKING:
     from chatsmith.config import Config
-    from chatsmith.run import Run
+    from chatsmith.runs.run import Run
     from chatsmith.types import Record
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, WorldConfig
-from chatsmith.console import Screen
 from chatsmith.engine.engine import Engine, Sampling
 from chatsmith.evaluate import Interval, paired_difference, proportion
 from chatsmith.models.reward import RewardModel
+from chatsmith.screen.console import Screen
 from chatsmith.stages.rollout import encode_questions, roll_out
 from chatsmith.types import Sample
 from chatsmith.verdicts import Judged

@@ -4,14 +4,14 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from chatsmith.checkpoint import save_jsonl
 from chatsmith.config import Config, WorldConfig
+from chatsmith.files.checkpoint import save_jsonl
+from chatsmith.files.writing import FreshDirectory, replace_directory
 from chatsmith.types import Message, Record, Sample
 from chatsmith.world.demonstrations import demonstrations, label, minimal_pairs, offline_pairs
 from chatsmith.world.judge import Gold, judge
 from chatsmith.world.model import build_model, build_tokenizer
 from chatsmith.world.tasks import Task, held_out_tasks, train_tasks
-from chatsmith.writing import FreshDirectory, replace_directory
 
 EVALUATION_SEED = 7
 DEMONSTRATIONS, PROMPTS, PREFERENCES = "demonstrations.jsonl", "prompts.jsonl", "preferences.jsonl"

@@ -3,7 +3,7 @@
 from chatsmith.assistant import Assistant
 from chatsmith.data.sources import Source
 from chatsmith.intake import read
-from chatsmith.run import Run
+from chatsmith.runs.run import Run
 from chatsmith.stages.inputs import ask
 from chatsmith.world import material
 

@@ -14,7 +14,7 @@ from chatsmith.models.passes import Pass, pad_mask
 from chatsmith.models.scoring import hidden_states, token_logprobs
 from chatsmith.pipeline import train
 from chatsmith.resolve import nested, resolve
-from chatsmith.runtime import choose_device
+from chatsmith.runs.runtime import choose_device
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,7 +11,7 @@ import pytest
 from chatsmith.cpu import attention
 from chatsmith.data import store
 from chatsmith.data.store import stored
-from chatsmith.directories import is_own, own_cache
+from chatsmith.files.directories import is_own, own_cache
 
 SOMEBODY = 12345
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 import chatsmith
 from chatsmith.cli import split_arguments
 from chatsmith.config import Config
-from chatsmith.console import Screen
 from chatsmith.pipeline import _next_commands
 from chatsmith.report.reading import RecordedRun
 from chatsmith.report.settings import code, command, repeated
-from chatsmith.run import Run
-from chatsmith.runtime import StopSignals
-from chatsmith.text import shell
+from chatsmith.runs.run import Run
+from chatsmith.runs.runtime import StopSignals
+from chatsmith.screen.console import Screen
+from chatsmith.screen.text import shell
 
 PACKAGE = Path(chatsmith.__file__).parent
 NAMES = (

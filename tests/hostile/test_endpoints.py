@@ -19,10 +19,10 @@ from chatsmith.collect.filters import unfit_answer, unfit_instruction
 from chatsmith.collect.progress import Tally
 from chatsmith.collect.self_instruct import self_instruct
 from chatsmith.collect.wording import PER_REQUEST, read_list
-from chatsmith.console import Screen
 from chatsmith.data import check, licences
 from chatsmith.data.turns import is_transcript
 from chatsmith.errors import ChatsmithError, EndpointError
+from chatsmith.screen.console import Screen
 
 KEY = "sk-proj-Zx81_kQ0vN3-hidden"
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chatsmith import bounds
 from chatsmith.data import tables, unpacked
 from chatsmith.data.sources import read_source, unread_files
 from chatsmith.data.spec import Spec
 from chatsmith.errors import DataError
+from chatsmith.files import bounds
 
 ROW = '{"text": "words"}\n'
 

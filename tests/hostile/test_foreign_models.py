@@ -18,10 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from tiny import byte_tokenizer, tiny_model, tiny_reward_model
 from transformers import GenerationConfig
 
-from chatsmith import bounds
 from chatsmith.card import stated_licence
 from chatsmith.data.chat import encode
 from chatsmith.errors import ConversationError, ModelError
+from chatsmith.files import bounds
+from chatsmith.files.writing import replace_directory
 from chatsmith.models.load import (
     _bytes_in,
     check_reward_base,
@@ -36,7 +37,6 @@ from chatsmith.models.load import (
 )
 from chatsmith.models.location import check_location
 from chatsmith.types import Message
-from chatsmith.writing import replace_directory
 
 CPU = {"dtype": torch.float32, "device": torch.device("cpu")}
 TALK = [Message("user", "How many?"), Message("assistant", "Seven, 七.")]

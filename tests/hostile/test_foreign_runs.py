@@ -20,15 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatsmith.assistant import find
-from chatsmith.checkpoint import load_checkpoint, save_checkpoint
 from chatsmith.cli import main
 from chatsmith.config import Config
 from chatsmith.errors import ChatsmithError, RunError
-from chatsmith.manifest import read_manifest
+from chatsmith.files.checkpoint import load_checkpoint, save_checkpoint
 from chatsmith.report.page import write_report
-from chatsmith.run import check_directory
-from chatsmith.runs import find_runs
-from chatsmith.runtime import CHECKPOINT_FORMAT
+from chatsmith.runs.listing import find_runs
+from chatsmith.runs.manifest import read_manifest
+from chatsmith.runs.run import check_directory
+from chatsmith.runs.runtime import CHECKPOINT_FORMAT
 
 SECRET = "hunter2-is-the-secret"
 TINY = ["--sft.epochs 1", "--sft.batch 16", "--reward.epochs 1", "--reward.batch 16", "--rl.rollouts 8"]
@@ -380,7 +380,7 @@ def test_a_manifest_that_is_none_is_one_error_everywhere(tmp_path, typed, text):
 
 
 def test_chat_and_trackers_refuse_what_would_lead_elsewhere(run, monkeypatch):
-    from chatsmith.trackers import first_step, run_id
+    from chatsmith.runs.trackers import first_step, run_id
 
     (run / "trackers" / "id").write_text("../../../x")
     with pytest.raises(RunError, match="not the id of a run"):

@@ -18,12 +18,12 @@ from rich.text import Text
 
 import chatsmith
 from chatsmith.cli import main
-from chatsmith.console import Screen
 from chatsmith.errors import ChatsmithError
-from chatsmith.output import Console
 from chatsmith.report.reading import harmless
-from chatsmith.runs import show_runs
-from chatsmith.text import printable, quoted, unbroken
+from chatsmith.runs.listing import show_runs
+from chatsmith.screen.console import Screen
+from chatsmith.screen.output import Console
+from chatsmith.screen.text import printable, quoted, unbroken
 
 PACKAGE = Path(chatsmith.__file__).parent
 ESCAPES = "\x1b[2J\x1b]0;title\x07\x9b31m\x1b[1A\r\x08\u202e\u2066\x00\x7f"
@@ -121,8 +121,8 @@ class Broken:
 Broken()
 import tqdm
 list(tqdm.tqdm(range(3), desc=hostile))
-from chatsmith.console import Screen
-from chatsmith.live import LiveStage, show
+from chatsmith.screen.console import Screen
+from chatsmith.screen.live import LiveStage, show
 screen = Screen()
 screen.line(hostile)
 with show(screen.console, LiveStage("sft", 3, {{hostile: "running"}})) as stage:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from chatsmith.checkpoint import load_checkpoint, save_checkpoint, save_json
 from chatsmith.errors import RunError
-from chatsmith.writing import replace_directory
+from chatsmith.files.checkpoint import load_checkpoint, save_checkpoint, save_json
+from chatsmith.files.writing import replace_directory
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):

@@ -22,11 +22,11 @@ from chatsmith.collect.filters import Known, language, tokens, unfit_answer, unf
 from chatsmith.collect.progress import Progress, Tally
 from chatsmith.collect.self_instruct import read_seeds, self_instruct
 from chatsmith.collect.wording import read_list, request
-from chatsmith.console import Screen
 from chatsmith.data.formats import stages_of
 from chatsmith.data.sources import read_source
 from chatsmith.data.spec import parse_spec
 from chatsmith.errors import ConfigError, DataError, EndpointError, RunError
+from chatsmith.screen.console import Screen
 
 WILD = Path(__file__).parents[3] / "shared" / "data" / "instruction-wild"
 SEEDS = ["Name three fruits.", "Why is the sky blue?", "Write a poem about the sea.", "Sort these numbers: 3, 1, 2."]

@@ -11,9 +11,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from chatsmith.console import Screen
-from chatsmith.live import LiveStage
-from chatsmith.text import BARS
+from chatsmith.screen.console import Screen
+from chatsmith.screen.live import LiveStage
+from chatsmith.screen.text import BARS
 from chatsmith.verdicts import Verdict
 
 HOSTILE = {"prompt": "[bold]2 + 3?[/bold]\n", "answer": "5\x1b[2J\x07\x1b]0;owned\x07\u202e", "reward": 1.5}

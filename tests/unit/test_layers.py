@@ -9,42 +9,36 @@ PACKAGE = Path(chatsmith.__file__).parent
 # what each part may import from chatsmith, besides itself
 ALLOWED = {
     "algo": {"types"},
-    "cpu": {"directories", "output", "text", "writing", "models"},  # of models the one layer whose kernel it has
-    "engine": {"types", "errors", "seeds", "models", "cpu", "directories", "writing"},
-    "data": {
-        *("types", "errors", "seeds", "config", "text", "output", "functions", "directories", "machine", "bounds"),
-        *("received", "writing"),
+    "files": {"errors", "machine", "screen"},
+    "screen": {"stages", "runs", "verdicts"},  # what it shows of a stage
+    "runs": {
+        "errors",
+        "config",
+        "machine",
+        "files",
+        "screen",
+        "stages",
+        "card",
+        "assistant",
+        "data",
+        "gold",
+        "verdicts",
     },
-    "models": {
-        *("types", "errors", "seeds", "functions", "data", "machine", "bounds", "received", "text", "writing", "cpu"),
-    },
+    "cpu": {"files", "screen", "models"},  # of models the one layer whose kernel it has
+    "engine": {"types", "errors", "seeds", "models", "cpu", "files"},
+    "data": {"types", "errors", "seeds", "config", "functions", "machine", "files", "screen"},
+    "models": {"types", "errors", "seeds", "functions", "machine", "files", "screen", "data", "cpu"},
     "stages": {
-        *("types", "errors", "seeds", "config", "runtime", "evaluate", "assistant", "checkpoint", "writing"),
-        *("algo", "engine", "data", "models"),
-        *("run", "intake", "verdicts"),  # a stage's own part of a run
+        *("types", "errors", "seeds", "config", "evaluate", "assistant"),
+        *("files", "algo", "engine", "data", "models"),
+        *("runs", "intake", "verdicts"),  # a stage's own part of a run
     },
-    "collect": {
-        *("types", "errors", "seeds", "runtime", "data", "text", "live", "console", "output", "received", "writing"),
-    },
+    "collect": {"types", "errors", "seeds", "data", "files", "screen", "runs"},
     "inspection": {
-        *(
-            "evaluate",
-            "types",
-            "errors",
-            "seeds",
-            "config",
-            "resolve",
-            "text",
-            "output",
-            "console",
-            "checkpoint",
-            "intake",
-        ),
-        *("algo", "data", "models", "stages"),
+        *("evaluate", "types", "errors", "seeds", "config", "resolve", "intake"),
+        *("algo", "data", "models", "stages", "files", "screen"),
     },
-    "report": {
-        *("stages", "errors", "config", "resolve", "text", "runs", "checkpoint", "evaluate", "manifest", "received"),
-    },
+    "report": {"stages", "errors", "config", "resolve", "evaluate", "files", "screen", "runs"},
 }
 
 

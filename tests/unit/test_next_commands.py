@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from chatsmith.cli import split_arguments
 from chatsmith.config import Config
-from chatsmith.console import Screen
 from chatsmith.pipeline import _next_commands
 from chatsmith.report.settings import repeated
 from chatsmith.resolve import nested, parse_overrides, read_recipe, resolve
-from chatsmith.run import Run, check_directory
-from chatsmith.runtime import StopSignals
+from chatsmith.runs.run import Run, check_directory
+from chatsmith.runs.runtime import StopSignals
+from chatsmith.screen.console import Screen
 
 NAMED = {"--seed": "seed", "--actor-model": "actor_model", "--reward-model": "reward_model"}
 CHANGES = st.fixed_dictionaries(

@@ -1,4 +1,4 @@
-"""One module writes: chatsmith/writing.py. Read off the syntax of the whole package."""
+"""One module writes: chatsmith/files/writing.py. Read off the syntax of the whole package."""
 
 import ast
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 import chatsmith
 
 PACKAGE = Path(chatsmith.__file__).parent
-WRITER = "writing.py"
+WRITER = "files/writing.py"
 
 WRITES_OF_OS = {
     *("remove", "unlink", "rename", "renames", "replace", "link", "symlink", "mkdir", "makedirs", "mkfifo", "mknod"),

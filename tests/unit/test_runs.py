@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-import chatsmith.run
+import chatsmith.runs.run
 from chatsmith.cli import app
-from chatsmith.runs import find_runs
+from chatsmith.runs.listing import find_runs
 
 
 @pytest.fixture
@@ -42,17 +42,17 @@ def git(directory, *words):
 
 def test_a_commit_is_that_of_the_package_and_not_of_what_it_lies_in(tmp_path, monkeypatch):
     package = tmp_path / "site" / "chatsmith"
-    package.mkdir(parents=True)
-    (package / "run.py").touch()
-    monkeypatch.setattr(chatsmith.run, "__file__", str(package / "run.py"))
+    (package / "runs").mkdir(parents=True)
+    (package / "runs" / "run.py").touch()
+    monkeypatch.setattr(chatsmith.runs.run, "__file__", str(package / "runs" / "run.py"))
     git(tmp_path, "init")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "a stranger's, with settings that git would follow")
-    assert chatsmith.run.commit() is None
+    assert chatsmith.runs.run.commit() is None
     git(tmp_path / "site", "init")
     git(tmp_path / "site", "add", ".")
     git(tmp_path / "site", "commit", "-m", "its own")
-    assert re.fullmatch("[0-9a-f]{40}", chatsmith.run.commit())
+    assert re.fullmatch("[0-9a-f]{40}", chatsmith.runs.run.commit())
 
 
 FIGURES = {

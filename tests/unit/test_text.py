@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from chatsmith.text import POINTS, Series, duration, figure, one_line, printable, sparkline
+from chatsmith.screen.text import POINTS, Series, duration, figure, one_line, printable, sparkline
 
 NAN = math.nan
 

@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from chatsmith import trackers
 from chatsmith.config import Config
 from chatsmith.errors import ConfigError
 from chatsmith.resolve import resolve
-from chatsmith.trackers import check_installed, feed, first_step, forget, open_trackers, run_id
+from chatsmith.runs import trackers
+from chatsmith.runs.trackers import check_installed, feed, first_step, forget, open_trackers, run_id
 
 
 def config(*names):
@@ -91,7 +91,7 @@ import sys
 from pathlib import Path
 from chatsmith.resolve import resolve
 from chatsmith.errors import ConfigError
-from chatsmith.trackers import open_trackers
+from chatsmith.runs.trackers import open_trackers
 
 try:
     with open_trackers(resolve([("test", {"trackers": ["wandb"]})]), Path(sys.argv[1]), print):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny import byte_tokenizer, saved_model, tiny_model, tiny_reward_model
 
-from chatsmith.checkpoint import read_jsonl, save_checkpoint
 from chatsmith.config import Config
 from chatsmith.data.chat import DEFAULT_TEMPLATE, PAD_TOKEN, oddities, prepare_tokenizer
 from chatsmith.errors import ModelError, RunError
+from chatsmith.files.checkpoint import read_jsonl, save_checkpoint
 from chatsmith.models.load import load_actor, load_reward_model, load_tokenizer, save_model, tokenizer_oddities
-from chatsmith.runtime import CHECKPOINT_FORMAT, StageRun, StopSignals
+from chatsmith.runs.runtime import CHECKPOINT_FORMAT, StageRun, StopSignals
 from chatsmith.stages.tripwires import Tripwires
 
 HEALTHY = {
@@ -233,13 +233,13 @@ def test_a_stage_that_an_older_version_began_begins_anew_and_says_so(tmp_path):
 def test_the_time_between_checkpoints_grows_with_what_they_take(tmp_path, monkeypatch):
     run = stage_run(tmp_path / "sft", [], save_every_s=60.0)
     now, saved = [1000.0], []
-    monkeypatch.setattr("chatsmith.runtime.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("chatsmith.runs.runtime.time.monotonic", lambda: now[0])
 
     def save(_path, state):
         saved.append(now[0])
         now[0] += 30.0
 
-    monkeypatch.setattr("chatsmith.runtime.save_checkpoint", save)
+    monkeypatch.setattr("chatsmith.runs.runtime.save_checkpoint", save)
     run._saved_at = 1000.0
     for step in range(200):
         now[0] += 10.0

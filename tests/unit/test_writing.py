@@ -16,12 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny import byte_tokenizer, tiny_model
 
-from chatsmith.checkpoint import append_jsonl, load_checkpoint, read_jsonl, save_checkpoint, save_json, save_text
 from chatsmith.cli import explain
 from chatsmith.errors import RunError
-from chatsmith.machine import REMEDIES, refusal
-from chatsmith.run import lock
-from chatsmith.writing import (
+from chatsmith.files.checkpoint import append_jsonl, load_checkpoint, read_jsonl, save_checkpoint, save_json, save_text
+from chatsmith.files.writing import (
     append,
     forget_unfinished,
     is_held,
@@ -32,6 +30,8 @@ from chatsmith.writing import (
     replace_directory,
     replace_file,
 )
+from chatsmith.machine import REMEDIES, refusal
+from chatsmith.runs.run import lock
 
 
 def names(folder: Path) -> list[str]:

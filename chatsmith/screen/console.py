@@ -16,13 +16,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from chatsmith.live import LiveStage, show
-from chatsmith.output import Console
+from chatsmith.screen.live import LiveStage, show
+from chatsmith.screen.output import Console
+from chatsmith.screen.text import duration, printable, shell, unbroken
 from chatsmith.stages.table import BY_NAME
-from chatsmith.text import duration, printable, shell, unbroken
 
 if TYPE_CHECKING:  # both load torch, which commands that only look do not need
-    from chatsmith.runtime import Shown
+    from chatsmith.runs.runtime import Shown
     from chatsmith.verdicts import Verdict
 
 SECONDS_BETWEEN_LINES = 10.0

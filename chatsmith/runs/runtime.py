@@ -8,12 +8,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from chatsmith.checkpoint import append_jsonl, damaged, load_checkpoint, read_jsonl, save_checkpoint, save_jsonl
 from chatsmith.config import EngineConfig
 from chatsmith.errors import ConfigError, ForeignError, RunError, foreign
+from chatsmith.files.checkpoint import append_jsonl, damaged, load_checkpoint, read_jsonl, save_checkpoint, save_jsonl
+from chatsmith.files.writing import append, make_directory, remove
 from chatsmith.machine import out_of_memory
-from chatsmith.text import printable, quoted
-from chatsmith.writing import append, make_directory, remove
+from chatsmith.screen.text import printable, quoted
 
 if TYPE_CHECKING:
     import torch

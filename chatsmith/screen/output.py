@@ -13,7 +13,7 @@ import rich.console
 from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from chatsmith.text import printable
+from chatsmith.screen.text import printable
 
 
 class _Guard:

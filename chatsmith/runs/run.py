@@ -21,16 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatsmith.card import card, stated_licence
-from chatsmith.checkpoint import save_json
 from chatsmith.config import STAGES, Config, StageName
-from chatsmith.console import Screen
 from chatsmith.errors import RunError
-from chatsmith.manifest import MANIFEST, VERSION, check_run, is_run, lock_file, read_manifest
-from chatsmith.runtime import StageRun, StopSignals, choose_device, choose_dtype
-from chatsmith.stages.table import BY_NAME, TABLE
-from chatsmith.text import one_line, quoted
-from chatsmith.trackers import Tracker, feed, first_step, forget
-from chatsmith.writing import (
+from chatsmith.files.checkpoint import save_json
+from chatsmith.files.writing import (
     check_replaceable,
     forget_unfinished,
     hold,
@@ -39,6 +33,12 @@ from chatsmith.writing import (
     remove,
     remove_model,
 )
+from chatsmith.runs.manifest import MANIFEST, VERSION, check_run, is_run, lock_file, read_manifest
+from chatsmith.runs.runtime import StageRun, StopSignals, choose_device, choose_dtype
+from chatsmith.runs.trackers import Tracker, feed, first_step, forget
+from chatsmith.screen.console import Screen
+from chatsmith.screen.text import one_line, quoted
+from chatsmith.stages.table import BY_NAME, TABLE
 
 if TYPE_CHECKING:
     import torch
@@ -263,7 +263,7 @@ def lock(directory: Path) -> Iterator[None]:
 
 def commit() -> str | None:
     """The git commit that this package runs from, or None for an installed release."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     if not (package.parent / ".git").exists():  # one further up is of somebody else, whose settings git would follow
         return None
     command = ["git", "-c", "log.showSignature=false", "-C", str(package)]

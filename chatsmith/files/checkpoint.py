@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from chatsmith.errors import RunError
+from chatsmith.files.received import LONGEST_LINES, is_stored_plainly, parse_json, read_bytes
+from chatsmith.files.writing import append, encoded, replace_file
 from chatsmith.machine import out_of_memory, refusal
-from chatsmith.received import LONGEST_LINES, is_stored_plainly, parse_json, read_bytes
-from chatsmith.text import quoted
-from chatsmith.writing import append, encoded, replace_file
+from chatsmith.screen.text import quoted
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

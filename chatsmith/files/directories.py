@@ -7,7 +7,7 @@ import pwd
 import stat
 from pathlib import Path
 
-from chatsmith.writing import make_own_directory
+from chatsmith.files.writing import make_own_directory
 
 
 def cache_directory() -> Path:

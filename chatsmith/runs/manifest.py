@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from chatsmith.config import StageName
 from chatsmith.errors import RunError
-from chatsmith.received import LONGEST_JSON, check_directory, parse_json, read_bytes
-from chatsmith.text import one_line, quoted
+from chatsmith.files.received import LONGEST_JSON, check_directory, parse_json, read_bytes
+from chatsmith.screen.text import one_line, quoted
 
 MANIFEST = "manifest.json"
 VERSION = 1

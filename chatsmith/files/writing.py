@@ -29,7 +29,7 @@ from typing import Any, BinaryIO, NewType
 
 from chatsmith.errors import RunError
 from chatsmith.machine import in_words, refusal
-from chatsmith.text import quoted
+from chatsmith.screen.text import quoted
 
 FreshDirectory = NewType("FreshDirectory", Path)
 """An empty directory under a name that nobody foresees, to be filled."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chatsmith.console import Screen
 from chatsmith.errors import RunError
-from chatsmith.manifest import MANIFEST, is_run, load_manifest, lock_file
-from chatsmith.text import quoted, unbroken
-from chatsmith.writing import is_held
+from chatsmith.files.writing import is_held
+from chatsmith.runs.manifest import MANIFEST, is_run, load_manifest, lock_file
+from chatsmith.screen.console import Screen
+from chatsmith.screen.text import quoted, unbroken
 
 DEPTH = 3  # runs/NAME, runs/GROUP/NAME, ...
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from chatsmith.errors import ChatsmithError
 from chatsmith.machine import in_words
-from chatsmith.text import quoted
+from chatsmith.screen.text import quoted
 
 LONGEST_JSON = 64 << 20  # bytes of a file that is read as one value
 LONGEST_LINES = 1 << 30  # bytes of a file of lines

@@ -17,12 +17,12 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
-from chatsmith.checkpoint import read_jsonl, save_text
 from chatsmith.config import STAGES, Config, StageName, TrackerName
 from chatsmith.errors import ConfigError, RunError
-from chatsmith.received import read_bytes
-from chatsmith.text import quoted
-from chatsmith.writing import make_directory, remove
+from chatsmith.files.checkpoint import read_jsonl, save_text
+from chatsmith.files.received import read_bytes
+from chatsmith.files.writing import make_directory, remove
+from chatsmith.screen.text import quoted
 
 PROJECT = "chatsmith"  # in W&B and trackio
 

@@ -16,9 +16,9 @@ from rich.console import ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from chatsmith.output import Console, guard_streams
+from chatsmith.screen.output import Console, guard_streams
+from chatsmith.screen.text import Series, duration, figure, one_line, sparkline, unbroken
 from chatsmith.stages.table import BY_NAME
-from chatsmith.text import Series, duration, figure, one_line, sparkline, unbroken
 
 MARKS = {
     "passed": ("✓", "green"),

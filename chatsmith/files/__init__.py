@@ -1,0 +1,1 @@
+"""Files as strangers and crashes leave them: what is read within bounds, and the one module that writes."""
