@@ -14,6 +14,7 @@ from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import as_spec
 from chatsmith.errors import ConfigError, DataError
 from chatsmith.models.location import check_location
+from chatsmith.rewards import spec as reward_spec
 from chatsmith.runs.run import check_directory
 from chatsmith.runs.trackers import check_installed
 from chatsmith.types import Stage
@@ -41,7 +42,7 @@ def check(config: Config) -> None:
 
     Raises:
         ConfigError: if there is no model to start from or no data, if the task world is given either, if PPO has no
-            reward, or if a tracker's package is missing.
+            reward or rewards that do not go together, or if a tracker's package is missing.
         ModelError: if there is no such model directory.
     """
     check_installed(config.trackers)
@@ -62,6 +63,8 @@ def check(config: Config) -> None:
         raise ConfigError("no data to train on: give --data FILE_OR_ID, or data.sources in a recipe.")
     if "rl" in config.stages and "reward" not in config.stages and "trained" in reward_targets(config):
         raise ConfigError("rl has no reward: give --reward DIR or --reward FILE.py:function, or let stage 2 train one.")
+    if "rl" in config.stages:
+        reward_spec.check([parse_reward(spec) for spec in config.rl.rewards])
     for location in filter(None, (config.actor_model, config.reward_model)):
         check_location(location)
 
@@ -73,13 +76,14 @@ def stages_to_train(config: Config) -> list[StageName]:
 
 
 def reward_targets(config: Config) -> list[str]:
-    return [parse_reward(spec)[0] for spec in config.rl.rewards]
+    """Every reward that is asked, those of a product by themselves."""
+    return [part for spec in config.rl.rewards for part in reward_spec.factors(parse_reward(spec)[0])]
 
 
 def functions(config: Config) -> list[str]:
     """The user's code that a configuration runs, each with what names it: reading data and, in stage 3, rewarding."""
     tables = [source for source in config.data.sources if isinstance(source, SourceConfig) and source.function]
-    rewards = [target for target in reward_targets(config) if ":" in target and not Path(target).is_dir()]
+    rewards = list(filter(reward_spec.is_code, reward_targets(config)))
     return [f"{table.function} (of the source {table.source})" for table in tables] + [
         f"{target} (a reward)" for target in (rewards if "rl" in config.stages else [])
     ]

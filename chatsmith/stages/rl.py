@@ -1,10 +1,13 @@
 """Stage 3: PPO over a whole run. What one step does stands in `stages/policy.py`."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
+
+import numpy as np
 
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config
@@ -17,11 +20,12 @@ from chatsmith.errors import DataError
 from chatsmith.evaluate import Interval, common, mean_interval, paired_difference
 from chatsmith.files.checkpoint import save_jsonl
 from chatsmith.files.writing import replace_directory
-from chatsmith.intake import deal, parse_reward, stages_to_train
+from chatsmith.intake import deal, parse_reward, reward_targets, stages_to_train
 from chatsmith.models.critic import Critic
 from chatsmith.models.limits import measure_peak_flops
 from chatsmith.models.load import declared_context, load_stop_ids, load_tokenizer
 from chatsmith.models.reward import Reward, critic_for, load_ready_reward
+from chatsmith.rewards.ready import ready
 from chatsmith.runs.run import Run
 from chatsmith.runs.runtime import StageRun, choose_device, choose_dtype
 from chatsmith.seeds import permutation
@@ -265,7 +269,7 @@ def _spoken(scores: PolicyScores, trainer: PolicyTrainer, tokenizer: Any) -> lis
 
 def run(run: Run) -> None:
     config, gold, sources = run.config, run.gold, run.sources()
-    data = deal(config, sources)
+    data, aside = judgeable(config, deal(config, sources))
     location = sft_location(run)
     policy = load_policy(run, location)
     rewards = load_rewards(run)
@@ -276,6 +280,8 @@ def run(run: Run) -> None:
     prompts = encode_questions(policy.tokenizer, data["rl"].train, **asked)
     held_out = _held_out_prompts(config, data, policy.tokenizer, policy.stops, room)
     stage = run.stage("rl")
+    for what in aside:
+        stage.warn(what)
     if config.rl.top_p < 1 or config.rl.top_k > 0:
         stage.warn("with rl.top_p or rl.top_k PPO is off-policy: it assumes plain sampling")
     distinct = len({hash(row) for row in prompts.tokens})
@@ -399,10 +405,11 @@ def check_prompts(config: Config, location: str, data: dict[Stage, StageData]) -
     Args:
         location: of the model that the run starts from.
     Raises:
-        DataError: if none of the first thousand prompts has room, or if its gate could not judge.
+        DataError: if none of the first thousand prompts has room, if its gate could not judge, or as `judgeable`.
     """
     if "rl" not in config.stages:
         return
+    data, _ = judgeable(config, data)
     tokenizer = load_tokenizer(location)
     limit = declared_context(location) or config.data.max_tokens
     room = min(limit, config.data.max_tokens) - config.rl.max_new_tokens
@@ -414,6 +421,42 @@ def check_prompts(config: Config, location: str, data: dict[Stage, StageData]) -
             f"rl.max_new_tokens = {config.rl.max_new_tokens}: none of the prompts has room. Lower --rl.max_new_tokens."
         )
     check_held_out(_held_out_prompts(config, data, tokenizer, stops, room))
+
+
+def judgeable(config: Config, data: dict[Stage, StageData]) -> tuple[dict[Stage, StageData], list[str]]:
+    """The data of stage 3 without prompts that a ready reward cannot judge answers to; and in words what is left out.
+
+    Raises:
+        ConfigError, RewardError: if a ready reward cannot be had.
+        DataError: at the first such prompt, unless `data.on_error` is "skip".
+    """
+    said: list[str] = []
+    for target in dict.fromkeys(reward_targets(config)):
+        reward = ready(target, limit=config.rl.max_new_tokens)
+        if reward is None:
+            continue
+        unjudged: Counter[str] = Counter()
+        left, of = 0, len(data["rl"].train) + len(data["rl"].held_out)
+        sides = []
+        for records in (data["rl"].train, data["rl"].held_out):
+            kept = []
+            for number, record in enumerate(records if reward.unfit or reward.unjudged else ()):
+                unjudged.update(reward.unjudged(record) if reward.unjudged else ())
+                if why := reward.unfit(record) if reward.unfit else "":
+                    if config.data.on_error == "raise":
+                        raise DataError(
+                            f"{record.origin}: reward {target} cannot judge answers to it: {why}. Mend the row, or "
+                            "leave such rows out with --data.on_error skip."
+                        )
+                    left += 1
+                else:
+                    kept.append(number)
+            sides.append(records.take(np.array(kept, np.int64)) if reward.unfit else records)
+        data = {**data, "rl": StageData(*sides)}
+        if left:
+            said.append(f"reward {target} cannot judge answers to {left} of {of} prompts, which were left out")
+        said += [f"reward {target} does not judge {what}, which {n} prompts ask for" for what, n in unjudged.items()]
+    return data, said
 
 
 def _held_out_prompts(
@@ -428,13 +471,15 @@ def _held_out_prompts(
 
 
 def load_reward(spec: str, config: Config | None = None, *, name: str | None = None) -> Reward:
-    """A ready reward: `DIR`, `FILE.py:function` or `package.module:function`, each with an optional `@WEIGHT`.
+    """A ready reward: its name or address, `DIR`, `FILE.py:function`, `package.module:function` or a product of these,
+    with an optional `@WEIGHT`.
 
     Args:
         config: of it `engine`; None: the defaults.
-        name: under which its values are logged; None: the directory's or the function's.
+        name: under which its values are logged; None: its own, the directory's or the function's.
     Raises:
         ConfigError, ModelError: if it is none of these.
+        RewardError: if nothing answers at the address.
     """
     config = config or Config()
     target, weight = parse_reward(spec)
@@ -446,4 +491,5 @@ def load_reward(spec: str, config: Config | None = None, *, name: str | None = N
         dtype=choose_dtype(config.engine, device),
         device=device,
         max_tokens_per_pass=config.engine.max_batch_tokens,
+        max_new_tokens=config.rl.max_new_tokens,
     )

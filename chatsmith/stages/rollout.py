@@ -101,7 +101,7 @@ def roll_out(
         logprobs=logprobs.to(device),
         prompts=tuple(number for number in range(len(index)) for _ in range(samples)),
         samples=tuple(
-            Sample(prompts.records[i].prompt, text, a.finish_reason, prompts.records[i])
+            Sample(prompts.records[i].prompt, text, a.finish_reason, prompts.records[i], len(a.tokens))
             for (i, a), text in zip(answers, texts, strict=True)
         ),
     )
@@ -175,9 +175,11 @@ def judge(
 
     Returns:
         rewards [B]; valid [B] bool, False where a reward was None or not finite, or where `truncated_score` masks the
-        sample; metrics: `rl/score_raw_mean` and `reward/<name>` (raw means), `rl/excluded` (share without a value).
+        sample; metrics: `rl/score_raw_mean` and `reward/<name>` (raw means), `rl/excluded` and
+        `reward/<name>_excluded` (shares without a value).
     Raises:
-        RewardError: if a function failed, or gave no value to more than `max_excluded` of the samples.
+        RewardError: if a function failed, or gave no value to more than `max_excluded` of the samples, or
+            if none has one.
     """
     truncated = torch.tensor([sample.finish_reason == "length" for sample in samples])
     total, valid = torch.zeros(len(samples)), torch.ones(len(samples), dtype=torch.bool)
@@ -186,14 +188,16 @@ def judge(
         raw = torch.tensor(call(reward, list(samples)))
         has_value = raw.isfinite()
         excluded = 1 - has_value.float().mean().item()
-        if excluded > config.max_excluded:
+        if excluded > config.max_excluded or not has_value.any():
+            why = "".join(f"; {count} times: {reason}" for reason, count in reward.reasons().most_common(3))
             raise RewardError(
                 f"reward {reward.name!r} gave no finite number to {excluded:.0%} of {len(samples)} answers "
-                f"(rl.max_excluded = {config.max_excluded:.0%}). Mend the function, or let it return a number for: "
-                f"{samples[int((~has_value).nonzero()[0])].answer[:80]!r}"
+                f"(rl.max_excluded = {config.max_excluded:.0%}){why}. Mend the function, or let it return a number "
+                f"for: {samples[int((~has_value).nonzero()[0])].answer[:80]!r}"
             )
         raw_mean += reward.weight * raw[has_value].mean().item()
         metrics[f"reward/{reward.name}"] = raw[has_value].mean().item()
+        metrics[f"reward/{reward.name}_excluded"] = excluded
         values = raw
         if reward.mean is not None and reward.std is not None:
             values = standardise(raw, mean=reward.mean, std=reward.std, clip=config.score_clip)
@@ -201,6 +205,11 @@ def judge(
             values = torch.where(truncated, float(config.truncated_score), values)
         total = total + reward.weight * torch.where(has_value, values, torch.zeros(()))
         valid &= has_value
+    if not valid.any():
+        raise RewardError(
+            f"each of {len(samples)} answers lacks a finite number from one of the rewards. Give them data and "
+            "functions that judge the same answers."
+        )
     metrics |= {"rl/score_raw_mean": raw_mean, "rl/excluded": 1 - valid.float().mean().item()}
     if config.truncated_score == "mask":
         valid &= ~truncated
