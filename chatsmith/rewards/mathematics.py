@@ -7,6 +7,7 @@ that, whatever an answer does there (hang, take all memory, raise) is the answer
 
 import functools
 import importlib.util
+import re
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -19,6 +20,7 @@ from chatsmith.types import Record, Sample
 SECONDS = 5.0  # for one comparison, which takes some milliseconds
 MOST_KILLED = 12  # answers of a batch, or a minute, after which the others are left out
 LONGEST = 20_000  # characters of an answer, of which the last count
+PROSE = 3  # words that make a gold answer prose, of which math-verify would make a product of letters
 UNREADABLE = "math-verify cannot read the gold answer of its row"
 STOPPED = f"{MOST_KILLED} answers before it kept math-verify busy for {SECONDS:g} s each"
 PROBE = ("\\frac{1}{2}", "It is $0.5$.")
@@ -91,5 +93,9 @@ def same(gold: str, answer: str | None) -> bool:
 
 @functools.lru_cache(maxsize=1000)
 def _gold(gold: str) -> list[object]:
-    read: list[object] = import_module("math_verify").parse(f"\\boxed{{{gold}}}", parsing_timeout=None)
+    if len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", re.sub(r"\\text\w*\{[^{}]*\}", "", gold))) >= PROSE:
+        return []
+    boxed = f"\\boxed{{{gold}}}"
+    # what is only text would be right where an answer says the same letters
+    read: list[object] = import_module("math_verify").parse(boxed, fallback_mode="no_fallback", parsing_timeout=None)
     return read

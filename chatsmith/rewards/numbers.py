@@ -8,12 +8,13 @@ from chatsmith.rewards.judged import Judged
 from chatsmith.types import Record, Sample
 
 LONGEST = 100  # characters of a number
+TAIL = 10_000  # characters of a text, the last ones, in which it is looked for
 UNREADABLE = "the gold answer of its row holds no number, or several and no mark (####, \\boxed{}) of the final one"
 
 # A sign behind a digit, a letter or a bracket is that of a difference or a range. Nothing here goes back: answers are
 # hostile. A power of ten (1e9) is no number: it could be one of a billion digits.
 _NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_])(?<!\d\.)(?:(?<![)\]}])[-−+])?\$?(?:\d(?:,?\d)*+(?:\.\d++)?|\.\d++)(?![eE][-+]?\d)(?:\s?/\s?\d++)?+"
+    r"(?<![A-Za-z0-9_])(?<!\d\.)(?:(?<![)\]}])[-−+])?\$?(?:\d(?:,?\d)*+(?:\.\d++)?|(?<!\.)\.\d++)(?![eE][-+]?\d)(?:\s?/\s?\d++)?+"
 )
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})++")
 _FRACTION = re.compile(r"\\[dt]?frac\{(-?\d{1,50})\}\{(\d{1,50})\}")
@@ -55,6 +56,7 @@ def _only(text: str) -> Fraction | None:
 
 
 def _numbers(text: str) -> list[Fraction]:
+    text = text[-TAIL:]
     for written, plain in (("\\$", "$"), ("$-", "-$"), ("\\,", ""), ("{,}", ",")):
         text = text.replace(written, plain)
     text = _FRACTION.sub(r"\1/\2", text)

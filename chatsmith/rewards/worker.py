@@ -78,7 +78,10 @@ class Worker:
             said = f"{type(error).__name__}: {error}"
         if said is not True:
             self.close()
-            raise RewardError(f"{self._target} does not work in a process of its own: it says {said!r}, not True.")
+            raise RewardError(
+                f"{self._target} does not work in a process of its own: it says {said!r}, not "
+                "True. Install its package anew."
+            )
 
     def _ask(self, arguments: tuple[Any, ...], seconds: float) -> Any:
         assert self._process is not None
