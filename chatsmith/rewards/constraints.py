@@ -155,7 +155,7 @@ def count_sentences(text: str) -> int:
     for match in _END.finditer(text):
         word = re.split(r"[\s(\"“'‘]", text[max(start, match.start() - 12) : match.start()])[-1]
         is_short = match[0] == "." and (word.lower() in ABBREVIATIONS or (len(word) == 1 and word.isupper()))
-        if is_short and text[match.end() :][:200].strip():
+        if is_short and text[match.end() : match.end() + 200].strip():
             continue
         count += _has_word(text[start : match.end()])
         start = match.end()
