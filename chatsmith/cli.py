@@ -48,7 +48,7 @@ ActorModel = Annotated[str | None, typer.Option(help="Model to start from: a dir
 RewardModelBase = Annotated[str | None, typer.Option(help="Base of the reward model. Default: the SFT model.")]
 RewardSpecs = Annotated[
     list[str] | None,
-    typer.Option(help="Ready rewards: DIR, FILE.py:function or `trained`, each with an optional @WEIGHT."),
+    typer.Option(help="Ready rewards: DIR, FILE.py:function, number, ... or `trained`, each with an optional @WEIGHT."),
 ]
 Data = Annotated[
     list[str] | None,

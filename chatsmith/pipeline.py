@@ -35,7 +35,7 @@ from chatsmith.runs.trackers import open_trackers
 from chatsmith.screen.console import Screen
 from chatsmith.screen.text import quoted, shell
 from chatsmith.stages.inputs import base_location, halves, sft_location
-from chatsmith.stages.rl import check_prompts, load_reward
+from chatsmith.stages.rl import check_prompts, judgeable, load_reward
 from chatsmith.stages.table import BY_NAME
 from chatsmith.types import Stage
 from chatsmith.world import material
@@ -105,7 +105,7 @@ def train(
 def plan(config: Config, directory: Path, screen: Screen, sources: Sequence[Source]) -> None:
     """Load tokenizer and ready rewards as a run would, and say what it would do with the data."""
     if config.world is None:
-        data = deal(config, sources)
+        data, aside = judgeable(config, deal(config, sources))
         if "reward" in stages_to_train(config):
             check_reward_base(config.reward_model or config.actor_model)
         tokenizer = load_tokenizer(config.actor_model)
@@ -117,6 +117,8 @@ def plan(config: Config, directory: Path, screen: Screen, sources: Sequence[Sour
             screen.line(f"ptx: {len(data['ptx'].train)} records")
         if bad := sum(len(source.dropped) for source in sources):
             screen.line(f"bad records left out: {bad}")
+        for what in aside:
+            screen.line(what)
     if "rl" in config.stages:
         for spec in config.rl.rewards:
             if parse_reward(spec)[0] != "trained":

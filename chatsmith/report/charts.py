@@ -166,7 +166,8 @@ def curves(runs: Sequence[RecordedRun], *, with_gold: bool) -> dict[str, list[Dr
 
 def _rewards(runs: Sequence[RecordedRun]) -> list[Chart]:
     """One chart per reward where a run has several."""
-    names = dict.fromkeys(key for run in runs for row in run.metrics["rl"] for key in row if key.startswith("reward/"))
+    keys = dict.fromkeys(key for run in runs for row in run.metrics["rl"] for key in row if key.startswith("reward/"))
+    names = [key for key in keys if not key.endswith("_excluded")]
     about = "Mean raw value of one of the rewards that make up the reward."
     return [Chart("rl", name.removeprefix("reward/"), about, ((name, ""),)) for name in names] if len(names) > 1 else []
 

@@ -431,7 +431,7 @@ def judgeable(config: Config, data: dict[Stage, StageData]) -> tuple[dict[Stage,
         DataError: at the first such prompt, unless `data.on_error` is "skip".
     """
     said: list[str] = []
-    for target in dict.fromkeys(reward_targets(config)):
+    for target in dict.fromkeys(reward_targets(config)) if "rl" in config.stages else ():
         reward = ready(target, limit=config.rl.max_new_tokens)
         if reward is None:
             continue

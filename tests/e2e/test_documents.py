@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from scripted_endpoint import ScriptedEndpoint
+from scripted_service import Served
 from tiny import byte_tokenizer, tiny_reward_model
 
 from chatsmith.cli import app, split_arguments
@@ -113,7 +114,13 @@ def desk(tmp_path, monkeypatch, model_directory, pairs):
     records = [json.loads(line) for line in pairs.read_text().splitlines()]
     answered = [{"prompt": row["prompt"], "answer": row["chosen"]} for row in records]
     asked = [{"prompt": row["prompt"], "expected": row["chosen"]} for row in records]
+    sums = [
+        {"question": f"What is {i} + 2?", "answer": f"{i} + 2 = {i + 2}\n#### {i + 2}"} for i in range(len(records))
+    ]
+    told = {"instruction_id_list": ["punctuation:no_comma", "language:response_language"], "kwargs": [{}, {}]}
     for name, lines in {
+        "gsm8k.jsonl": sums,
+        "ifeval.jsonl": [{"prompt": row["prompt"]} | told for row in records],
         "demonstrations.jsonl": answered,
         "prompts.jsonl": asked,
         "Dahoas/rm-static/train.jsonl": records,
@@ -150,7 +157,10 @@ def run(line: str) -> None:
 @pytest.mark.parametrize("line", cases("train", "sft", "reward", "rl", "recipes"))
 def test_every_training_command_of_the_documents_is_accepted(line, desk, capsys):
     before = sorted(desk.rglob("*"))
-    run(line)
+    if "math" in line:
+        pytest.importorskip("math_verify")
+    with Served(lambda batch: ([],)) as service:
+        run(line.replace("http://localhost:8000/score", service.url))
     said = capsys.readouterr().out
     assert "tiny-cpu" in said or "nothing was written" in said or said == builtin_recipes()["tiny-cpu"]
     assert [path for path in sorted(desk.rglob("*")) if "__pycache__" not in path.parts] == before

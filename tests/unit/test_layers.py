@@ -84,3 +84,13 @@ def test_datasets_is_imported_only_where_it_reads():
 def test_code_that_comes_with_a_model_is_never_trusted():
     for file in PACKAGE.rglob("*.py"):
         assert "trust_remote_code=True" not in file.read_text(encoding="utf-8"), file
+
+
+def test_no_reward_runs_what_a_model_writes():
+    for file in (PACKAGE / "rewards").glob("*.py"):
+        calls = [
+            node.func for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+        ]
+        assert not {ast.unparse(call) for call in calls} & {"eval", "exec", "compile", "os.system"}, file
+        begun = [call for call in calls if ast.unparse(call).startswith("subprocess.")]
+        assert len(begun) == (file.name == "worker.py"), file  # which runs functions of this package
