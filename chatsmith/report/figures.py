@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 Size = tuple[int, int]
 SMALL: Size = (322, 196)
@@ -25,32 +26,22 @@ NOISY_FROM = 24  # points
 
 # drawn in place of the colours, see _svg
 _SENTINELS = {name: f"#01fe{index:02x}" for index, name in enumerate(COLOURS)}
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.size": 11.5,
-    "text.parse_math": False,
     "axes.unicode_minus": True,
-    "axes.edgecolor": _SENTINELS["rule"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
+    "axes.xmargin": 0.02,
+    "axes.ymargin": 0.08,
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "axes.labelcolor": _SENTINELS["muted"],
-    "axes.formatter.useoffset": False,
-    "axes.xmargin": 0.02,
-    "axes.ymargin": 0.08,
-    "grid.color": _SENTINELS["rule"],
     "grid.linewidth": 0.7,
-    "xtick.color": _SENTINELS["muted"],
-    "ytick.color": _SENTINELS["muted"],
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "ytick.minor.size": 0,
-    "xtick.minor.size": 0,
-    "lines.solid_capstyle": "round",
-    "lines.solid_joinstyle": "round",
+    **dict.fromkeys(("lines.solid_capstyle", "lines.solid_joinstyle"), "round"),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False),
+    **dict.fromkeys(("text.parse_math", "axes.formatter.useoffset"), False),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), _SENTINELS["rule"]),
+    **dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), _SENTINELS["muted"]),
+    **{f"{axis}tick.{kind}.size": 0 for axis in "xy" for kind in ("major", "minor")},
 }
 
 
@@ -65,7 +56,7 @@ class Line:
     marked: bool = False  # with a dot per value, for curves of few measurements
 
 
-def curves(name: str, lines: Sequence[Line], *, percent: bool, log: bool, floor: float | None) -> str:
+def curves(name: str, lines: Sequence[Line], *, percent: bool, log: bool, floor: float | None) -> Markup:
     """One small diagram over steps; noisy curves are thin, with their running mean in bold.
 
     Args:
@@ -81,15 +72,14 @@ def curves(name: str, lines: Sequence[Line], *, percent: bool, log: bool, floor:
             _plain_log_labels(axes)
         else:
             _value_axis(axes, percent)
-        low, _ = axes.get_ylim()
-        if floor is not None and low < floor:
+        if floor is not None and axes.get_ylim()[0] < floor:
             axes.set_ylim(bottom=floor)
         _step_axis(axes, ticks=5)
 
     return _draw(name, SMALL, paint)
 
 
-def second_act(name: str, size: Size, reward: Line, other: Line, labels: tuple[str, str], turn: float | None) -> str:
+def second_act(name: str, size: Size, reward: Line, other: Line, labels: tuple[str, str], turn: float | None) -> Markup:
     """Two curves over steps in one field, each with its own scale.
 
     Args:
@@ -108,23 +98,20 @@ def second_act(name: str, size: Size, reward: Line, other: Line, labels: tuple[s
             each.tick_params(axis="y", colors=colour)
             each.set_title(label, loc=side, color=colour, fontweight="bold", pad=12)
         if turn is not None:
-            end = max(other.x)
-            axes.axvspan(turn, end, color=_SENTINELS["bad"], alpha=0.08, linewidth=0)
-            axes.annotate(
-                "reward up, judge down",
-                (end, 0),
-                xycoords=("data", "axes fraction"),
-                xytext=(-6, 8),
-                textcoords="offset points",
-                ha="right",
-                color=_SENTINELS["bad"],
-            )
+            end, bad = max(other.x), _SENTINELS["bad"]
+            axes.axvspan(turn, end, color=bad, alpha=0.08, linewidth=0)
+            place: dict[str, Any] = {
+                "xycoords": ("data", "axes fraction"),
+                "textcoords": "offset points",
+                "ha": "right",
+            }
+            axes.annotate("reward up, judge down", (end, 0), xytext=(-6, 8), color=bad, **place)
         _step_axis(axes, ticks=9 if size is WIDE else 5)
 
     return _draw(name, size, paint, right=44, top=34)
 
 
-def frontier(name: str, paths: Sequence[Line]) -> str:
+def frontier(name: str, paths: Sequence[Line]) -> Markup:
     """Where policies went between KL (x) and reward (y): joined points, the early ones pale."""
 
     def paint(axes: Any) -> None:
@@ -132,17 +119,11 @@ def frontier(name: str, paths: Sequence[Line]) -> str:
             points = [(x, y) for x, y in zip(*_thinned(path.x, path.y, 120), strict=True) if math.isfinite(x + y)]
             if not points:
                 continue
-            x, y = zip(*points, strict=True)
-            axes.plot(x, y, color=_SENTINELS[path.colour], linewidth=1, alpha=0.35)
+            colour = _SENTINELS[path.colour]
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1, alpha=0.35)
             for index, point in enumerate(points):
-                axes.plot(
-                    *point,
-                    "o",
-                    markersize=6,
-                    markeredgewidth=0,
-                    color=_SENTINELS[path.colour],
-                    alpha=1 - 0.8 * (len(points) - 1 - index) / len(points),
-                )
+                alpha = 1 - 0.8 * (len(points) - 1 - index) / len(points)
+                axes.plot(*point, "o", markersize=6, markeredgewidth=0, color=colour, alpha=alpha)
             if len(points) > 1:
                 note = {"textcoords": "offset points", "fontsize": 11, "color": _SENTINELS["ink"]}
                 axes.annotate("last step", points[-1], xytext=(0, 9), ha="right", **note)
@@ -151,13 +132,12 @@ def frontier(name: str, paths: Sequence[Line]) -> str:
         axes.margins(0.07, 0.16)
         _value_axis(axes, percent=False)
         axes.xaxis.set_major_locator(_locator(5))
-        axes.set_xlabel("KL to the SFT model, nats per answer", loc="right")
-        axes.set_title("reward", loc="left", color=_SENTINELS["muted"], fontsize=11.5, pad=6)
+        _label(axes, "KL to the SFT model, nats per answer", "reward")
 
     return _draw(name, TALL, paint, top=24)
 
 
-def margins(name: str, counts: Sequence[float], edges: Sequence[float], colour: str) -> str:
+def margins(name: str, counts: Sequence[float], edges: Sequence[float], colour: str) -> Markup:
     """Histogram of margins; those below 0 are pairs that the reward model gets wrong."""
 
     def paint(axes: Any) -> None:
@@ -168,13 +148,12 @@ def margins(name: str, counts: Sequence[float], edges: Sequence[float], colour: 
         axes.axvline(0, color=_SENTINELS["ink"], linewidth=1)
         axes.yaxis.set_major_locator(_locator(4, whole=True))
         axes.xaxis.set_major_locator(_locator(6))
-        axes.set_xlabel("score of the better answer − score of the worse", loc="right")
-        axes.set_title("pairs", loc="left", color=_SENTINELS["muted"], fontsize=11.5, pad=6)
+        _label(axes, "score of the better answer − score of the worse", "pairs")
 
     return _draw(name, TALL, paint, top=24)
 
 
-def reliability(name: str, groups: Sequence[tuple[float, float, float]], colour: str) -> str:
+def reliability(name: str, groups: Sequence[tuple[float, float, float]], colour: str) -> Markup:
     """How often pairs are right against how sure the model was.
 
     Args:
@@ -192,8 +171,7 @@ def reliability(name: str, groups: Sequence[tuple[float, float, float]], colour:
         axes.set_ylim(min(0.4, *accuracy) - 0.04, 1.05)
         _value_axis(axes, percent=True)
         axes.xaxis.set_major_formatter(_percent())
-        axes.set_xlabel("how sure it was", loc="right")
-        axes.set_title("how often it was right", loc="left", color=_SENTINELS["muted"], fontsize=11.5, pad=6)
+        _label(axes, "how sure it was", "how often it was right")
 
     return _draw(name, TALL, paint, top=24)
 
@@ -226,10 +204,8 @@ def _paint_line(axes: Any, line: Line, *, strong: bool = False) -> None:
     if line.dashed:
         style["dashes"] = (4, 2)
     width = 2.6 if strong else 2.0
-    if line.marked or len(x) == 1:
-        kept = [
-            (a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b)
-        ]  # joined over gaps: it is measured rarely
+    if line.marked or len(x) == 1:  # joined over gaps: it is measured rarely
+        kept = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b)]
         axes.plot(*zip(*kept, strict=True), "o-", linewidth=width, markersize=4.5, markeredgewidth=0, **style)
     elif is_noisy(y):
         axes.plot(x, y, linewidth=0.9, alpha=0.38, **style)
@@ -251,6 +227,11 @@ def _value_axis(axes: Any, percent: bool) -> None:
     axes.yaxis.set_major_locator(_locator(4))
     if percent:
         axes.yaxis.set_major_formatter(_percent())
+
+
+def _label(axes: Any, across: str, upwards: str) -> None:
+    axes.set_xlabel(across, loc="right")
+    axes.set_title(upwards, loc="left", color=_SENTINELS["muted"], fontsize=11.5, pad=6)
 
 
 def _step_axis(axes: Any, *, ticks: int) -> None:
@@ -280,7 +261,7 @@ def _percent() -> Any:
     return FuncFormatter(lambda value, _: f"{100 * value:.3g}%".replace("-", "−"))
 
 
-def _draw(name: str, size: Size, paint: Callable[[Any], None], *, right: int = 10, top: int = 10) -> str:
+def _draw(name: str, size: Size, paint: Callable[[Any], None], *, right: int = 10, top: int = 10) -> Markup:
     """Let `paint` draw into fresh axes, and give the drawing as an SVG element."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -291,19 +272,14 @@ def _draw(name: str, size: Size, paint: Callable[[Any], None], *, right: int = 1
         matplotlib.rcdefaults()  # the user's own settings must not change the page
         matplotlib.rcParams.update(_STYLE | {"svg.hashsalt": name} | ({"font.size": 13} if size is WIDE else {}))
         figure = Figure(figsize=(width / 72, height / 72), facecolor="none")
-        paint(
-            figure.add_axes(
-                (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height),
-                facecolor="none",
-            )
-        )
+        place = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+        paint(figure.add_axes(place, facecolor="none"))
         buffer = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", metadata=nothing)
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return _svg(buffer.getvalue(), size)
 
 
-def _svg(text: str, size: Size) -> str:
+def _svg(text: str, size: Size) -> Markup:
     """The bare element: CSS variables for colours, the page's font, no ids but those that are referred to."""
     body = text[text.index(">", text.index("<svg")) + 1 :]
     body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)  # a style would hold for the whole page
@@ -313,4 +289,4 @@ def _svg(text: str, size: Size) -> str:
     for name, sentinel in _SENTINELS.items():
         body = body.replace(sentinel, f"var(--{name})")
     body = re.sub(r"\s*\n\s*", "\n", body)
-    return f'<svg viewBox="0 0 {size[0]} {size[1]}" aria-hidden="true">{body.strip()}'
+    return Markup(f'<svg viewBox="0 0 {size[0]} {size[1]}" aria-hidden="true">{body.strip()}')

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from chatsmith.config import Config
@@ -23,66 +22,46 @@ _NAMED = {
 _ABSENT = object()
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One key; `default` is empty where the value is the default."""
+def settings(run: RecordedRun) -> dict[str, list[dict[str, Any]]]:
+    """The recorded configuration, group by group; the keys without a group come first, under an empty name.
 
-    key: str
-    value: str
-    default: str
-    by_hand: bool  # differs from what the recipe says
-
-
-def settings(run: RecordedRun) -> dict[str, list[Setting]]:
-    """The recorded configuration, group by group; the keys without a group come first, under an empty name."""
-    recorded, defaults, recipe = (
-        _flat(run.get("config")),
-        _flat(Config().model_dump(mode="json")),
-        _recipe(str(run.get("recipe") or "defaults")),
-    )
-    groups: dict[str, list[Setting]] = {"": []} if recorded else {}
+    Of each key its value, the default where that is another, and whether it differs from what the recipe says.
+    """
+    recorded, defaults = _flat(run.manifest.config.whole()), _flat(Config().model_dump(mode="json"))
+    recipe = _recipe(run.manifest.recipe or "defaults")
+    groups: dict[str, list[dict[str, Any]]] = {"": []}
     for key, value in recorded.items():
         group, _, name = key.rpartition(".")
-        differs = key in defaults and defaults[key] != value
-        groups.setdefault(group, []).append(
-            Setting(
-                name,
-                toml(value),
-                toml(defaults[key]) if differs else "",
-                recipe is not None and recipe.get(key, _ABSENT) != value,
-            )
-        )
+        default = toml(defaults[key]) if key in defaults and defaults[key] != value else ""
+        by_hand = recipe is not None and recipe.get(key, _ABSENT) != value
+        row = {"key": name, "value": toml(value), "default": default, "by_hand": by_hand}
+        groups.setdefault(group, []).append(row)
     return {group: rows for group, rows in groups.items() if rows}
 
 
-def differences(one: RecordedRun, two: RecordedRun) -> list[tuple[str, str, str]]:
+def differences(one: RecordedRun, two: RecordedRun) -> list[tuple[str, ...]]:
     """Keys in which two runs differ, with both values."""
-    here, there = _flat(one.get("config")), _flat(two.get("config"))
+    here, there = _flat(one.manifest.config.whole()), _flat(two.manifest.config.whole())
     keys = [key for key in {**here, **there} if here.get(key, _ABSENT) != there.get(key, _ABSENT)]
-    return [(key, _said(here, key), _said(there, key)) for key in keys]
-
-
-def _said(flat: Mapping[str, Any], key: str) -> str:
-    return toml(flat[key]) if key in flat else "–"
+    return [(key, *[toml(flat[key]) if key in flat else "–" for flat in (here, there)]) for key in keys]
 
 
 def command(run: RecordedRun) -> str:
     """The command that repeats the run in a new directory; empty if nothing of a configuration is recorded."""
-    words = repeated(run.get("config"), str(run.get("recipe") or "defaults"))
+    words = repeated(run.manifest.config.whole(), run.manifest.recipe or "defaults")
     force = ["--force"] if run.status == "forced" else []
     return shell(["chatsmith", *words, "--run-dir", f"runs/{run.name}-again", *force]) if words else ""
 
 
 def code(run: RecordedRun) -> str:
     """The functions that this command would run, which a stranger's run may have chosen; empty if there are none."""
-    sources, rewards = run.get("config", "data", "sources"), run.get("config", "rl", "rewards")
-    tables = [source for source in sources if isinstance(source, Mapping)] if isinstance(sources, list) else []
-    named = [table.get("function") for table in tables]
-    named += [reward for reward in rewards if ":" in str(reward)] if isinstance(rewards, list) else []
+    config = run.manifest.config
+    tables = [source for source in config.data.sources if isinstance(source, Mapping)]
+    named = [table.get("function") for table in tables] + [reward for reward in config.rl.rewards if ":" in reward]
     return ", ".join(str(name) for name in named if name)
 
 
-def repeated(config: Any, recipe: str) -> list[str]:
+def repeated(config: Mapping[str, Any], recipe: str) -> list[str]:
     """The words after `chatsmith` that stand for a recorded configuration: its recipe, and what was changed by hand.
 
     There are none if nothing of a configuration is recorded.
@@ -142,10 +121,10 @@ def _recipe(name: str) -> dict[str, Any] | None:
         return None
 
 
-def _flat(config: Any) -> dict[str, Any]:
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys; a group that is off (null) has none."""
     flat: dict[str, Any] = {}
-    for key, value in config.items() if isinstance(config, Mapping) else ():
+    for key, value in config.items():
         if isinstance(value, Mapping):
             flat |= {f"{key}.{name}": item for name, item in value.items()}
         elif value is not None:
