@@ -1,8 +1,7 @@
 """Answers as the page shows them: before and after, the best and the worst, during training, of two runs."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -13,38 +12,24 @@ OPEN_ANSWERS = 10
 EXTREMES = 5
 MOST_CHARACTERS = 4000  # of one text
 PAGE_CHARACTERS = 300_000  # of all prompts and answers in one list
+POLICIES = {name: voice.short for name, voice in VOICES.items()}
 ENDS = {"stop": "ended by itself", "length": "cut off"}
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Who said what, for which reward (NaN where there is none); `right` where a gold judge knows."""
-
-    who: str
-    text: str
-    reward: float
-    kind: str
-    right: bool | None
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A prompt and answers to it, side by side."""
-
-    prompt: str
-    answers: tuple[Answer, ...]
+Asked = dict[str, Any]  # a prompt, and answers to it
 
 
 def before_and_after(run: RecordedRun) -> dict[str, Any]:
     """The held-out prompts with the answers of every policy of the run."""
-    return _within_page([_asked(row) for row in run.samples if isinstance(row.get("prompt"), str)])
+    return _within_page([_asked(row, POLICIES) for row in run.samples if isinstance(row.get("prompt"), str)])
 
 
 def extremes(run: RecordedRun) -> dict[str, list[Asked]]:
     """The trained model's answers with the highest and the lowest rewards, none in both."""
-    voice = run.voice
-    rewarded = [row for row in run.samples if math.isfinite(number(row.get(f"{voice}_reward")))]
-    rows = [_asked(row, (voice,)) for row in sorted(rewarded, key=lambda row: -number(row[f"{voice}_reward"]))]
+    reward = f"{run.voice}_reward"
+    rewarded = (row for row in run.samples if math.isfinite(number(row.get(reward))))
+    ranked = sorted(rewarded, key=lambda row: -number(row[reward]))
+    rows = [_asked(row, {run.voice: POLICIES[run.voice]}) for row in ranked]
     count = min(EXTREMES, len(rows) // 2)
     best, worst = rows[:count], rows[::-1][:count]
     titles = f"The {count} with the highest reward", f"The {count} with the lowest"
@@ -62,7 +47,7 @@ def same_prompts(one: RecordedRun, two: RecordedRun) -> dict[str, Any]:
         if there.get(prompt):
             other = there[prompt].pop(0)
             answers = (_answer(row, one.voice, one.name, "one"), _answer(other, two.voice, two.name, "two"))
-            asked.append(Asked(short(prompt), answers))
+            asked.append({"prompt": short(prompt), "answers": answers})
     return _within_page(asked)
 
 
@@ -71,24 +56,31 @@ def during_training(run: RecordedRun) -> list[tuple[int, list[Asked]]]:
     rows = [row for row in run.answers if math.isfinite(number(row.get("step"))) and "answer" in row]
     steps = []
     for step, group in groupby(rows, key=lambda row: int(row["step"])):
-        answers = [
-            (row.get("prompt", ""), _answer(row, "answer", ENDS.get(str(row.get("end")), "answer"), "rl"))
-            for row in group
-        ]
-        kept = _within_page([Asked(short(prompt), (answer,)) for prompt, answer in answers])
+        kept = _within_page([_asked(row, {"answer": ENDS.get(str(row.get("end")), "answer")}) for row in group])
         steps.append((step, kept["shown"] + kept["folded"]))
     return steps
 
 
-def _asked(row: Row, policies: Iterable[str] = tuple(VOICES)) -> Asked:
-    answers = tuple(_answer(row, key, VOICES[key].short, key) for key in policies if isinstance(row.get(key), str))
-    return Asked(short(row.get("prompt", "")), answers)
+def _asked(row: Row, whose: Mapping[str, str]) -> Asked:
+    """A prompt with the answers that there are.
+
+    Args:
+        whose: the keys of answers, each with who gave it, for people.
+    """
+    answers = [_answer(row, key, who, key) for key, who in whose.items() if isinstance(row.get(key), str)]
+    return {"prompt": short(row.get("prompt", "")), "answers": answers}
 
 
-def _answer(row: Row, key: str, who: str, kind: str) -> Answer:
-    reward = row.get(f"{key}_reward", row.get("reward"))
+def _answer(row: Row, key: str, who: str, kind: str) -> dict[str, Any]:
+    """Who said what, for which reward (NaN where there is none); `right` where a gold judge knows."""
     right = row.get(f"{key}_right")
-    return Answer(who, short(row.get(key, "")), number(reward), kind, right if isinstance(right, bool) else None)
+    return {
+        "who": who,
+        "text": short(row.get(key, "")),
+        "reward": number(row.get(f"{key}_reward", row.get("reward"))),
+        "kind": kind,
+        "right": right if isinstance(right, bool) else None,
+    }
 
 
 def short(text: Any) -> str:
@@ -105,10 +97,10 @@ def _within_page(asked: Sequence[Asked]) -> dict[str, Any]:
     kept: list[Asked] = []
     room = PAGE_CHARACTERS
     for each in asked:
-        room -= 200 + len(each.prompt) + sum(len(answer.text) for answer in each.answers)
+        room -= 200 + len(each["prompt"]) + sum(len(answer["text"]) for answer in each["answers"])
         if room < 0 and kept:
             break
         kept.append(each)
     parts = {"shown": kept[:OPEN_ANSWERS], "folded": kept[OPEN_ANSWERS:], "left_out": len(asked) - len(kept)}
-    marked = any(answer.right is not None for each in kept for answer in each.answers)
+    marked = any(answer["right"] is not None for each in kept for answer in each["answers"])
     return parts | {"marked": marked} if kept else {}

@@ -73,11 +73,10 @@ def draw(chart: Chart, runs: Sequence[RecordedRun]) -> dict[str, Any]:
 
 def curves(runs: Sequence[RecordedRun], *, with_gold: bool) -> dict[str, list[dict[str, Any]]]:
     """The diagrams in groups: of the stages before PPO, and of PPO; a group without any is left out."""
-    drawn: dict[str, list[dict[str, Any]]] = {stage.phase: [] for stage in TABLE}
-    for chart in (*((GOLD,) if with_gold else ()), *CHARTS, *_rewards(runs)):
-        if figure := draw(chart, runs):
-            drawn[chart.stage.phase].append(figure)
-    return {group: figures for group, figures in drawn.items() if figures}
+    charts = [*([GOLD] if with_gold else []), *CHARTS, *_rewards(runs)]
+    drawn = [figure for chart in charts if (figure := draw(chart, runs))]
+    groups = {stage.phase: [each for each in drawn if each["chart"].stage.phase == stage.phase] for stage in TABLE}
+    return {phase: figures for phase, figures in groups.items() if figures}
 
 
 def _rewards(runs: Sequence[RecordedRun]) -> list[Chart]:
@@ -116,8 +115,8 @@ def second_act(run: RecordedRun) -> dict[str, Any]:
         figures.second_act(f"second act {size[0]}", size, *lines, labels, turn[0] if turn else None)
         for size in (figures.WIDE, figures.NARROW)
     )
-    ends = (points[0][1], points[-1][1]) if judged else None
-    return {"ends": ends, "turn": turn, "clear_change": CLEAR_CHANGE, "wide": wide, "narrow": narrow}
+    facts = {"ends": (points[0][1], points[-1][1]) if judged else (), "turn": turn, "clear_change": CLEAR_CHANGE}
+    return facts | {"wide": wide, "narrow": narrow}
 
 
 def frontier(runs: Sequence[RecordedRun]) -> Markup | None:
@@ -125,20 +124,18 @@ def frontier(runs: Sequence[RecordedRun]) -> Markup | None:
     paths = []
     for colour, run in zip(RUN_COLOURS, runs, strict=False):
         rewards = dict(zip(*run.column(RL.name, "rl/reward_mean"), strict=True))
-        points = [
-            (kl, rewards.get(step, math.nan)) for step, kl in zip(*run.column(RL.name, "rl/kl_sequence"), strict=True)
-        ]
-        if sum(math.isfinite(kl + reward) for kl, reward in points) > 1:
-            paths.append(Line([kl for kl, _ in points], [reward for _, reward in points], colour))
+        steps, kl = run.column(RL.name, "rl/kl_sequence")
+        path = Line(kl, [rewards.get(step, math.nan) for step in steps], colour)
+        if sum(math.isfinite(x + y) for x, y in zip(path.x, path.y, strict=True)) > 1:
+            paths.append(path)
     return figures.frontier("frontier", paths) if paths else None
 
 
 def margins(run: RecordedRun, colour: str) -> Markup | None:
     """Histogram of the reward model's margins on held-out pairs."""
     counts, edges = run.entry(REWARD).report.margins.counts, run.entry(REWARD).report.margins.edges
-    if not counts or len(edges) != len(counts) + 1 or sorted(set(edges)) != edges:
-        return None
-    return figures.margins(f"margins {colour}", counts, edges, colour)
+    is_whole = counts and len(edges) == len(counts) + 1 and sorted(set(edges)) == edges
+    return figures.margins(f"margins {colour}", counts, edges, colour) if is_whole else None
 
 
 def reliability(run: RecordedRun, colour: str) -> Markup | None:

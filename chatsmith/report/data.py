@@ -1,80 +1,16 @@
 """What a run has found in its data (`data.json`), for the page: lengths, findings, an example per stage."""
 
 import math
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from chatsmith.errors import RunError
 from chatsmith.files.received import read_json
 from chatsmith.report.reading import RecordedRun
-from chatsmith.runs.manifest import Count, Number, Part, Text
+from chatsmith.runs.facts import DataFacts, StageLengths
 
 MOST_BARS = 64
-
-
-class Lengths(Part):
-    """A histogram over half octaves."""
-
-    counts: list[Count] = Field(default_factory=list)
-    median: Number = math.nan
-    percentile_95: Number = math.nan
-    longest: Number = math.nan
-
-
-class StageLengths(Part):
-    limit: Number = math.nan
-    measured: Count = 0
-    too_long: Count = 0
-    lengths: dict[Text, Lengths] = Field(default_factory=dict)
-
-
-class SourceFacts(Part):
-    spec: Text = ""
-    scripts: dict[Text, Number] = Field(default_factory=dict)
-
-
-class Place(Part):
-    where: Text = ""
-    text: Text = ""
-
-
-class Noticed(Part):
-    """A finding."""
-
-    severity: Text = "note"
-    what: Text = ""
-    remedy: Text = ""
-    count: Count = 0
-    of: Count = 0
-    where: Text = ""
-    examples: list[Place] = Field(default_factory=list)
-
-
-class Read(Part):
-    """A row of tokens: the text of each, whether it is learned, whether it is special."""
-
-    title: Text = ""
-    fate: Text = ""
-    count: Count = 0
-    tokens: list[Annotated[tuple[Text, bool, bool], Field(strict=False)]] = Field(default_factory=list)
-
-
-class Seen(Part):
-    """A record as a stage sees it."""
-
-    stage: Text = ""
-    where: Text = ""
-    note: Text = ""
-    rows: list[Read] = Field(default_factory=list)
-
-
-class DataFacts(Part):
-    unit: Text = ""
-    sources: list[SourceFacts] = Field(default_factory=list)
-    stages: dict[Text, StageLengths] = Field(default_factory=dict)
-    findings: list[Noticed] = Field(default_factory=list)
-    examples: list[Seen] = Field(default_factory=list)
 
 
 def checked(run: RecordedRun) -> dict[str, Any]:

@@ -30,9 +30,7 @@ def write_report(run_directory: Path, output: Path | None = None) -> Path:
         RunError: if there is no run, or the page cannot be written.
     """
     run = read_run(run_directory)
-    path = _file(output or run_directory / "report.html")
-    save_text(path, _render("page.html", _page(run)))
-    return path
+    return _write(output or run_directory / "report.html", "page.html", _page(run))
 
 
 def write_comparison(run_directory: Path, other_directory: Path, output: Path | None = None) -> Path:
@@ -43,20 +41,14 @@ def write_comparison(run_directory: Path, other_directory: Path, output: Path | 
     """
     one, two = read_run(run_directory), read_run(other_directory)
     name = re.sub(r"[^\w.-]+", "-", two.name)
-    path = _file(output or run_directory / f"report-vs-{name}.html")
-    save_text(path, _render("comparison.html", _comparison(one, two)))
-    return path
+    return _write(output or run_directory / f"report-vs-{name}.html", "comparison.html", _comparison(one, two))
 
 
-def _file(path: Path) -> Path:
-    if path.is_dir():
-        raise RunError(f"{path}: a directory. Give --output a file.")
-    return path
-
-
-def _render(template: str, context: Mapping[str, Any]) -> str:
+def _write(path: Path, template: str, context: Mapping[str, Any]) -> Path:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    if path.is_dir():
+        raise RunError(f"{path}: a directory. Give --output a file.")
     environment = Environment(
         loader=PackageLoader("chatsmith.report", ""),
         autoescape=True,
@@ -75,7 +67,8 @@ def _render(template: str, context: Mapping[str, Any]) -> str:
         "share": share,
         "visible": visible,
     }
-    return environment.get_template(template).render(context)
+    save_text(path, environment.get_template(template).render(context))
+    return path
 
 
 def _page(run: RecordedRun) -> dict[str, Any]:
@@ -119,44 +112,42 @@ def _comparison(one: RecordedRun, two: RecordedRun) -> dict[str, Any]:
 
 def _card(run: RecordedRun, stage: Stage) -> dict[str, Any]:
     """The verdict of a finished stage, or how far an unfinished one came; empty before it began."""
-    entry, steps = run.entry(stage), run.metrics[stage.name].steps
+    card: dict[str, Any] = {"title": stage.heading, "entry": run.entry(stage)}
     if stage.name in run.manifest.stages:
-        return {"title": stage.heading, "kind": entry.shown, "entry": entry, "warnings": entry.warnings}
-    planned = run.manifest.config.rl.steps if stage is RL else None
+        return card | {"kind": card["entry"].shown, "warnings": card["entry"].warnings}
+    steps, planned = run.metrics[stage.name].steps, run.manifest.config.rl.steps if stage is RL else None
     said = f"{steps}{f' of {planned}' if planned is not None else ''} steps so far, no verdict"
-    status = "running" if run.status == "running" else "unfinished"
-    card = {"title": stage.heading, "kind": status, "entry": entry, "warnings": run.warnings[stage.name]}
-    return card | {"said": said} if steps else {}
+    kind = "running" if run.status == "running" else "unfinished"
+    return card | {"kind": kind, "said": said, "warnings": run.warnings[stage.name]} if steps else {}
 
 
 def _headline(run: RecordedRun) -> dict[str, Any]:
-    """The one figure: the gain by the best judge there is (gold, else the held-out reward), else what the last stage
-    measured; empty where there is none."""
+    """The one figure, and where it has an interval, the ends of its line: zero, low, value, high.
+
+    It is the gain by the best judge there is (gold, else the held-out reward), else what the last stage measured; empty
+    where there is none.
+    """
     summary = run.manifest.summary
-    first, last = summary.reward_mean_first, summary.reward_mean_last
-    for what, before, after, gain, interval in (
-        ("gain in gold score", summary.gold_sft, summary.gold_rl, summary.gold_gain, summary.gold_gain_ci95),
-        ("gain in held-out reward", first, last, last - first, summary.reward_gain_ci95),
-    ):
-        if all(map(math.isfinite, (gain, *interval))):
-            low, high = interval
-            tone = "good" if low > 0 else "bad" if high < 0 else "even"
-            return {"what": what, "before": before, "after": after, "tone": tone, "value": gain} | {
-                "ends": (0.0, low, gain, high)
-            }
+    first, last, reward = summary.reward_mean_first, summary.reward_mean_last, summary.reward_gain_ci95
+    found: list[dict[str, Any]] = [
+        {"what": what, "before": before, "after": after, "ends": (0.0, interval[0], gain, interval[1])}
+        for what, before, after, gain, interval in (
+            ("gain in gold score", summary.gold_sft, summary.gold_rl, summary.gold_gain, summary.gold_gain_ci95),
+            ("gain in held-out reward", first, last, last - first, reward),
+        )
+    ]
     for stage in reversed(run.stages):
-        found = run.entry(stage).report.accuracy
-        if math.isfinite(found.value + found.low + found.high):
-            tone = "good" if found.low > 0.5 else "even"
-            return {"what": f"accuracy of the {stage.short}", "stage": stage, "tone": tone, "value": found.value} | {
-                "ends": (0.5, found.low, found.value, found.high)
-            }
+        share = run.entry(stage).report.accuracy
+        ends = (0.5, share.low, share.value, share.high)
+        found.append({"what": f"accuracy of the {stage.short}", "stage": stage, "ends": ends})
+    for each in found:
+        zero, low, value, high = each["ends"]
+        if math.isfinite(low + value + high):
+            worse = high < zero and each["what"].startswith("gain")
+            return each | {"value": value, "tone": "good" if low > zero else "bad" if worse else "even"}
     first, last = summary.sft_loss_first, summary.sft_loss_last
-    if math.isfinite(first + last):
-        tone = "good" if last < first else "bad"
-        what = "change of the held-out loss"
-        return {"what": what, "before": first, "after": last, "tone": tone, "value": last - first, "ends": ()}
-    return {}
+    fell = {"before": first, "after": last, "value": last - first, "tone": "good" if last < first else "bad"}
+    return fell | {"what": "change of the held-out loss", "ends": ()} if math.isfinite(first + last) else {}
 
 
 def _drawn(headlines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -164,13 +155,11 @@ def _drawn(headlines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     share, and which holds all with some room."""
     drawn = []
     for headline in headlines:
-        track: tuple[float, ...] = ()
-        if headline and headline["ends"]:
-            alike = [each["ends"] for each in headlines if each and each["what"] == headline["what"]]
-            left, right = min(map(min, alike)), max(map(max, alike))
-            room = 0.12 * (right - left) or 1.0
-            scale = 100 / (right - left + 2 * room)
-            track = tuple(round((x - left + room) * scale, 2) for x in headline["ends"])
+        alike = [x for each in headlines if each and each["what"] == headline.get("what") for x in each["ends"]]
+        left, right = min(alike, default=0.0), max(alike, default=0.0)
+        room = 0.12 * (right - left) or 1.0
+        scale = 100 / (right - left + 2 * room)
+        track = [round((x - left + room) * scale, 2) for x in headline.get("ends", ())]
         drawn.append(headline and headline | {"track": track})
     return drawn
 

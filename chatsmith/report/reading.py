@@ -4,6 +4,7 @@ import io
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from chatsmith.stages.table import RL, SAMPLES, TABLE, Stage
 
 Row = dict[str, Any]
 Curve = tuple[list[float], list[float]]  # steps and values; a value that was not finite is NaN
-NOTHING = StageEntry()
 
 # They change the order in which the text around them is read, or reach beyond the text they stand in.
 _DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -31,7 +31,7 @@ class Metrics:
     curves: Mapping[str, Curve] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass
 class RecordedRun:
     """What a run directory says about itself."""
 
@@ -39,10 +39,10 @@ class RecordedRun:
     directory: Path
     status: str
     manifest: Manifest
-    metrics: Mapping[str, Metrics] = field(default_factory=dict)  # per stage
-    warnings: Mapping[str, list[str]] = field(default_factory=dict)  # per stage, of what was logged while it ran
-    samples: Sequence[Row] = ()  # held-out prompts, answered before and after the stage `answering`
-    answers: Sequence[Row] = ()  # given during it
+    metrics: dict[str, Metrics] = field(default_factory=dict)  # per stage
+    warnings: dict[str, list[str]] = field(default_factory=dict)  # per stage, of what was logged while it ran
+    samples: list[Row] = field(default_factory=list)  # held-out prompts, answered before and after `answering`
+    answers: list[Row] = field(default_factory=list)  # given during that stage
 
     @property
     def stages(self) -> list[Stage]:
@@ -61,7 +61,7 @@ class RecordedRun:
 
     def entry(self, stage: Stage) -> StageEntry:
         """What the manifest says of a stage."""
-        return self.manifest.stages.get(stage.name, NOTHING)
+        return self.manifest.stages.get(stage.name, StageEntry())
 
     def column(self, stage: str, metric: str) -> Curve:
         return self.metrics[stage].curves.get(metric, ([], []))
@@ -84,16 +84,13 @@ def read_run(directory: Path) -> RecordedRun:
         )
     manifest = read_manifest(directory)
     run = RecordedRun(directory.name, directory, status_of(directory, manifest), manifest)
-    warnings = {stage.name: read_rows(directory / stage.name / "warnings.jsonl") for stage in TABLE}
-    return RecordedRun(
-        **vars(run)
-        | {
-            "metrics": {stage.name: _columns(read_rows(directory / stage.name / "metrics.jsonl")) for stage in TABLE},
-            "warnings": {name: [str(r["warning"]) for r in rows if "warning" in r] for name, rows in warnings.items()},
-            "samples": read_rows(directory / run.answering.name / SAMPLES),
-            "answers": read_rows(directory / run.answering.name / "answers.jsonl"),
-        }
-    )
+    for stage in TABLE:
+        run.metrics[stage.name] = _columns(read_rows(directory / stage.name / "metrics.jsonl"))
+        warned = read_rows(directory / stage.name / "warnings.jsonl")
+        run.warnings[stage.name] = [str(row["warning"]) for row in warned if "warning" in row]
+    run.samples += read_rows(directory / run.answering.name / SAMPLES)
+    run.answers += read_rows(directory / run.answering.name / "answers.jsonl")
+    return run
 
 
 def _columns(rows: Sequence[Row]) -> Metrics:
@@ -119,13 +116,9 @@ def read_rows(path: Path) -> list[Row]:
         return []
     rows = []
     for line in io.BytesIO(text):
-        try:
-            row = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+        with suppress(ValueError):
+            rows.append(parse_json(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def number(value: Any) -> float:
@@ -140,6 +133,5 @@ def number(value: Any) -> float:
 
 def harmless(text: str) -> str:
     """Text without control characters, changes of writing direction and halves of characters."""
-    return "".join(
-        "�" if c in _DIRECTION or (c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cs")) else c for c in text
-    )
+    refused = {c for c in set(text) - {"\n", "\t"} if c in _DIRECTION or unicodedata.category(c) in ("Cc", "Cs")}
+    return "".join("�" if c in refused else c for c in text)

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from chatsmith.errors import RunError
@@ -60,10 +60,10 @@ def time(run: RecordedRun) -> dict[str, Any]:
     if stages and rest > 0:
         stages.append(("the rest: data, measuring, saving", rest))
     speeds = (
-        ("generating", "rollout/tokens_per_s", "{:,.0f} tokens/s", _mean),
-        ("updating", "update/tokens_per_s", "{:,.0f} tokens/s", _mean),
-        ("whole PPO step", "step/tokens_per_s", "{:,.0f} tokens/s", _mean),
-        ("of the machine’s peak", "step/mfu", "{:.0%}", _mean),
+        ("generating", "rollout/tokens_per_s", "{:,.0f} tokens/s", fmean),
+        ("updating", "update/tokens_per_s", "{:,.0f} tokens/s", fmean),
+        ("whole PPO step", "step/tokens_per_s", "{:,.0f} tokens/s", fmean),
+        ("of the machine’s peak", "step/mfu", "{:.0%}", fmean),
         ("memory at its peak", "memory/peak_gib", "{:.2f} GiB", max),
     )
     measured = ((name, run.finite(RL.name, metric), text, of) for name, metric, text, of in speeds)
@@ -75,10 +75,6 @@ def time(run: RecordedRun) -> dict[str, Any]:
     return found if any(found.values()) else {}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def data(run: RecordedRun) -> dict[str, Any]:
     """Sources, what the task world made, and records too long for a stage; empty if nothing is recorded."""
     files = {
@@ -86,7 +82,7 @@ def data(run: RecordedRun) -> dict[str, Any]:
         "prompts for PPO": "data/prompts.jsonl",
         "preferences": "reward/preferences.jsonl",
     }
-    world = run.manifest.config.world
+    made = [(name, count) for name, file in files.items() if (count := _lines(run, file))]
     entries = ((stage.heading, run.entry(stage)) for stage in TABLE)
     too_long = [(name, max(entry.dropped_too_long, entry.report.dropped_too_long)) for name, entry in entries]
     found = {
@@ -94,11 +90,10 @@ def data(run: RecordedRun) -> dict[str, Any]:
             (source, Counter(one.reason for one in source.dropped).most_common(LISTED_DROPS))
             for source in run.manifest.data
         ],
-        "made": [(name, count) for name, file in files.items() if (count := _lines(run, file))] if world else [],
+        "made": made if run.manifest.config.world else [],
         "too_long": [(name, count) for name, count in too_long if count],
     }
-    more = {"noise": world.label_noise if world else math.nan, "listed": LISTED_DROPS}
-    return found | more if any(found.values()) else {}
+    return found | {"listed": LISTED_DROPS} if any(found.values()) else {}
 
 
 def _lines(run: RecordedRun, file: str) -> int:

@@ -56,9 +56,8 @@ def command(run: RecordedRun) -> str:
 def code(run: RecordedRun) -> str:
     """The functions that this command would run, which a stranger's run may have chosen; empty if there are none."""
     config = run.manifest.config
-    tables = [source for source in config.data.sources if isinstance(source, Mapping)]
-    named = [table.get("function") for table in tables] + [reward for reward in config.rl.rewards if ":" in reward]
-    return ", ".join(str(name) for name in named if name)
+    named = [source.get("function") for source in config.data.sources if isinstance(source, Mapping)]
+    return ", ".join(str(name) for name in [*named, *(reward for reward in config.rl.rewards if ":" in reward)] if name)
 
 
 def repeated(config: Mapping[str, Any], recipe: str) -> list[str]:
@@ -98,12 +97,9 @@ def toml(value: Any) -> str:
         return f"[{', '.join(map(toml, value))}]"
     if isinstance(value, Mapping):  # what is off is left out: a table of TOML has no word for it
         given = {name: item for name, item in value.items() if item is not None and item != {}}
-        return f"{{{', '.join(f'{_toml_key(name)} = {toml(item)}' for name, item in given.items())}}}"
+        keys = (name if re.fullmatch(r"[\w-]+", name, re.ASCII) else toml(name) for name in given)
+        return f"{{{', '.join(f'{key} = {toml(item)}' for key, item in zip(keys, given.values(), strict=True))}}}"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _toml_key(name: str) -> str:
-    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name, ensure_ascii=False)
 
 
 def _word(value: Any) -> str:
@@ -113,12 +109,11 @@ def _word(value: Any) -> str:
 
 def _recipe(name: str) -> dict[str, Any] | None:
     """What a run's recipe says as it is now; None if it is not there any more."""
-    if name == "defaults":
-        return _flat(Config().model_dump(mode="json"))
     try:
-        return _flat(resolve([(name, read_recipe(name))]).model_dump(mode="json"))
+        config = Config() if name == "defaults" else resolve([(name, read_recipe(name))])
     except (ChatsmithError, OSError):
         return None
+    return _flat(config.model_dump(mode="json"))
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

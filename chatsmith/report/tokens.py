@@ -17,30 +17,24 @@ def token_by_token(run: RecordedRun) -> dict[str, Any]:
 
     With them the numbers at which and beyond which the colours are full: 0.0 where there are none.
     """
-    spoken = [(row, tokens) for row in run.samples if (tokens := _tokens(row))]
+    spoken: list[dict[str, Any]] = [
+        {"prompt": short(row.get("prompt", "")), "tokens": tokens, "kl": sum(kl for _, kl, _ in tokens)}
+        | {"reward": number(row.get(f"{run.voice}_reward"))}
+        for row in run.samples
+        if (tokens := _tokens(row))
+    ]
     if not spoken:
         return {}
-    ranked = sorted(spoken, key=lambda pair: _kl(pair[1]))
+    ranked = sorted(spoken, key=lambda answer: answer["kl"])
     chosen = {"The furthest from the SFT model": ranked[-1], "A typical one": ranked[len(ranked) // 2]}
-    reward = f"{run.voice}_reward"
-    rewarded = [pair for pair in spoken if math.isfinite(number(pair[0].get(reward)))]
+    rewarded = [answer for answer in spoken if math.isfinite(answer["reward"])]
     if rewarded:
-        chosen["The lowest reward"] = min(rewarded, key=lambda pair: number(pair[0][reward]))
-    unlike = {id(row): (why, row, tokens) for why, (row, tokens) in reversed(chosen.items())}
-    shown = list(reversed(unlike.values()))
-    every = [token for _, _, tokens in shown for token in tokens[:MOST_TOKENS]]
-    answers = [
-        {
-            "why": why,
-            "prompt": short(row.get("prompt", "")),
-            "tokens": tokens[:MOST_TOKENS],
-            "kl": _kl(tokens),
-            "reward": number(row.get(reward)),
-            "left_out": max(0, len(tokens) - MOST_TOKENS),
-        }
-        for why, row, tokens in shown
-    ]
-    return {"answers": answers, "full_kl": _full([t[1] for t in every]), "full_value": _full([t[2] for t in every])}
+        chosen["The lowest reward"] = min(rewarded, key=lambda answer: answer["reward"])
+    unlike = {id(answer): {"why": why} | answer for why, answer in reversed(chosen.items())}
+    answers = list(reversed(unlike.values()))
+    every = [token for answer in answers for token in answer["tokens"][:MOST_TOKENS]]
+    full_kl, full_value = _full([kl for _, kl, _ in every]), _full([value for _, _, value in every])
+    return {"answers": answers, "most": MOST_TOKENS, "full_kl": full_kl, "full_value": full_value}
 
 
 def _full(values: Sequence[float]) -> float:
@@ -66,10 +60,6 @@ def _tokens(row: Row) -> list[Token]:
             return []
         tokens.append((text, kl, value))
     return tokens
-
-
-def _kl(tokens: Sequence[Token]) -> float:
-    return sum(kl for _, kl, _ in tokens)
 
 
 def visible(text: str, empty: str) -> list[tuple[str, str]]:

@@ -169,20 +169,26 @@ class DataEntry(Part):
     sha256: Text | None = None
 
 
-class _Data(Part):
+class _Asked(BaseModel):
+    """A part of the configuration of which some keys are asked for."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Data(_Asked):
     sources: list[dict[str, Any] | Text] = []
 
 
-class _Rl(Part):
+class _Rl(_Asked):
     steps: Count | None = None
     rewards: list[Text] = []
 
 
-class _World(Part):
+class _World(_Asked):
     label_noise: Number = math.nan
 
 
-class RecordedConfig(Part):
+class RecordedConfig(_Asked):
     """The configuration as it was, whatever the keys were then: it is kept whole, and these are asked for."""
 
     seed: int | None = None

@@ -175,4 +175,4 @@ def test_no_command_is_put_together_by_hand():
                     r"chatsmith (train|sft|reward|rl|chat|report|runs|bench|data|collect)\b[^`]*\0", text
                 ), file
             if isinstance(node, ast.Attribute) and ast.unparse(node) in ("shlex.join", "shlex.quote"):
-                assert file == PACKAGE / "text.py", file
+                assert file == PACKAGE / "screen" / "text.py", file
