@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatsmith import __version__
 from chatsmith.card import card, stated_licence
 from chatsmith.config import STAGES, Config, StageName
 from chatsmith.errors import RunError
@@ -199,8 +200,8 @@ def open_run(
     manifest.status = "running"
     manifest.recipe = recipe
     manifest.config = RecordedConfig.model_validate(config.model_dump(mode="json"))
-    manifest.versions = {name: version(name) for name in ("chatsmith", "torch", "transformers")}
-    manifest.versions["python"] = platform.python_version()
+    libraries = {name: version(name) for name in ("torch", "transformers")}
+    manifest.versions = {"chatsmith": __version__, **libraries, "python": platform.python_version()}
     manifest.commit = commit()
     manifest.threads = torch.get_num_threads()
     manifest.seconds_before = manifest.summary.seconds
