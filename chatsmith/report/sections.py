@@ -148,7 +148,7 @@ def data(run: RecordedRun) -> dict[str, Any]:
         for name, path in (
             ("demonstrations", "data/demonstrations.jsonl"),
             ("prompts for PPO", "data/prompts.jsonl"),
-            ("preferences", "reward/preferences.jsonl"),
+            ("preferences", "label/preferences.jsonl"),
         )
         if (count := count_lines(run.directory / path))
     ]

@@ -79,7 +79,7 @@ def code(run: RecordedRun) -> str:
     tables = [source for source in sources if isinstance(source, Mapping)] if isinstance(sources, list) else []
     named = [table.get("function") for table in tables]
     named += [reward for reward in rewards if ":" in str(reward)] if isinstance(rewards, list) else []
-    return ", ".join(str(name) for name in named if name)
+    return ", ".join(str(name) for name in [*named, run.get("config", "judge")] if name)
 
 
 def repeated(config: Any, recipe: str) -> list[str]:

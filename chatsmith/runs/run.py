@@ -12,7 +12,7 @@ DIR/<stage>/<model>          what it leaves: sft/model  reward/model  rl/actor  
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -43,7 +43,6 @@ from chatsmith.stages.table import BY_NAME, TABLE
 if TYPE_CHECKING:
     import torch
 
-    from chatsmith.assistant import Assistant
     from chatsmith.data.sources import Source
     from chatsmith.gold import GoldJudge
     from chatsmith.verdicts import Verdict
@@ -56,7 +55,11 @@ ENTERS_AT = {setting: stage.name for stage in TABLE for setting in stage.enters}
 
 @dataclass
 class Run:
-    """One invocation on one run directory."""
+    """One invocation on one run directory.
+
+    `config` is what the stages work with; where a recipe makes model and data, these are files of the run by now. The
+    manifest holds the configuration as it was given.
+    """
 
     config: Config
     directory: Path
@@ -66,8 +69,7 @@ class Run:
     manifest: dict[str, Any]
     trackers: Sequence[Tracker] = ()
     gold: "GoldJudge | None" = None
-    given: Sequence["Source"] = ()
-    made: "Callable[[Run, Assistant | None], Sequence[Source]] | None" = None  # data that the run makes itself
+    data: Sequence["Source"] = ()
     _started: float = field(default_factory=time.monotonic)
 
     @property
@@ -78,16 +80,14 @@ class Run:
     def dtype(self) -> "torch.dtype":
         return choose_dtype(self.config.engine, self.device)
 
-    def sources(self, asked: "Assistant | None" = None) -> Sequence["Source"]:
-        """The run's data. Where the run makes it, answers of a model that is `asked` are labelled first."""
-        return self.given if self.made is None else self.made(self, asked)
-
     def finished(self, stage: StageName) -> bool:
         """Whether the stage's result is saved, whatever its verdict."""
         return stage in self.manifest["stages"]
 
     def stage(self, stage: StageName) -> StageRun:
-        title = f"Stage {STAGES.index(stage) + 1} of {len(STAGES)}: {BY_NAME[stage].title}"
+        numbered = self.config.stages if len(self.config.stages) > 1 else Config().stages
+        number = numbered.index(stage) + 1 if stage in numbered else 1
+        title = f"Stage {number} of {len(numbered)}: {BY_NAME[stage].title}"
         show = partial(self.screen.stage, stage, title, road=self.road(stage))
         track = partial(feed, self.trackers, first_step(self.directory, stage)) if self.trackers else None
         save_every_s = self.config.engine.save_every_s
@@ -104,7 +104,7 @@ class Run:
         stage: StageName,
         verdict: "Verdict",
         stage_run: StageRun,
-        model_dir: str,
+        model_dir: str | None,
         summary: dict[str, Any],
         **facts: Any,
     ) -> None:
@@ -279,13 +279,8 @@ def model_card(run: Run, *, what: str, base: str, tags: Sequence[str]) -> str:
     versions = run.manifest["versions"]
     # of a stage after the first, whose base is a result of this run
     start = run.config.actor_model if base.startswith(f"{run.directory}/") and run.config.actor_model else base
-    if run.config.world is not None:
-        licences: list[tuple[str, str | None]] = [
-            ("model and data", "made on the spot by the task world of chatsmith; nobody else's work is in them")
-        ]
-    else:
-        licences = [(f"base {start}", stated_licence(start))]
-        licences += [(f"data {source['spec']}", source["licence"]) for source in run.manifest.get("data", [])]
+    licences: list[tuple[str, str | None]] = [(f"base {start}", stated_licence(start))]
+    licences += [(f"data {source['spec']}", source["licence"]) for source in run.manifest.get("data", [])]
     verdicts = [f"- {stage}: {entry['status']}, {entry['verdict']}" for stage, entry in run.manifest["stages"].items()]
     return card(
         what,
@@ -307,7 +302,10 @@ def _shown(entry: dict[str, Any]) -> str:
 
 def _check_same(old: dict[str, Any], config: Config, directory: Path, restart_from: StageName | None) -> None:
     """Settings of stages that run again may change, and so may how to compute and to watch; nothing else."""
-    new = config.model_dump(mode="json")
+    new, old = (
+        config.model_dump(mode="json"),
+        Config().model_dump(mode="json") | old,
+    )  # which may be an earlier version's
     anew = STAGES[STAGES.index(restart_from) :] if restart_from else ()
     differing = []
     for group, value in new.items():

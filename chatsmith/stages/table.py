@@ -4,23 +4,27 @@ A new stage is a file beside these that holds what `Work` says, a group of setti
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from chatsmith.config import StageName
+from chatsmith.config import Config, StageName
+from chatsmith.types import Stage as Role
 
 if TYPE_CHECKING:
-    from chatsmith.config import Config
+    from chatsmith.data.mix import StageData
     from chatsmith.runs.run import Run
     from chatsmith.types import Record
 
 
 class Work(Protocol):
-    """What a stage's module holds."""
+    """What a stage's module holds; of one that takes no share of the data, `run` and `check` alone."""
 
     def run(self, run: "Run") -> None:
         """Train, judge, save, and note it in the run's manifest."""
+
+    def check(self, config: "Config", data: "Mapping[Role, StageData]") -> None:
+        """Refuse before any work what it would refuse later."""
 
     def total_steps(self, config: "Config", records: int) -> int:
         """Of the whole stage, over so many records that can be used."""
@@ -34,6 +38,47 @@ class Work(Protocol):
         Args:
             options: `stops`, `max_tokens` and `on_error`.
         """
+
+
+def _of_rl(config: Config) -> list[str]:
+    """Its rewards that are functions of the user's."""
+    from chatsmith.intake import is_function, reward_targets
+
+    return [f"{target} (a reward)" for target in reward_targets(config) if is_function(target)]
+
+
+def _unlabelled(config: Config) -> str:
+    if not config.judge:
+        return 'label has no judge: give judge = "FILE.py:function" in a recipe, or leave label out of stages.'
+    if not config.label.sources and "rl" not in config.stages:
+        return "label has no prompts: name some in label.sources, or let the run have stage 3."
+    return ""
+
+
+def _unrewarded(config: Config) -> str:
+    from chatsmith.intake import reward_targets
+
+    if "reward" in config.stages or "trained" not in reward_targets(config):
+        return ""
+    return "rl has no reward: give --reward DIR or --reward FILE.py:function, or let stage 2 train one."
+
+
+def _ready(config: Config) -> str:
+    """Why nobody needs a reward model; empty: somebody does."""
+    from chatsmith.intake import reward_targets
+
+    targets = reward_targets(config)
+    if "rl" not in config.stages or "trained" in targets:
+        return ""
+    return f"ready rewards are used: {', '.join(targets)}"
+
+
+def _nothing(_: Config) -> str:
+    return ""
+
+
+def _none(_: Config) -> list[str]:
+    return []
 
 
 @dataclass(frozen=True)
@@ -51,6 +96,12 @@ class Stage:
     curves: Mapping[str, str]  # metrics worth a curve on the screen, by their names there
     figures: Sequence[str]  # metrics of a line in a log
     phase: str  # heading of its diagrams in a report
+    takes: Role | None  # whose share of the data it learns from; None: none
+    gives: Mapping[Role, str] = field(default_factory=dict)  # files of records that it leaves, and whose they are
+    option: str = ""  # with which a later stage's command takes its model
+    lacks: Callable[[Config], str] = _nothing  # what a configuration with it fails to say, an error; empty: nothing
+    unneeded: Callable[[Config], str] = _nothing  # why a run with it goes without; empty: it does not
+    code: Callable[[Config], list[str]] = _none  # functions of the user's that it calls, and what they are
 
     @property
     def work(self) -> Work:
@@ -73,6 +124,25 @@ TABLE = (
         curves={"sft/loss": "loss", "sft/held_out_loss": "held-out loss", "sft/lr": "learning rate"},
         figures=("sft/loss", "sft/held_out_loss"),
         phase="Before PPO",
+        takes="sft",
+        option="--actor-model",
+    ),
+    Stage(
+        "label",
+        short="labels",
+        heading="Labels",
+        title="labels, preferences between answers of the SFT model",
+        records="prompts",
+        enters=("label", "judge", "judge_sources"),
+        models={},
+        files=("preferences.jsonl",),
+        curves={},
+        figures=(),
+        phase="Before PPO",
+        takes=None,
+        gives={"reward": "preferences.jsonl"},
+        lacks=_unlabelled,
+        unneeded=_ready,
     ),
     Stage(
         "reward",
@@ -82,10 +152,13 @@ TABLE = (
         records="records",
         enters=("reward_model", "reward"),
         models={"model": ("reward-model",)},
-        files=("preferences.jsonl",),
+        files=(),
         curves={"reward/loss": "loss", "reward/accuracy": "accuracy", "reward/lr": "learning rate"},
         figures=("reward/loss", "reward/accuracy"),
         phase="Before PPO",
+        takes="reward",
+        option="--reward",
+        unneeded=_ready,
     ),
     Stage(
         "rl",
@@ -105,6 +178,9 @@ TABLE = (
         },
         figures=("rl/reward_mean", "rl/kl", "rl/answer_length", "gold/total"),
         phase="PPO",
+        takes="rl",
+        lacks=_unrewarded,
+        code=_of_rl,
     ),
 )
 BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in TABLE}
