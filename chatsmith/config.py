@@ -4,15 +4,15 @@ Defaults are those of a decoder up to 1.3 B parameters; recipes override them an
 made from this file (`make docs`).
 """
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
-StageName = Literal["sft", "label", "reward", "rl"]
-STAGES: tuple[StageName, ...] = get_args(StageName)
+StageName = str  # of an entry of stages/table.py
+STAGES: tuple[StageName, ...] = ("sft", "label", "reward", "rl")  # that come with chatsmith
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -155,7 +155,7 @@ class LabelConfig(Group):
 
     sources: tuple[str, ...] = ()
     """Prompts that are answered twice, and pairs of answers that are labelled as they stand. Written as `data.sources`,
-    without stage and weight; none: the training prompts of rl."""
+    without stage and weight; none: the prompts of rl."""
     tie: Annotated[float, Field(ge=0)] = 0.0
     """Difference of the judge's scores up to which there is no preference."""
     noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0
@@ -356,6 +356,18 @@ class Config(Group):
     gates: GatesConfig = GatesConfig()
     engine: EngineConfig = EngineConfig()
     world: WorldConfig | None = None
+
+    @field_validator("stages")
+    @classmethod
+    def _known(cls, stages: tuple[StageName, ...]) -> tuple[StageName, ...]:
+        from chatsmith.stages.table import BY_NAME  # which says what a stage must know of a configuration
+
+        for place, stage in enumerate(stages):
+            if stage not in BY_NAME:
+                raise ValueError(f'no stage "{stage}"; stages are {", ".join(BY_NAME)}')
+            if stage in stages[:place]:
+                raise ValueError(f'the stage "{stage}" stands there twice. Write it once')
+        return stages
 
 
 GROUPS: dict[str, type[Group]] = {

@@ -5,7 +5,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from chatsmith.config import STAGES, Config, StageName
+from chatsmith.config import Config, StageName
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.sources import Source
 from chatsmith.dry_run import dry_run as say_plan
@@ -30,7 +30,7 @@ def train(
     directory: Path,
     *,
     recipe: str,
-    only: Sequence[StageName] = STAGES,
+    only: Sequence[StageName] | None = None,
     restart_from: StageName | None = None,
     force: bool = False,
     dry_run: bool = False,
@@ -40,7 +40,7 @@ def train(
 
     Args:
         recipe: name for the records.
-        only: stages to run now; the others stay as they are.
+        only: stages to run now; the others stay as they are. None: all.
         restart_from: run this stage and all later ones anew.
         force: go on past a failed gate, and say so.
         dry_run: check models, data and rewards, print the plan, and stop.
@@ -78,7 +78,7 @@ def train(
             run.screen.copied(command)
 
 
-def _run_stages(run: Run, sources: Sequence[Source], only: Sequence[StageName]) -> None:
+def _run_stages(run: Run, sources: Sequence[Source], only: Sequence[StageName] | None) -> None:
     given, run.config = run.config, ordinary(run.config, run.directory)
     config = run.config
     run.data = sources or read_sources(config)
@@ -90,7 +90,7 @@ def _run_stages(run: Run, sources: Sequence[Source], only: Sequence[StageName]) 
         if not run.finished(stage):
             BY_NAME[stage].work.check(config, data)
     run.gold = open_judge(config, data)
-    for stage in (stage for stage in config.stages if stage in only):
+    for stage in (stage for stage in config.stages if only is None or stage in only):
         before = config.stages[: config.stages.index(stage)]
         missing = [name for name in before if name in stages_to_train(config) and not run.finished(name)]
         if missing:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatsmith.card import card, stated_licence
-from chatsmith.config import STAGES, Config, StageName
+from chatsmith.config import Config, StageName
 from chatsmith.errors import RunError
 from chatsmith.files.checkpoint import save_json
 from chatsmith.files.writing import (
@@ -38,7 +38,7 @@ from chatsmith.runs.runtime import StageRun, StopSignals, choose_device, choose_
 from chatsmith.runs.trackers import Tracker, feed, first_step, forget
 from chatsmith.screen.console import Screen
 from chatsmith.screen.text import one_line, quoted
-from chatsmith.stages.table import BY_NAME, TABLE
+from chatsmith.stages.table import BY_NAME, TABLE, from_on
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
 ANYTIME = {"gates", "engine", "trackers"}  # settings that may change between two commands on one run
 FILES = ("checkpoint.pt", "metrics.jsonl", "answers.jsonl", "warnings.jsonl")  # of every stage
-# the first stage that a setting has a part in: it may change when that runs anew
-ENTERS_AT = {setting: stage.name for stage in TABLE for setting in stage.enters}
 
 
 @dataclass
@@ -84,11 +82,14 @@ class Run:
         """Whether the stage's result is saved, whatever its verdict."""
         return stage in self.manifest["stages"]
 
-    def stage(self, stage: StageName) -> StageRun:
+    def title(self, stage: StageName) -> str:
+        """Its heading on the screen; one that runs alone has the number that it has in a default run."""
         numbered = self.config.stages if len(self.config.stages) > 1 else Config().stages
         number = numbered.index(stage) + 1 if stage in numbered else 1
-        title = f"Stage {number} of {len(numbered)}: {BY_NAME[stage].title}"
-        show = partial(self.screen.stage, stage, title, road=self.road(stage))
+        return f"Stage {number} of {len(numbered)}: {BY_NAME[stage].title}"
+
+    def stage(self, stage: StageName) -> StageRun:
+        show = partial(self.screen.stage, stage, self.title(stage), road=self.road(stage))
         track = partial(feed, self.trackers, first_step(self.directory, stage)) if self.trackers else None
         save_every_s = self.config.engine.save_every_s
         return StageRun(self.directory / stage, save_every_s=save_every_s, stop=self.stop, show=show, track=track)
@@ -175,7 +176,7 @@ def open_run(
 
     manifest = check_directory(config, directory, restart_from)
     if manifest is not None:
-        restarted = STAGES[STAGES.index(restart_from) :] if restart_from is not None else ()
+        restarted = from_on(restart_from)
         for stage in restarted:
             manifest["stages"].pop(stage, None)
         if restart_from == "sft":
@@ -184,7 +185,7 @@ def open_run(
         for stage in skipped:  # whether it is needed follows from the settings of this command
             del manifest["stages"][stage]
     else:
-        manifest, restarted = {"version": VERSION, "stages": {}, "summary": {"seconds": 0.0}}, ()
+        manifest, restarted = {"version": VERSION, "stages": {}, "summary": {"seconds": 0.0}}, []
     manifest |= {
         "status": "running",
         "recipe": recipe,
@@ -231,7 +232,7 @@ def check_directory(config: Config, directory: Path, restart_from: StageName | N
                 f"{quoted(directory / MANIFEST)}: written by another version of chatsmith. Choose another --run-dir."
             )
         _check_same(manifest["config"], config, directory, restart_from)
-        for stage in STAGES[STAGES.index(restart_from) :] if restart_from else ():
+        for stage in from_on(restart_from):
             for name in BY_NAME[stage].models:
                 check_replaceable(directory / stage / name)
         return manifest
@@ -306,11 +307,13 @@ def _check_same(old: dict[str, Any], config: Config, directory: Path, restart_fr
         config.model_dump(mode="json"),
         Config().model_dump(mode="json") | old,
     )  # which may be an earlier version's
-    anew = STAGES[STAGES.index(restart_from) :] if restart_from else ()
+    # the first stage that a setting has a part in: it may change when that runs anew
+    enters_at = {setting: stage.name for stage in TABLE for setting in stage.enters}
+    anew = from_on(restart_from)
     differing = []
     for group, value in new.items():
         before = old.get(group)
-        if group in ANYTIME or ENTERS_AT.get(group) in anew or before == value:
+        if group in ANYTIME or enters_at.get(group) in anew or before == value:
             continue
         both: tuple[Any, Any] = (value, before)
         here, there = both if all(isinstance(each, dict) for each in both) else ({"": each} for each in both)
@@ -320,8 +323,8 @@ def _check_same(old: dict[str, Any], config: Config, directory: Path, restart_fr
                 differing.append(f"{name} ({_shortly(there.get(key))} there, {_shortly(here[key])} here)")
     if not differing:
         return
-    stages = {ENTERS_AT.get(name.split(".")[0].split(" ")[0]) for name in differing}
-    first = next((stage for stage in STAGES if stage in stages), None)
+    stages = {enters_at.get(name.split(".")[0].split(" ")[0]) for name in differing}
+    first = next((stage for stage in BY_NAME if stage in stages), None)
     restart = "" if None in stages else f", or run anew from the first stage that they enter: --from {first}"
     raise RunError(
         f"{directory}: holds a run with another configuration: {', '.join(differing[:4])}. "

@@ -37,13 +37,16 @@ def check(config: Config, data: Mapping[Stage, StageData]) -> None:
 def run(run: Run) -> None:
     config, judge, stage = run.config, run.gold, run.stage(NAME)
     assert judge is not None, "a configuration without one is refused"
-    records = records_of(config, "label.sources", config.label.sources) or deal(config, run.data)["rl"].train
+    records = records_of(config, "label.sources", config.label.sources)
+    if not records:
+        prompts = deal(config, run.data)["rl"]
+        records = [*prompts.train, *prompts.held_out]  # the reward model's preferences stay on the side of their prompt
     if not records:
         raise DataError(
             "label: the data gives it no prompt. Give some (--data rl:FILE), or name them in label.sources."
         )
     run.screen.line("")
-    run.screen.line("Asking the SFT model for answers to compare")
+    run.screen.line(run.title(NAME), "bold")
     questions = [record for record in records if not is_ranked(record)]
     policy = load_policy(run, sft_location(run))
     samples = ask(run, policy, questions, len(questions), each=2) if questions else ()

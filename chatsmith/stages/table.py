@@ -102,16 +102,17 @@ class Stage:
     lacks: Callable[[Config], str] = _nothing  # what a configuration with it fails to say, an error; empty: nothing
     unneeded: Callable[[Config], str] = _nothing  # why a run with it goes without; empty: it does not
     code: Callable[[Config], list[str]] = _none  # functions of the user's that it calls, and what they are
+    module: str = ""  # that holds its work; empty: the one beside this that has its name
 
     @property
     def work(self) -> Work:
         """Its module, which loads torch."""
-        module: Any = importlib.import_module(f"chatsmith.stages.{self.name}")
+        module: Any = importlib.import_module(self.module or f"chatsmith.stages.{self.name}")
         work: Work = module
         return work
 
 
-TABLE = (
+TABLE = [
     Stage(
         "sft",
         short="SFT",
@@ -182,5 +183,18 @@ TABLE = (
         lacks=_unrewarded,
         code=_of_rl,
     ),
-)
-BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in TABLE}
+]
+BY_NAME = {stage.name: stage for stage in TABLE}
+
+
+def add(stage: Stage, *, before: StageName) -> None:
+    """Enter a stage of one's own; see examples/own_stage.py."""
+    TABLE.insert(TABLE.index(BY_NAME[before]), stage)
+    BY_NAME.clear()
+    BY_NAME.update({each.name: each for each in TABLE})
+
+
+def from_on(name: StageName | None) -> list[StageName]:
+    """A stage and all that come after it in the table; without one none."""
+    names = list(BY_NAME)
+    return names[names.index(name) :] if name is not None else []
