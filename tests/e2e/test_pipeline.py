@@ -12,7 +12,8 @@ from chatsmith.config import Config
 from chatsmith.pipeline import train
 from chatsmith.resolve import nested, resolve
 from chatsmith.world.judge import judge
-from chatsmith.world.material import evaluation_tasks, prompt_tasks
+from chatsmith.world.material import evaluation_tasks
+from chatsmith.world.tasks import train_tasks
 
 
 def read(directory):
@@ -150,7 +151,7 @@ def test_the_built_in_world_ends_with_gold_scores_and_the_same_questions_answere
     asked = {json.loads(line)["prompt"] for line in (tmp_path / "run" / "data" / "prompts.jsonl").open()}
     assert not asked & {task.prompt for task in evaluation_tasks()}
     config = Config.model_validate(read(tmp_path / "run")["config"])
-    tasks = {task.prompt: task for task in prompt_tasks(config, config.world)}
+    tasks = {task.prompt: task for task in train_tasks(config.world.prompts, config.seed + 1)}
     rows = [json.loads(line) for line in (tmp_path / "run" / "rl" / "samples.jsonl").open()]
     for row in rows:
         for who in ("sft", "rl", "ema"):
