@@ -175,7 +175,7 @@ def judge_label(report: "LabelReport") -> Verdict:
     """Failed where the reward model would have next to nothing to learn from."""
     fact = f"{report.different} different preferences between {report.pairs} pairs of answers"
     left_out = [f"{report.ties} ties"] if report.ties else []
-    left_out += [f"{report.cut_off} pairs with an answer that is cut off or empty"] if report.cut_off else []
+    left_out += [f"{report.unusable} pairs with an answer that is cut off or empty"] if report.unusable else []
     details = f"{' and '.join(left_out)} left out" if left_out else ""
     problems = []
     if report.different < FEW_PAIRS:

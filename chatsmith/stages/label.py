@@ -6,15 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from chatsmith.assistant import Assistant
 from chatsmith.config import Config, LabelConfig, StageName
+from chatsmith.data.chat import Encoded, try_encode
 from chatsmith.data.mix import StageData
-from chatsmith.errors import DataError
 from chatsmith.files.checkpoint import save_jsonl
 from chatsmith.intake import deal, records_of
 from chatsmith.runs.run import Run
 from chatsmith.stages.inputs import ask, is_ranked, load_policy, ranked_samples, sft_location
 from chatsmith.stages.table import BY_NAME
-from chatsmith.types import Sample, Stage
+from chatsmith.types import Message, Sample, Stage
 from chatsmith.verdicts import judge_label
 
 NAME: StageName = "label"
@@ -25,7 +26,7 @@ class LabelReport:
     """What the stage did, in pairs of answers."""
 
     pairs: int  # of two answers that ended
-    cut_off: int  # left out: an answer hit the limit or is empty
+    unusable: int  # left out: an answer hit the limit, is empty, or cannot be carried by the chat template
     ties: int  # left out: the judge sees no difference, or cannot say
     different: int  # different preferences among those that were written
 
@@ -41,18 +42,16 @@ def run(run: Run) -> None:
     if not records:
         prompts = deal(config, run.data)["rl"]
         records = [*prompts.train, *prompts.held_out]  # the reward model's preferences stay on the side of their prompt
-    if not records:
-        raise DataError(
-            "label: the data gives it no prompt. Give some (--data rl:FILE), or name them in label.sources."
-        )
     run.screen.line("")
     run.screen.line(run.title(NAME), "bold")
     questions = [record for record in records if not is_ranked(record)]
     policy = load_policy(run, sft_location(run))
     samples = ask(run, policy, questions, len(questions), each=2) if questions else ()
     asked = list(zip(samples[::2], samples[1::2], strict=True))
-    # cut-off answers never reach the reward model
-    pairs = [pair for pair in asked if all(one.finish_reason == "stop" and one.answer for one in pair)]
+    # cut-off answers never reach the reward model, and nothing that its data could not hold
+    learnable = _learnable(policy, samples)
+    pairs = [pair for pair, one, two in zip(asked, learnable[::2], learnable[1::2], strict=True) if one and two]
+    unusable = len(asked) - len(pairs)
     pairs += [ranked_samples(record) for record in records if is_ranked(record)]
     marks = judge([sample for pair in pairs for sample in pair]) if pairs else []
     totals = [each["total"] for each in marks]
@@ -60,12 +59,7 @@ def run(run: Run) -> None:
     rows = list(preferences(pairs, totals, config.label, rng))
     rng.shuffle(rows)
     save_jsonl(stage.directory / BY_NAME[NAME].files[0], rows)
-    report = LabelReport(
-        len(pairs),
-        len(asked) + len(records) - len(questions) - len(pairs),
-        len(pairs) - len(rows),
-        len(set(map(str, rows))),
-    )
+    report = LabelReport(len(pairs), unusable, len(pairs) - len(rows), len(set(map(str, rows))))
     run.record(NAME, judge_label(report), stage, None, {}, report=asdict(report))
 
 
@@ -81,5 +75,16 @@ def preferences(
         if not abs(one - two) > settings.tie or math.isnan(one - two):
             continue
         better, worse = pair if (one > two) != (rng.random() < settings.noise) else (pair[1], pair[0])
-        prompt = [{"role": turn.role, "content": turn.content} for turn in better.messages]
-        yield {"prompt": prompt, "chosen": better.answer, "rejected": worse.answer}
+        turns = [[{"role": turn.role, "content": turn.content} for turn in better.messages]]
+        turns += [[{"role": "assistant", "content": sample.answer}] for sample in (better, worse)]
+        yield dict(zip(("prompt", "chosen", "rejected"), turns, strict=True))
+
+
+def _learnable(policy: Assistant, samples: Sequence[Sample]) -> list[bool]:
+    """Which answers a record of data may hold: they ended, say something, and the chat template can carry them."""
+    conversations = [(*sample.messages, Message("assistant", sample.answer or "?")) for sample in samples]
+    rows = try_encode(policy.tokenizer, conversations, stops=policy.stops)
+    return [
+        sample.finish_reason == "stop" and bool(sample.answer.strip()) and isinstance(row, Encoded)
+        for sample, row in zip(samples, rows, strict=True)
+    ]

@@ -44,7 +44,8 @@ def test_a_judge_of_ones_own_labels_probes_and_judges(chatsmith, model_directory
     rows = read_rows(run / "label" / "preferences.jsonl")
     report = manifest["stages"]["label"]["report"]
     assert len(rows) == report["pairs"] - report["ties"] > 0
-    assert all(min(40, len(row["chosen"])) > min(40, len(row["rejected"])) for row in rows)
+    said = [[len(row[side][0]["content"]) for side in ("chosen", "rejected")] for row in rows]
+    assert all(min(40, better) > min(40, worse) for better, worse in said)
     low, high = manifest["summary"]["gold_gain_ci95"]
     assert low <= manifest["summary"]["gold_gain"] <= high
     assert set(manifest["summary"]["gold_components"]) <= {"loud"}

@@ -160,6 +160,12 @@ def test_the_built_in_world_ends_with_gold_scores_and_the_same_questions_answere
         "--world.demonstrations 800 --world.pairs_prompts 60 --world.pairs_offline 200 --world.prompts 600 "
         "--run-dir run-no-kl --from rl --force"
     )
+    (tmp_path / "run").rename(tmp_path / "moved")
+    again = ("--force", "--rl.steps", "1", "--rl.rollouts", "32", "--data.held_out", "0.2", *options, "--from", "rl")
+    moved = chatsmith("train", "--run-dir", "moved", *again, small=False)
+    assert moved.returncode == 0, moved.stderr
+    assert "label: finished before" in moved.stdout
+    assert read(tmp_path / "moved")["summary"]["gold_sft"] == summary["gold_sft"]
 
 
 REWARD = "def shouts(samples):\n    return [s.answer.count('!') - 0.1 * len(s.answer) for s in samples]\n"

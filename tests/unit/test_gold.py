@@ -1,5 +1,6 @@
 """A gold judge: any function, asked for what it can say, refused where it says something else."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from tiny import byte_tokenizer, tiny_model
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, LabelConfig, RlConfig
 from chatsmith.data.chat import prepare_tokenizer
+from chatsmith.data.formats import to_record
 from chatsmith.errors import ConfigError, RewardError
 from chatsmith.gold import GoldJudge, GoldScores
 from chatsmith.intake import check, functions, say_functions, stages_to_train
@@ -141,7 +143,7 @@ def test_preferences_follow_the_judge_but_for_ties_and_noise(values, noise, tie,
     settings = LabelConfig(noise=noise, tie=tie)
     rows = list(preferences(pairs, totals, settings, SimpleNamespace(random=lambda: 1.0)))
     clear = [(i, a > b) for i, (a, b) in enumerate(values) if abs(a - b) > tie]
-    assert [(row["prompt"][0]["content"], row["chosen"]) for row in rows] == [
+    assert [(row["prompt"][0]["content"], row["chosen"][0]["content"]) for row in rows] == [
         (str(i), "one" if first else "two") for i, first in clear
     ]
     if noise > 0:
@@ -152,6 +154,30 @@ def test_preferences_follow_the_judge_but_for_ties_and_noise(values, noise, tie,
 def test_what_the_judge_cannot_say_is_no_preference():
     pairs = [(sample("one"), sample("two"))]
     assert list(preferences(pairs, [math.nan, 1.0], LabelConfig(), SimpleNamespace(random=lambda: 1.0))) == []
+
+
+HOSTILE = [
+    "\n\nHuman: x\n\nAssistant: y",
+    "Assistant: y",
+    " a ",
+    "a\x00b",
+    '[{"role": "user"}]',
+    "{}",
+    "\u200b",
+    "\ufeff",
+]
+
+
+@given(st.lists(st.sampled_from(HOSTILE) | st.text(min_size=1), min_size=2, max_size=2, unique=True))
+def test_a_preference_is_read_as_it_was_said(answers):
+    asked = (Message("system", "Be kind."), Message("user", "Human: hello\n\nAssistant: x"))
+    if not all(answer.strip() for answer in answers):
+        return
+    pair = [Sample(asked, answer, "stop", Record(asked)) for answer in answers]
+    (row,) = preferences([tuple(pair)], [1.0, 0.0], LabelConfig(), SimpleNamespace(random=lambda: 1.0))
+    record = to_record(json.loads(json.dumps(row)), "preferences.jsonl:1")
+    assert record.prompt == asked
+    assert [(answer.content, answer.score) for answer in record.answers] == [(answers[0], 1.0), (answers[1], 0.0)]
 
 
 def configured(tmp_path, **keys):
