@@ -172,8 +172,7 @@ def running_mean(values: Sequence[float]) -> list[float]:
     half = np.minimum(max(1, len(array) // 24), index // 3)
     first, last = index - half, np.minimum(index + half + 1, len(array))
     means = (sums[last] - sums[first]) / np.maximum(counts[last] - counts[first], 1)
-    smooth: list[float] = np.where(known, means, math.nan).tolist()
-    return smooth
+    return list(map(float, np.where(known, means, math.nan)))
 
 
 def is_noisy(values: Sequence[float]) -> bool:

@@ -99,7 +99,8 @@ class Run:
         return stage in self.manifest.stages
 
     def stage(self, stage: StageName) -> StageRun:
-        title = f"Stage {STAGES.index(stage) + 1} of {len(STAGES)}: {BY_NAME[stage].title}"
+        road = self.config.stages
+        title = f"Stage {road.index(stage) + 1} of {len(road)}: {BY_NAME[stage].title}"
         show = partial(self.screen.stage, stage, title, road=self.road(stage))
         track = partial(feed, self.trackers, first_step(self.directory, stage)) if self.trackers else None
         save_every_s = self.config.engine.save_every_s

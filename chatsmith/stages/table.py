@@ -50,7 +50,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Column:
-    """A key figure in the table of runs: a number of the run's summary, or what has been gained since another."""
+    """A key figure in the table of runs: a number of `manifest.Summary`, or what it has gained since another."""
 
     name: str
     figure: str
@@ -72,7 +72,6 @@ class Stage:
     files: Sequence[str]  # that it leaves, besides those of every stage
     curves: Mapping[str, str]  # metrics worth a curve on the screen, by their names there
     figures: Sequence[str]  # metrics of a line in a log
-    phase: str  # heading of its diagrams in a report
     voices: Mapping[str, Voice] = field(default_factory=dict)  # by the name to ask for them, the best one first
     columns: Sequence[Column] = ()
 
@@ -100,7 +99,6 @@ SFT = Stage(
     files=(),
     curves={"sft/loss": "loss", "sft/held_out_loss": "held-out loss", "sft/lr": "learning rate"},
     figures=("sft/loss", "sft/held_out_loss"),
-    phase="Before PPO",
     voices={"sft": Voice("model", "SFT", "the SFT model")},
     columns=(Column("SFT loss", "sft_loss_last", "{:.3f}"),),
 )
@@ -115,7 +113,6 @@ REWARD = Stage(
     files=("preferences.jsonl",),
     curves={"reward/loss": "loss", "reward/accuracy": "accuracy", "reward/lr": "learning rate"},
     figures=("reward/loss", "reward/accuracy"),
-    phase="Before PPO",
     columns=(Column("acc.", "reward_accuracy", "{:.0%}"),),
 )
 RL = Stage(
@@ -135,7 +132,6 @@ RL = Stage(
         "rl/answer_length": "length",
     },
     figures=("rl/reward_mean", "rl/kl", "rl/answer_length", "gold/total"),
-    phase="PPO",
     voices={
         "rl": Voice("actor", "PPO", "the assistant after PPO"),
         "ema": Voice("ema", "PPO, averaged", "the assistant after PPO, averaged over its updates"),
