@@ -54,7 +54,6 @@ add(
         files=(FILE,),
         curves={},
         figures=(),
-        phase="Before PPO",
         takes="rl",
         gives={"sft": FILE},
         module=__name__,

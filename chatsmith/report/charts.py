@@ -11,7 +11,7 @@ from chatsmith.evaluate import CLEAR_CHANGE, turning_point
 from chatsmith.report import figures
 from chatsmith.report.figures import Line
 from chatsmith.report.reading import Curve, RecordedRun
-from chatsmith.stages.table import REWARD, RL, SFT, TABLE, Stage
+from chatsmith.stages.table import REWARD, RL, SFT, Stage
 
 RUN_COLOURS = ("one", "two")  # of runs beside each other, and of two metrics of one run
 
@@ -72,11 +72,15 @@ def draw(chart: Chart, runs: Sequence[RecordedRun]) -> dict[str, Any]:
 
 
 def curves(runs: Sequence[RecordedRun], *, with_gold: bool) -> dict[str, list[dict[str, Any]]]:
-    """The diagrams in groups: of the stages before PPO, and of PPO; a group without any is left out."""
-    charts = [*([GOLD] if with_gold else []), *CHARTS, *_rewards(runs)]
-    drawn = [figure for chart in charts if (figure := draw(chart, runs))]
-    groups = {stage.phase: [each for each in drawn if each["chart"].stage.phase == stage.phase] for stage in TABLE}
-    return {phase: figures for phase, figures in groups.items() if figures}
+    """The diagrams in two groups, before the last stage and of it; a group without any is left out."""
+    ends = [run.answering for run in runs]
+    groups: dict[str, list[dict[str, Any]]] = {f"Before {ends[0].short}": []}
+    for chart in (*([GOLD] if with_gold else []), *CHARTS, *_rewards(runs)):
+        if figure := draw(chart, runs):
+            groups.setdefault(chart.stage.short if chart.stage in ends else f"Before {ends[0].short}", []).append(
+                figure
+            )
+    return {title: figures for title, figures in groups.items() if figures}
 
 
 def _rewards(runs: Sequence[RecordedRun]) -> list[Chart]:

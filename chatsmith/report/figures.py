@@ -62,7 +62,7 @@ def curves(name: str, lines: Sequence[Line], *, percent: bool, log: bool, floor:
         name: makes the ids inside the SVG unique on the page.
         floor: the value axis begins no lower than this.
     """
-    with _drawn(name, SMALL) as (axes, drawing):
+    with _drawn(name, SMALL) as (axes, buffer):
         for line in lines:
             _paint_line(axes, line)
         if log and all(value > 0 for line in lines for value in line.y if math.isfinite(value)):
@@ -73,7 +73,7 @@ def curves(name: str, lines: Sequence[Line], *, percent: bool, log: bool, floor:
         if floor is not None and axes.get_ylim()[0] < floor:
             axes.set_ylim(bottom=floor)
         _steps(axes, 5)
-    return _svg(drawing, SMALL)
+    return _svg(buffer, SMALL)
 
 
 def second_act(name: str, size: Size, reward: Line, other: Line, labels: tuple[str, str], turn: float | None) -> Markup:
@@ -83,7 +83,7 @@ def second_act(name: str, size: Size, reward: Line, other: Line, labels: tuple[s
         labels: fixed names of the left and the right scale.
         turn: from this step on, `other` falls while the reward rises.
     """
-    with _drawn(name, size, right=44, top=34) as (axes, drawing):
+    with _drawn(name, size, right=44, top=34) as (axes, buffer):
         twin = axes.twinx()
         twin.grid(False)
         twin.spines["bottom"].set_visible(False)
@@ -99,12 +99,12 @@ def second_act(name: str, size: Size, reward: Line, other: Line, labels: tuple[s
             note = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "right", "color": bad}
             axes.annotate("reward up, judge down", (end, 0), xytext=(-6, 8), **note)
         _steps(axes, 9 if size is WIDE else 5)
-    return _svg(drawing, size)
+    return _svg(buffer, size)
 
 
 def frontier(name: str, paths: Sequence[Line]) -> Markup:
     """Where policies went between KL (x) and reward (y): joined points, the early ones pale."""
-    with _drawn(name, TALL, top=24) as (axes, drawing):
+    with _drawn(name, TALL, top=24) as (axes, buffer):
         for path in paths:
             points = [(x, y) for x, y in zip(*_thinned(path.x, path.y, 120), strict=True) if math.isfinite(x + y)]
             colour = _SENTINELS[path.colour]
@@ -121,12 +121,12 @@ def frontier(name: str, paths: Sequence[Line]) -> Markup:
         _value_axis(axes, percent=False)
         axes.xaxis.set_major_locator(_locator(5))
         _label(axes, "KL to the SFT model, nats per answer", "reward")
-    return _svg(drawing, TALL)
+    return _svg(buffer, TALL)
 
 
 def margins(name: str, counts: Sequence[float], edges: Sequence[float], colour: str) -> Markup:
     """Histogram of margins; those below 0 are pairs that the reward model gets wrong."""
-    with _drawn(name, TALL, top=24) as (axes, drawing):
+    with _drawn(name, TALL, top=24) as (axes, buffer):
         widths = np.diff(edges)
         centres = np.asarray(edges[:-1]) + widths / 2
         colours = [_SENTINELS["bad" if centre < 0 else colour] for centre in centres]
@@ -135,7 +135,7 @@ def margins(name: str, counts: Sequence[float], edges: Sequence[float], colour: 
         axes.yaxis.set_major_locator(_locator(4, whole=True))
         axes.xaxis.set_major_locator(_locator(6))
         _label(axes, "score of the better answer − score of the worse", "pairs")
-    return _svg(drawing, TALL)
+    return _svg(buffer, TALL)
 
 
 def reliability(name: str, groups: Sequence[tuple[float, float, float]], colour: str) -> Markup:
@@ -144,7 +144,7 @@ def reliability(name: str, groups: Sequence[tuple[float, float, float]], colour:
     Args:
         groups: confidence, accuracy and number of pairs.
     """
-    with _drawn(name, TALL, top=24) as (axes, drawing):
+    with _drawn(name, TALL, top=24) as (axes, buffer):
         confidence, accuracy, pairs = zip(*groups, strict=True)
         axes.plot((0.5, 1), (0.5, 1), color=_SENTINELS["muted"], linewidth=1, dashes=(4, 3))
         axes.plot(confidence, accuracy, color=_SENTINELS[colour], linewidth=1.2, alpha=0.5)
@@ -156,7 +156,7 @@ def reliability(name: str, groups: Sequence[tuple[float, float, float]], colour:
         _value_axis(axes, percent=True)
         axes.xaxis.set_major_formatter(_percent())
         _label(axes, "how sure it was", "how often it was right")
-    return _svg(drawing, TALL)
+    return _svg(buffer, TALL)
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
@@ -172,8 +172,7 @@ def running_mean(values: Sequence[float]) -> list[float]:
     half = np.minimum(max(1, len(array) // 24), index // 3)
     first, last = index - half, np.minimum(index + half + 1, len(array))
     means = (sums[last] - sums[first]) / np.maximum(counts[last] - counts[first], 1)
-    smooth: list[float] = np.where(known, means, math.nan).tolist()
-    return smooth
+    return list(map(float, np.where(known, means, math.nan)))
 
 
 def is_noisy(values: Sequence[float]) -> bool:
@@ -245,24 +244,24 @@ def _percent() -> Any:
 
 @contextmanager
 def _drawn(name: str, size: Size, *, right: int = 10, top: int = 10) -> Iterator[tuple[Any, io.StringIO]]:
-    """Fresh axes to draw into, and where the drawing lies afterwards."""
+    """Fresh axes to draw into, and where the buffer lies afterwards."""
     import matplotlib
     from matplotlib.figure import Figure
 
     (width, height), left, bottom = size, 44, 40
-    drawing = io.StringIO()
+    buffer = io.StringIO()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # the user's own settings must not change the page
         matplotlib.rcParams.update(_STYLE | {"svg.hashsalt": name} | ({"font.size": 13} if size is WIDE else {}))
         figure = Figure(figsize=(width / 72, height / 72), facecolor="none")
         place = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
-        yield figure.add_axes(place, facecolor="none"), drawing
-        figure.savefig(drawing, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        yield figure.add_axes(place, facecolor="none"), buffer
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
 
 
-def _svg(drawing: io.StringIO, size: Size) -> Markup:
+def _svg(buffer: io.StringIO, size: Size) -> Markup:
     """The bare element: CSS variables for colours, the page's font, no ids but those that are referred to."""
-    text = drawing.getvalue()
+    text = buffer.getvalue()
     body = text[text.index(">", text.index("<svg")) + 1 :]
     body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)  # a style would hold for the whole page
     body = re.sub(r'<g id="[^"]*"', "<g", body)

@@ -130,24 +130,24 @@ def _headline(run: RecordedRun) -> dict[str, Any]:
     summary = run.manifest.summary
     first, last, reward = summary.reward_mean_first, summary.reward_mean_last, summary.reward_gain_ci95
     found: list[dict[str, Any]] = [
-        {"what": what, "before": before, "after": after, "ends": (0.0, interval[0], gain, interval[1])}
-        for what, before, after, gain, interval in (
-            ("gain in gold score", summary.gold_sft, summary.gold_rl, summary.gold_gain, summary.gold_gain_ci95),
-            ("gain in held-out reward", first, last, last - first, reward),
+        {"kind": kind, "before": before, "after": after, "ends": (0.0, interval[0], gain, interval[1])}
+        for kind, before, after, gain, interval in (
+            ("gold", summary.gold_sft, summary.gold_rl, summary.gold_gain, summary.gold_gain_ci95),
+            ("reward", first, last, last - first, reward),
         )
     ]
     for stage in reversed(run.stages):
         share = run.entry(stage).report.accuracy
         ends = (0.5, share.low, share.value, share.high)
-        found.append({"what": f"accuracy of the {stage.short}", "stage": stage, "ends": ends})
+        found.append({"kind": "accuracy", "stage": stage, "ends": ends})
     for each in found:
         zero, low, value, high = each["ends"]
         if math.isfinite(low + value + high):
-            worse = high < zero and each["what"].startswith("gain")
+            worse = high < zero and each["kind"] != "accuracy"
             return each | {"value": value, "tone": "good" if low > zero else "bad" if worse else "even"}
     first, last = summary.sft_loss_first, summary.sft_loss_last
     fell = {"before": first, "after": last, "value": last - first, "tone": "good" if last < first else "bad"}
-    return fell | {"what": "change of the held-out loss", "ends": ()} if math.isfinite(first + last) else {}
+    return fell | {"kind": "loss", "ends": ()} if math.isfinite(first + last) else {}
 
 
 def _drawn(headlines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -155,7 +155,7 @@ def _drawn(headlines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     share, and which holds all with some room."""
     drawn = []
     for headline in headlines:
-        alike = [x for each in headlines if each and each["what"] == headline.get("what") for x in each["ends"]]
+        alike = [x for each in headlines if each and each["kind"] == headline.get("kind") for x in each["ends"]]
         left, right = min(alike, default=0.0), max(alike, default=0.0)
         room = 0.12 * (right - left) or 1.0
         scale = 100 / (right - left + 2 * room)

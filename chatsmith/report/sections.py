@@ -85,11 +85,9 @@ def data(run: RecordedRun) -> dict[str, Any]:
     made = [(name, count) for name, file in files.items() if (count := _lines(run, file))]
     entries = ((stage.heading, run.entry(stage)) for stage in TABLE)
     too_long = [(name, max(entry.dropped_too_long, entry.report.dropped_too_long)) for name, entry in entries]
+    reasons = [(source, Counter(one.reason for one in source.dropped)) for source in run.manifest.data]
     found = {
-        "sources": [
-            (source, Counter(one.reason for one in source.dropped).most_common(LISTED_DROPS))
-            for source in run.manifest.data
-        ],
+        "sources": [(source, counted.most_common(LISTED_DROPS)) for source, counted in reasons],
         "made": made if run.manifest.config.world else [],
         "too_long": [(name, count) for name, count in too_long if count],
     }

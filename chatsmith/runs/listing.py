@@ -104,7 +104,7 @@ def _table(runs: list[Entry]) -> tuple[list[str], list[list[str]]]:
             }
         )
         for column in (column for stage in TABLE for column in stage.columns):
-            value = summary.number(column.figure) - (summary.number(column.since) if column.since else 0.0)
+            value = getattr(summary, column.figure) - (getattr(summary, column.since) if column.since else 0.0)
             rows[-1][column.name] = column.written.format(value) if math.isfinite(value) else ""
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
     return columns, [[row[name] for name in columns] for row in rows]

@@ -81,11 +81,6 @@ class Summary(Part):
     gold_components: dict[Text, Pair] = {}
     gold_greedy: Pair = UNKNOWN
 
-    def number(self, name: str) -> float:
-        """A figure by its name, also one of a later version; NaN where it is none."""
-        value = getattr(self, name, None)
-        return float(value) if isinstance(value, float | int) else math.nan
-
 
 class Share(Part):
     """A share with its interval."""

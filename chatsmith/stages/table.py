@@ -95,7 +95,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Column:
-    """A key figure in the table of runs: a number of the run's summary, or what has been gained since another."""
+    """A key figure in the table of runs: a number of `manifest.Summary`, or what it has gained since another."""
 
     name: str
     figure: str
@@ -117,7 +117,6 @@ class Stage:
     files: Sequence[str]  # that it leaves, besides those of every stage
     curves: Mapping[str, str]  # metrics worth a curve on the screen, by their names there
     figures: Sequence[str]  # metrics of a line in a log
-    phase: str  # heading of its diagrams in a report
     takes: Role | None  # whose share of the data it learns from; None: none
     gives: Mapping[Role, str] = field(default_factory=dict)  # files of records that it leaves, and whose they are
     option: str = ""  # with which a later stage's command takes its model
@@ -152,7 +151,6 @@ SFT = Stage(
     files=(),
     curves={"sft/loss": "loss", "sft/held_out_loss": "held-out loss", "sft/lr": "learning rate"},
     figures=("sft/loss", "sft/held_out_loss"),
-    phase="Before PPO",
     takes="sft",
     option="--actor-model",
     voices={"sft": Voice("model", "SFT", "the SFT model")},
@@ -169,7 +167,6 @@ LABEL = Stage(
     files=("preferences.jsonl",),
     curves={},
     figures=(),
-    phase="Before PPO",
     takes=None,
     gives={"reward": "preferences.jsonl"},
     lacks=_unlabelled,
@@ -186,7 +183,6 @@ REWARD = Stage(
     files=(),
     curves={"reward/loss": "loss", "reward/accuracy": "accuracy", "reward/lr": "learning rate"},
     figures=("reward/loss", "reward/accuracy"),
-    phase="Before PPO",
     takes="reward",
     option="--reward",
     unneeded=_ready,
@@ -209,7 +205,6 @@ RL = Stage(
         "rl/answer_length": "length",
     },
     figures=("rl/reward_mean", "rl/kl", "rl/answer_length", "gold/total"),
-    phase="PPO",
     takes="rl",
     lacks=_unrewarded,
     code=_of_rl,

@@ -10,10 +10,11 @@ from chatsmith.config import Config
 from chatsmith.errors import RunError
 from chatsmith.report.page import write_report
 from chatsmith.runs.listing import find_runs
-from chatsmith.runs.manifest import VERSION, Manifest, read_manifest, write_manifest
+from chatsmith.runs.manifest import VERSION, Manifest, Summary, read_manifest, write_manifest
 from chatsmith.runs.run import check_directory, open_run
 from chatsmith.runs.runtime import StopSignals
 from chatsmith.screen.console import Screen
+from chatsmith.stages.table import BY_NAME, TABLE, VOICES
 
 WHOLE = {
     "version": VERSION,
@@ -105,3 +106,12 @@ def test_what_a_run_says_is_an_error_as_soon_as_it_is_of_another_kind(tmp_path):
     ):
         with pytest.raises(RunError, match=rf"not the manifest of a run \({next(iter(change))}"):
             read_manifest(written(tmp_path, WHOLE | change))
+
+
+def test_what_the_table_of_stages_names_is_there():
+    for stage in TABLE:
+        assert {voice.folder for voice in stage.voices.values()} <= set(stage.models)
+        for column in stage.columns:
+            assert {column.figure, *filter(None, [column.since])} <= set(Summary.model_fields)
+    assert [name for name, stage in BY_NAME.items() if stage.shows_answers] == ["rl"]
+    assert list(VOICES) == ["sft", "rl", "ema"]  # the names of answers in samples.jsonl, and of `chat --stage`

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from chatsmith.cli import main
 from chatsmith.config import Config
 from chatsmith.errors import RunError
 from chatsmith.report import figures
-from chatsmith.report.charts import gold_curve
+from chatsmith.report.charts import CHARTS, GOLD, gold_curve
 from chatsmith.report.page import write_comparison, write_report
 from chatsmith.report.reading import number, read_rows, read_run
 from chatsmith.report.settings import command
@@ -478,6 +479,12 @@ def test_without_a_gold_judge_the_reward_stands_beside_its_price_and_the_final_j
     page = Page(write_report(run))
     assert "Reward, and its price" in page.source and "gold" not in sections(page)
     assert "+1.000" in page.texts["headline"][0] and "better: 60% of prompts" in page.texts["headline"][0]
+
+
+def test_every_diagram_has_words_in_the_template():
+    words = (Path(figures.__file__).parent / "parts.html").read_text(encoding="utf-8")
+    for chart in (*CHARTS, GOLD):
+        assert f'  "{chart.title}": ["' in words
 
 
 def test_the_running_mean_is_the_mean_of_a_window_and_keeps_gaps():
