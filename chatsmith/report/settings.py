@@ -91,11 +91,12 @@ def repeated(config: Any, recipe: str) -> list[str]:
     stages = recorded.get("stages")
     if not isinstance(stages, list) or not stages:
         return []
-    base = _recipe(recipe)
-    named = [] if base is None or recipe == "defaults" else [f"./{recipe}" if recipe.startswith("-") else recipe]
-    if not named:  # `train` without recipe and model is the demo
-        base = _recipe("defaults" if recorded.get("actor_model") or len(stages) == 1 else "tiny-cpu")
-    assert base is not None, "what comes with the package is there"
+    start, named = recipe, [f"./{recipe}" if recipe.startswith("-") else recipe]
+    if recipe == "defaults" or _recipe(recipe) is None:  # `train` without recipe and model is the demo
+        start, named = "defaults" if recorded.get("actor_model") or len(stages) == 1 else "tiny-cpu", []
+    base, plain = _recipe(start, recorded.get("rl.algorithm")), _recipe(start)
+    assert base is not None and plain is not None, "what comes with the package is there"
+    base["rl.algorithm"] = plain["rl.algorithm"]  # naming another one changes what it says of other keys
     words = [*(["train"] if len(stages) > 1 else [str(stages[0])]), *named]
     for key, value in recorded.items():
         if key == "stages" or base.get(key, _ABSENT) == value or value == []:
@@ -132,12 +133,12 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else toml(value).strip('"')
 
 
-def _recipe(name: str) -> dict[str, Any] | None:
-    """What a run's recipe says as it is now; None if it is not there any more."""
-    if name == "defaults":
-        return _flat(Config().model_dump(mode="json"))
+def _recipe(name: str, algorithm: str | None = None) -> dict[str, Any] | None:
+    """What a run's recipe says as it is now, with an algorithm if one is named; None if it is not there any more."""
+    layers = [] if algorithm is None else [("", {"rl": {"algorithm": algorithm}})]
     try:
-        return _flat(resolve([(name, read_recipe(name))]).model_dump(mode="json"))
+        recipe = [] if name == "defaults" else [(name, read_recipe(name))]
+        return _flat(resolve([*recipe, *layers]).model_dump(mode="json"))
     except (ChatsmithError, OSError):
         return None
 
