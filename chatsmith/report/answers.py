@@ -1,4 +1,4 @@
-"""Answers as the page shows them: before and after PPO, the best and the worst, during training, of two runs."""
+"""Answers as the page shows them: before and after stage 3, the best and the worst, during training, of two runs."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,6 @@ OPEN_ANSWERS = 10
 EXTREMES = 5
 MOST_CHARACTERS = 4000  # of one text
 PAGE_CHARACTERS = 300_000  # of all prompts and answers in one list
-POLICIES = {"sft": "SFT", "rl": "PPO", "ema": "PPO, averaged"}
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,11 @@ class Answered:
 
 def before_and_after(run: RecordedRun) -> Answered | None:
     """The held-out prompts with the answers of every policy of the run."""
-    return _within_page([_asked(row) for row in run.samples if isinstance(row.get("prompt"), str)])
+    return _within_page([_asked(run, row) for row in run.samples if isinstance(row.get("prompt"), str)])
 
 
 def extremes(run: RecordedRun) -> dict[str, list[Asked]]:
-    """PPO's answers with the highest and the lowest rewards, none in both."""
+    """The actor's answers with the highest and the lowest rewards, none in both."""
     rows = sorted(
         (row for row in run.samples if math.isfinite(number(row.get("rl_reward")))),
         key=lambda row: -number(row["rl_reward"]),
@@ -64,13 +63,13 @@ def extremes(run: RecordedRun) -> dict[str, list[Asked]]:
         return {}
     worst = reversed(rows[-count:])
     return {
-        f"The {count} with the highest reward": [_asked(row, ("rl",)) for row in rows[:count]],
-        f"The {count} with the lowest": [_asked(row, ("rl",)) for row in worst],
+        f"The {count} with the highest reward": [_asked(run, row, ("rl",)) for row in rows[:count]],
+        f"The {count} with the lowest": [_asked(run, row, ("rl",)) for row in worst],
     }
 
 
 def same_prompts(one: RecordedRun, two: RecordedRun) -> Answered | None:
-    """Prompts that both runs were asked, with PPO's answers of both."""
+    """Prompts that both runs were asked, with the answers of both actors."""
     there: dict[str, list[Row]] = {}
     for row in two.samples:
         there.setdefault(str(row.get("prompt")), []).append(row)
@@ -103,8 +102,9 @@ def _end(row: Row) -> str:
     return {"stop": "ended by itself", "length": "cut off"}.get(str(row.get("end")), "answer")
 
 
-def _asked(row: Row, policies: Iterable[str] = tuple(POLICIES)) -> Asked:
-    answers = tuple(_answer(row, key, POLICIES[key], key) for key in policies if isinstance(row.get(key), str))
+def _asked(run: RecordedRun, row: Row, policies: Iterable[str] = ("sft", "rl", "ema")) -> Asked:
+    names = {"sft": "SFT", "rl": run.algorithm, "ema": f"{run.algorithm}, averaged"}
+    answers = tuple(_answer(row, key, names[key], key) for key in policies if isinstance(row.get(key), str))
     return Asked(short(row.get("prompt", "")), answers)
 
 

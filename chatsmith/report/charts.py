@@ -9,8 +9,8 @@ from markupsafe import Markup
 from chatsmith.evaluate import CLEAR_CHANGE, turning_point
 from chatsmith.report import figures
 from chatsmith.report.figures import Line
-from chatsmith.report.reading import RecordedRun, number, numbers
-from chatsmith.stages.table import BY_NAME, TABLE
+from chatsmith.report.reading import RecordedRun, algorithms, number, numbers
+from chatsmith.stages.table import TABLE
 
 RUN_COLOURS = ("one", "two")  # of runs beside each other, and of two metrics of one run
 
@@ -60,9 +60,9 @@ CHARTS = (
     Chart(
         "rl",
         "Reward",
-        "What PPO maximises, without the price of KL, on the prompts it trains on: the figures of the verdict are of "
-        "held-out ones. Where a reward model gives it, 0 is the mean of its scores over the SFT model's answers, and 1 "
-        "their standard deviation.",
+        "What training maximises, without the price of KL, on the prompts it trains on: the figures of the verdict are "
+        "of held-out ones. Where a reward model gives it, 0 is the mean of its scores over the SFT model's answers, "
+        "and 1 their standard deviation.",
         (("rl/reward_mean", "reward"),),
     ),
     Chart(
@@ -154,13 +154,14 @@ def draw(chart: Chart, runs: Sequence[RecordedRun]) -> Drawn | None:
 
 
 def curves(runs: Sequence[RecordedRun], *, with_gold: bool) -> dict[str, list[Drawn]]:
-    """The diagrams of the stages before PPO, and of PPO; a group without any is left out."""
+    """The diagrams of the stages before stage 3, and of it; a group without any is left out."""
     charts = (*((GOLD,) if with_gold else ()), *CHARTS, *_rewards(runs))
-    drawn: dict[str, list[Drawn]] = {stage.phase: [] for stage in TABLE}
+    phases = {stage.name: stage.phase.replace("PPO", algorithms(runs)) for stage in TABLE}
+    drawn: dict[str, list[Drawn]] = {phase: [] for phase in phases.values()}
     for chart in charts:
         figure = draw(chart, runs)
         if figure is not None:
-            drawn[BY_NAME[chart.stage].phase].append(figure)
+            drawn[phases[chart.stage]].append(figure)
     return {group: figures for group, figures in drawn.items() if figures}
 
 
@@ -191,7 +192,7 @@ class SecondAct:
 
 
 def second_act(run: RecordedRun) -> SecondAct | None:
-    """Reward with the gold score where there is a judge, else with the KL; None without PPO."""
+    """Reward with the gold score where there is a judge, else with the KL; None without stage 3."""
     steps, rewards = run.column("rl", "rl/reward_mean")
     if sum(map(math.isfinite, rewards)) < 2:
         return None
@@ -240,7 +241,7 @@ def _judge_says(
         step, best, _ = turn
         return step, intro + (
             f"Over-optimised: the gold score was best after {step:.0f} steps ({best:.3f}) and fell to {last:.3f}, "
-            "while the reward went on rising. What PPO maximised there is a flaw of the reward."
+            "while the reward went on rising. What was maximised there is a flaw of the reward."
         )
     if last - first > CLEAR_CHANGE:
         return None, intro + f"It agrees with the reward: the gold score went from {first:.3f} to {last:.3f}."

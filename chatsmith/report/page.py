@@ -17,8 +17,8 @@ from chatsmith.errors import RunError
 from chatsmith.files.checkpoint import save_text
 from chatsmith.report import answers, charts, sections
 from chatsmith.report.data import checked
-from chatsmith.report.reading import RecordedRun, harmless, number, numbers, read_run
-from chatsmith.report.sections import STAGE_NAMES
+from chatsmith.report.reading import RecordedRun, algorithms, harmless, number, numbers, read_run
+from chatsmith.report.sections import stage_names
 from chatsmith.report.settings import code, command, differences, settings
 from chatsmith.report.tokens import token_by_token
 from chatsmith.screen.text import duration
@@ -88,6 +88,7 @@ def _page(run: RecordedRun) -> dict[str, Any]:
         "checked": checked(run),
         "settings": settings(run),
         "run": run,
+        "algorithm": run.algorithm,
         "facts": _facts(run),
         "headline": _drawn([_headline(run)])[0],
         "cards": [card for stage in run.stages() if (card := _card(run, stage))],
@@ -100,10 +101,12 @@ def _page(run: RecordedRun) -> dict[str, Any]:
 
 def _comparison(one: RecordedRun, two: RecordedRun) -> dict[str, Any]:
     runs = [one, two]
-    verdicts = [(stage, [_card(run, stage) for run in runs]) for stage in STAGE_NAMES]
+    names = stage_names(runs)
+    verdicts = [(stage, [_card(run, stage) for run in runs]) for stage in names]
     return {
         "runs": list(zip(runs, charts.RUN_COLOURS, _drawn([_headline(run) for run in runs]), strict=True)),
-        "verdicts": [(STAGE_NAMES[stage], cards) for stage, cards in verdicts if any(cards)],
+        "verdicts": [(names[stage], cards) for stage, cards in verdicts if any(cards)],
+        "algorithm": algorithms(runs),
         "differences": differences(one, two),
         "curves": charts.curves(runs, with_gold=True),
         "frontier": charts.frontier(runs),
@@ -138,7 +141,7 @@ def _card(run: RecordedRun, stage: str) -> Card | None:
     entry = run.get("stages", stage)
     if isinstance(entry, dict):
         return Card(
-            STAGE_NAMES[stage],
+            stage_names([run])[stage],
             str(entry.get("status", "finished")),
             str(entry.get("verdict") or ""),
             _texts(entry.get("warnings")),
@@ -151,7 +154,8 @@ def _card(run: RecordedRun, stage: str) -> Card | None:
     planned = run.number("config", "rl", "steps") if stage == "rl" else math.nan
     of = f" of {planned:.0f}" if math.isfinite(planned) else ""
     status = "running" if run.status == "running" else "unfinished"
-    return Card(STAGE_NAMES[stage], status, f"{len(rows)}{of} steps so far, no verdict", run.warnings[stage], math.nan)
+    text = f"{len(rows)}{of} steps so far, no verdict"
+    return Card(stage_names([run])[stage], status, text, run.warnings[stage], math.nan)
 
 
 def _texts(value: Any) -> list[str]:
@@ -181,15 +185,15 @@ def _headline(run: RecordedRun) -> Headline | None:
     judge = run.get("stages", "rl", "final_judge")
     judge = str(judge) if judge else ""
     if math.isfinite(gain) and len(interval) == 2:
-        text = f"Mean gold score on held-out tasks: {before:.3f} with the SFT model, {after:.3f} after PPO."
+        text = f"Mean gold score on held-out tasks: {before:.3f} with the SFT model, {after:.3f} after {run.algorithm}."
         return _gain(gain, interval, "gain in gold score", text, judge)
     before, after = run.number("summary", "reward_mean_first"), run.number("summary", "reward_mean_last")
     interval = numbers(run.get("summary", "reward_gain_ci95"))
     if math.isfinite(after - before) and len(interval) == 2:
         unit = _reward_unit(run)
         text = (
-            f"Mean reward on held-out prompts: {_signed(before)} with the SFT model, {_signed(after)} after PPO"
-            f"{f', {unit}' if unit else ''}."
+            f"Mean reward on held-out prompts: {_signed(before)} with the SFT model, {_signed(after)} after "
+            f"{run.algorithm}{f', {unit}' if unit else ''}."
         )
         return _gain(after - before, interval, "gain in held-out reward", text, judge)
     accuracy = run.get("stages", "reward", "report", "accuracy")

@@ -14,6 +14,7 @@ from chatsmith.files.received import LONGEST_LINES, parse_json, read_bytes
 from chatsmith.runs.listing import find_runs
 from chatsmith.runs.manifest import is_run, load_manifest
 from chatsmith.screen.text import quoted
+from chatsmith.stages.table import named
 
 Row = dict[str, Any]
 
@@ -31,8 +32,13 @@ class RecordedRun:
     manifest: Mapping[str, Any]
     metrics: Mapping[str, list[Row]]  # per stage
     warnings: Mapping[str, list[str]]  # per stage, of what was logged while it ran
-    samples: list[Row]  # held-out prompts, answered before and after PPO
-    answers: list[Row]  # given during PPO
+    samples: list[Row]  # held-out prompts, answered before and after stage 3
+    answers: list[Row]  # given during stage 3
+
+    @property
+    def algorithm(self) -> str:
+        """Name for people of what stage 3 does; older runs say none, for they knew one."""
+        return named("PPO", self.get("config", "rl", "algorithm") or "ppo")
 
     def get(self, *keys: str) -> Any:
         """The manifest's value at a path of keys, or None."""
@@ -51,6 +57,11 @@ class RecordedRun:
         """The stages that the run has, finished or not."""
         asked = self.get("config", "stages")
         return [stage for stage in STAGES if not isinstance(asked, list) or stage in asked]
+
+
+def algorithms(runs: Sequence[RecordedRun]) -> str:
+    """The names of what these runs' third stages do, each once."""
+    return " and ".join(dict.fromkeys(run.algorithm for run in runs))
 
 
 def read_run(directory: Path) -> RecordedRun:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatsmith.report import charts
-from chatsmith.report.reading import RecordedRun, Row, count_lines, number, numbers
+from chatsmith.report.reading import RecordedRun, Row, algorithms, count_lines, number, numbers
 from chatsmith.stages.table import TABLE
 
-STAGE_NAMES: dict[str, str] = {stage.name: stage.heading for stage in TABLE}
 COMPONENTS = {
     "right": "right",
     "polite": "polite",
@@ -20,6 +19,11 @@ COMPONENTS = {
 }
 PHASES = {"rollout": "generating", "score": "scoring", "estimate": "advantages", "update": "updating", "other": "other"}
 LISTED_DROPS = 20
+
+
+def stage_names(runs: Sequence[RecordedRun]) -> dict[str, str]:
+    """What is above a stage's part of the page."""
+    return {stage.name: stage.heading.replace("PPO", algorithms(runs)) for stage in TABLE}
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def reward(run: RecordedRun) -> dict[str, Any]:
 
 
 def gold(run: RecordedRun) -> list[tuple[str, float, float]]:
-    """Name, SFT and PPO of each part of the gold score, the whole last."""
+    """Name, before and after of each part of the gold score, the whole last."""
     summary = run.get("summary")
     components = summary.get("gold_components") if isinstance(summary, dict) else None
     rows = [
@@ -95,8 +99,8 @@ def gold(run: RecordedRun) -> list[tuple[str, float, float]]:
 
 
 def time(run: RecordedRun) -> dict[str, Any]:
-    """Seconds per stage, and where PPO's went; empty if nothing is known."""
-    stages = [(STAGE_NAMES[stage], run.number("stages", stage, "seconds")) for stage in STAGE_NAMES]
+    """Seconds per stage, and where those of stage 3 went; empty if nothing is known."""
+    stages = [(name, run.number("stages", stage, "seconds")) for stage, name in stage_names([run]).items()]
     known = [(name, seconds) for name, seconds in stages if seconds > 0]
     total = run.number("summary", "seconds")
     rest = total - sum(seconds for _, seconds in known)
@@ -107,7 +111,7 @@ def time(run: RecordedRun) -> dict[str, Any]:
     speeds = [
         ("generating", _mean(rows, "rollout/tokens_per_s"), "{:,.0f} tokens/s"),
         ("updating", _mean(rows, "update/tokens_per_s"), "{:,.0f} tokens/s"),
-        ("whole PPO step", _mean(rows, "step/tokens_per_s"), "{:,.0f} tokens/s"),
+        (f"whole {run.algorithm} step", _mean(rows, "step/tokens_per_s"), "{:,.0f} tokens/s"),
         ("of the machine’s peak", _mean(rows, "step/mfu"), "{:.0%}"),
         ("memory at its peak", max(_values(rows, "memory/peak_gib"), default=math.nan), "{:.2f} GiB"),
     ]
@@ -147,13 +151,13 @@ def data(run: RecordedRun) -> dict[str, Any]:
         (name, count)
         for name, path in (
             ("demonstrations", "data/demonstrations.jsonl"),
-            ("prompts for PPO", "data/prompts.jsonl"),
+            (f"prompts for {run.algorithm}", "data/prompts.jsonl"),
             ("preferences", "reward/preferences.jsonl"),
         )
         if (count := count_lines(run.directory / path))
     ]
     too_long = {
-        STAGE_NAMES[stage]: max(
+        name: max(
             (
                 number(value)
                 for value in (
@@ -164,7 +168,7 @@ def data(run: RecordedRun) -> dict[str, Any]:
             ),
             default=0,
         )
-        for stage in STAGE_NAMES
+        for stage, name in stage_names([run]).items()
     }
     found = {
         "sources": [_source(entry) for entry in entries if isinstance(entry, dict)]

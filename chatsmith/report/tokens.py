@@ -1,4 +1,4 @@
-"""Answers token by token: what PPO changed, and what the critic expected."""
+"""Answers token by token: what stage 3 changed, and what the critic, if there was one, expected."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,10 @@ MOST_TOKENS = 400  # of one answer
 
 @dataclass(frozen=True)
 class Spoken:
-    """One token: its text in visible pieces, KL and value in words, and both in [-1, 1] of the page's scale."""
+    """One token: its text in visible pieces, KL and value in words, and both in [-1, 1] of the page's scale.
+
+    Without a critic the value is 0.
+    """
 
     pieces: tuple[tuple[str, str], ...]  # kind (text, space, break, mark) and text
     about: str
@@ -35,7 +38,7 @@ class SpokenAnswer:
 
 @dataclass(frozen=True)
 class SpokenAnswers:
-    """Answers on one scale: the numbers at which and beyond which the colours are full."""
+    """Answers on one scale: the numbers at which and beyond which colours are full; of values 0 without a critic."""
 
     answers: list[SpokenAnswer]
     full_kl: float
@@ -56,7 +59,8 @@ def token_by_token(run: RecordedRun) -> SpokenAnswers | None:
     unlike = {id(row): (why, row, tokens) for why, (row, tokens) in reversed(chosen.items())}
     shown = list(reversed(unlike.values()))
     every = [token for _, _, tokens in shown for token in tokens[:MOST_TOKENS]]
-    full_kl, full_value = _full([kl for _, kl, _ in every]), _full([value for _, _, value in every])
+    values = [value for _, _, value in every if value is not None]
+    full_kl, full_value = _full([kl for _, kl, _ in every]), _full(values) if values else 0.0
     answers = [
         SpokenAnswer(
             why,
@@ -64,9 +68,9 @@ def token_by_token(run: RecordedRun) -> SpokenAnswers | None:
             [
                 Spoken(
                     tuple(visible(text, empty="∎")),
-                    f"KL {_signed(kl)} nats, value {_signed(value)}",
+                    f"KL {_signed(kl)} nats" + ("" if value is None else f", value {_signed(value)}"),
                     _share(kl, full_kl),
-                    _share(value, full_value),
+                    0.0 if value is None else _share(value, full_value),
                 )
                 for text, kl, value in tokens[:MOST_TOKENS]
             ],
@@ -88,18 +92,21 @@ def _share(value: float, full: float) -> float:
     return round(max(-1.0, min(1.0, value / full)), 3)
 
 
-def _tokens(row: Row) -> list[tuple[str, float, float]]:
-    """Text, KL and value of each token; none if anything is not as it should be."""
+def _tokens(row: Row) -> list[tuple[str, float, float | None]]:
+    """Text, KL and value (None without a critic) of each token; none if anything is not as it should be."""
     listed = row.get("tokens")
-    tokens = []
+    tokens: list[tuple[str, float, float | None]] = []
     for token in listed if isinstance(listed, list) else []:
-        if not isinstance(token, list) or len(token) != 3 or not math.isfinite(number(token[1]) + number(token[2])):
+        if not isinstance(token, list) or len(token) != 3:
             return []
-        tokens.append((str(token[0]), number(token[1]), number(token[2])))
+        text, kl, value = str(token[0]), number(token[1]), None if token[2] is None else number(token[2])
+        if not math.isfinite(kl + (value or 0.0)):
+            return []
+        tokens.append((text, kl, value))
     return tokens
 
 
-def _kl(tokens: Sequence[tuple[str, float, float]]) -> float:
+def _kl(tokens: Sequence[tuple[str, float, float | None]]) -> float:
     return sum(kl for _, kl, _ in tokens)
 
 

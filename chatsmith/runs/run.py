@@ -38,7 +38,7 @@ from chatsmith.runs.runtime import StageRun, StopSignals, choose_device, choose_
 from chatsmith.runs.trackers import Tracker, feed, first_step, forget
 from chatsmith.screen.console import Screen
 from chatsmith.screen.text import one_line, quoted
-from chatsmith.stages.table import BY_NAME, TABLE
+from chatsmith.stages.table import BY_NAME, TABLE, named
 
 if TYPE_CHECKING:
     import torch
@@ -87,17 +87,23 @@ class Run:
         return stage in self.manifest["stages"]
 
     def stage(self, stage: StageName) -> StageRun:
-        title = f"Stage {STAGES.index(stage) + 1} of {len(STAGES)}: {BY_NAME[stage].title}"
+        what = named(BY_NAME[stage].title, self.config.rl.algorithm)
+        title = f"Stage {STAGES.index(stage) + 1} of {len(STAGES)}: {what}"
         show = partial(self.screen.stage, stage, title, road=self.road(stage))
         track = partial(feed, self.trackers, first_step(self.directory, stage)) if self.trackers else None
         save_every_s = self.config.engine.save_every_s
         return StageRun(self.directory / stage, save_every_s=save_every_s, stop=self.stop, show=show, track=track)
 
     def road(self, running: StageName) -> dict[str, str]:
-        """The stages of this run, each with its status."""
+        """The stages of this run by their names for people, each with its status."""
         entries = self.manifest["stages"]
         ahead: dict[str, str] = {stage: "running" if stage == running else "to come" for stage in self.config.stages}
-        return {stage: _shown(entries[stage]) if stage in entries else status for stage, status in ahead.items()}
+        return {
+            named(BY_NAME[stage].short, self.config.rl.algorithm): _shown(entries[stage])
+            if stage in entries
+            else status
+            for stage, status in ahead.items()
+        }
 
     def record(
         self,

@@ -16,6 +16,25 @@ if TYPE_CHECKING:
     from chatsmith.types import Record
 
 
+TITLES: Mapping[str, str] = {
+    "ppo": "PPO",
+    "rloo": "RLOO",
+    "reinforce++": "REINFORCE++",
+    "reinforce++-baseline": "REINFORCE++-baseline",
+    "grpo": "GRPO",
+    "dr-grpo": "Dr. GRPO",
+    "dapo": "DAPO",
+    "gspo": "GSPO",
+    "cispo": "CISPO",
+}
+"""Names for people of the algorithms of stage 3."""
+
+
+def named(text: str, algorithm: Any) -> str:
+    """What is said of PPO, where stage 3 has another algorithm; one that is not known is called RL."""
+    return text.replace("PPO", TITLES.get(str(algorithm), "RL"))
+
+
 class Work(Protocol):
     """What a stage's module holds."""
 
@@ -94,7 +113,7 @@ TABLE = (
         title="PPO, learning to answer as people prefer",
         records="prompts",
         enters=("rl",),
-        models={"actor": ("rlhf", "ppo"), "critic": (), "ema": ("rlhf", "ppo")},
+        models={"actor": ("rlhf",), "critic": (), "ema": ("rlhf",)},
         files=("samples.jsonl",),
         curves={
             "gold/total": "gold score",
