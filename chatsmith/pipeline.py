@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from chatsmith.config import STAGES, Config, StageName
 from chatsmith.data.licences import non_commercial
@@ -28,7 +27,7 @@ from chatsmith.models.load import (
 from chatsmith.promise import Promise, promise
 from chatsmith.report.page import write_report
 from chatsmith.report.settings import repeated
-from chatsmith.runs.manifest import check_run, is_run
+from chatsmith.runs.manifest import DataEntry, Dropped, check_run, is_run
 from chatsmith.runs.run import Run, lock, open_run
 from chatsmith.runs.runtime import Interrupted, StopSignals, choose_device
 from chatsmith.runs.trackers import open_trackers
@@ -90,7 +89,7 @@ def train(
             with open_trackers(config, directory, partial(screen.line, style="yellow")) as run.trackers:
                 _run_stages(run, sources, [stage for stage in config.stages if stage in only])
         except BaseException as error:
-            run.manifest["status"] = "interrupted" if isinstance(error, Interrupted) else "failed"
+            run.manifest.status = "interrupted" if isinstance(error, Interrupted) else "failed"
             with suppress(RunError):  # of both errors the first is the one to tell
                 run.save()
             if isinstance(error, GateFailed | TrainingStopped):
@@ -156,7 +155,7 @@ def _run_stages(run: Run, sources: Sequence[Source], now: Sequence[StageName]) -
         if missing:
             raise ConfigError(f"--only {stage}: {missing[0]} comes before it in this run and is not finished.")
         if run.finished(stage):
-            run.screen.line(f"{stage}: finished before, {run.manifest['stages'][stage]['status']}")
+            run.screen.line(f"{stage}: finished before, {run.manifest.stages[stage].status}")
         elif stage not in stages_to_train(config):
             run.skip(stage, f"ready rewards are used: {', '.join(reward_targets(config))}")
         else:
@@ -176,34 +175,34 @@ def _report_sources(run: Run, sources: Sequence[Source]) -> None:
     used: list[Stage] = [*stages_to_train(run.config), "ptx"]
     if run.config.rl.ptx_coef > 0:  # without text of their own, the demonstrations are mixed in
         used.append("sft")
-    entries: list[dict[str, Any]] = [
-        {
-            "spec": spec if isinstance(spec, str) else spec.source,
-            "records": len(source.records),
-            "unused": unused(source, used, run.config.data.on_error),
-            "dropped": [asdict(dropped) for dropped in source.dropped[:LISTED_DROPS]],
-            "dropped_count": len(source.dropped),
-            "licence": source.licence,
-            "sha256": source.sha256,
-        }
+    entries = [
+        DataEntry(
+            spec=spec if isinstance(spec, str) else spec.source,
+            records=len(source.records),
+            unused=unused(source, used, run.config.data.on_error),
+            dropped=[Dropped(**asdict(dropped)) for dropped in source.dropped[:LISTED_DROPS]],
+            dropped_count=len(source.dropped),
+            licence=source.licence,
+            sha256=source.sha256,
+        )
         for spec, source in zip(run.config.data.sources, sources, strict=True)
     ]
-    nothing: dict[str, Any] = {"spec": "its data", "sha256": None}
-    for before, now in itertools.zip_longest(run.manifest.get("data", entries), entries, fillvalue=nothing):
-        if before["sha256"] != now["sha256"]:
+    nothing = DataEntry(spec="its data")
+    for before, now in itertools.zip_longest(run.manifest.data or entries, entries, fillvalue=nothing):
+        if before.sha256 != now.sha256:
             raise RunError(
-                f"{run.directory}: {now['spec']} is not what it was when this run began, so its stages would not fit "
+                f"{run.directory}: {now.spec} is not what it was when this run began, so its stages would not fit "
                 "together. Choose another --run-dir, or put the old data back."
             )
-    run.manifest["data"] = entries
+    run.manifest.data = entries
     if any(source.dropped for source in sources):
         records = itertools.chain.from_iterable(source.dropped for source in sources)
         save_jsonl(run.directory / DROPPED, map(asdict, records))
     for entry in entries:
-        unused_ones = f", {entry['unused']} of them of use to no stage of this run" if entry["unused"] else ""
-        dropped = f", {entry['dropped_count']} left out (listed in {DROPPED})" if entry["dropped"] else ""
-        licence = f"; not for commercial use: {entry['licence']}" if non_commercial(entry["licence"]) else ""
-        run.screen.line(f"{entry['spec']}: {entry['records']} records{unused_ones}{dropped}{licence}")
+        unused_ones = f", {entry.unused} of them of use to no stage of this run" if entry.unused else ""
+        dropped = f", {entry.dropped_count} left out (listed in {DROPPED})" if entry.dropped else ""
+        licence = f"; not for commercial use: {entry.licence}" if non_commercial(entry.licence) else ""
+        run.screen.line(f"{entry.spec}: {entry.records} records{unused_ones}{dropped}{licence}")
 
 
 def _look_at_data(run: Run, sources: Sequence[Source]) -> None:
@@ -222,29 +221,29 @@ def _look_at_data(run: Run, sources: Sequence[Source]) -> None:
 
 def _gate(run: Run, stage: StageName) -> None:
     """Go on, or stop at a failed stage and say how to go on."""
-    entry = run.manifest["stages"][stage]
-    if entry["status"] == "failed" and run.force:
-        entry["status"] = "forced"
-    if entry["status"] == "failed":
+    entry = run.manifest.stages[stage]
+    if entry.status == "failed" and run.force:
+        entry.status = "forced"
+    if entry.status == "failed":
         raise GateFailed(
-            f"{stage} failed: {entry['verdict']} Change a setting and type the same command with --from {stage}, "
+            f"{stage} failed: {entry.verdict} Change a setting and type the same command with --from {stage}, "
             "or go on regardless with --force."
         )
 
 
 def _finish(run: Run) -> None:
     """The run's status, and where everything is."""
-    entries = run.manifest["stages"]
-    forced = any(entry["status"] == "forced" for entry in entries.values())
+    manifest = run.manifest
+    forced = any(entry.status == "forced" for entry in manifest.stages.values())
     complete = all(run.finished(stage) for stage in run.config.stages)
-    run.manifest["status"] = "forced" if forced else "finished" if complete else "partial"
+    manifest.status = "forced" if forced else "finished" if complete else "partial"
     run.save()
-    seconds = run.manifest["summary"]["seconds"]
     run.screen.line("")
-    run.screen.line(f"{run.manifest['status']} after {seconds:.0f} s; everything is in {quoted(run.directory)}", "bold")
-    for source in run.manifest.get("data", []):
-        if non_commercial(source["licence"]):
-            run.screen.line(f"not for commercial use: {source['spec']} ({source['licence']})", "yellow")
+    seconds = manifest.summary.seconds
+    run.screen.line(f"{manifest.status} after {seconds:.0f} s; everything is in {quoted(run.directory)}", "bold")
+    for source in manifest.data:
+        if non_commercial(source.licence):
+            run.screen.line(f"not for commercial use: {source.spec} ({source.licence})", "yellow")
 
 
 def _draw(run: Run) -> None:
@@ -263,7 +262,7 @@ def _next_commands(run: Run) -> list[tuple[str, str]]:
     typed = sys.argv[0]  # to be typed again, where `chatsmith` alone would not be found
     program = typed if Path(typed).name == "chatsmith" and not shutil.which("chatsmith") else "chatsmith"
     directory = run.directory
-    if run.manifest["status"] == "partial":
+    if run.manifest.status == "partial":
         return [("The other stages", "the same command without --only")]
     if not run.finished("rl"):
         following = "rl" if run.finished("reward") else "reward"
@@ -277,10 +276,10 @@ def _next_commands(run: Run) -> list[tuple[str, str]]:
     ]
     if run.config.world is not None and run.config.rl.kl_coef > 0:
         copy = run.directory.with_name(f"{run.directory.name}-no-kl")
-        steps = 2 * run.manifest["stages"]["rl"].get("report", {}).get("steps", 1)
+        steps = 2 * (run.manifest.stages["rl"].report.steps or 1)
         loose = run.config.rl.model_copy(update={"kl_coef": 0, "schedule": "constant", "steps": steps})
         config = run.config.model_copy(update={"rl": loose})
-        words = repeated(config.model_dump(mode="json"), run.manifest["recipe"])
+        words = repeated(config.model_dump(mode="json"), run.manifest.recipe)
         again = shell([program, *words, "--run-dir", copy, "--from", "rl", "--force"])
         commands.append(
             (

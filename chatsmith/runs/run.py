@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from chatsmith.card import card, stated_licence
 from chatsmith.config import STAGES, Config, StageName
 from chatsmith.errors import RunError
-from chatsmith.files.checkpoint import save_json
+from chatsmith.files.checkpoint import finite
 from chatsmith.files.writing import (
     check_replaceable,
     forget_unfinished,
@@ -33,7 +33,18 @@ from chatsmith.files.writing import (
     remove,
     remove_model,
 )
-from chatsmith.runs.manifest import MANIFEST, VERSION, check_run, is_run, lock_file, read_manifest
+from chatsmith.runs.manifest import (
+    VERSION,
+    Manifest,
+    RecordedConfig,
+    StageEntry,
+    Summary,
+    check_run,
+    is_run,
+    lock_file,
+    read_manifest,
+    write_manifest,
+)
 from chatsmith.runs.runtime import StageRun, StopSignals, choose_device, choose_dtype
 from chatsmith.runs.trackers import Tracker, feed, first_step, forget
 from chatsmith.screen.console import Screen
@@ -63,7 +74,7 @@ class Run:
     screen: Screen
     stop: StopSignals
     force: bool
-    manifest: dict[str, Any]
+    manifest: Manifest
     trackers: Sequence[Tracker] = ()
     gold: "GoldJudge | None" = None
     given: Sequence["Source"] = ()
@@ -84,7 +95,7 @@ class Run:
 
     def finished(self, stage: StageName) -> bool:
         """Whether the stage's result is saved, whatever its verdict."""
-        return stage in self.manifest["stages"]
+        return stage in self.manifest.stages
 
     def stage(self, stage: StageName) -> StageRun:
         what = named(BY_NAME[stage].title, self.config.rl.algorithm)
@@ -96,12 +107,10 @@ class Run:
 
     def road(self, running: StageName) -> dict[str, str]:
         """The stages of this run by their names for people, each with its status."""
-        entries = self.manifest["stages"]
-        ahead: dict[str, str] = {stage: "running" if stage == running else "to come" for stage in self.config.stages}
+        entries = self.manifest.stages
+        ahead = {stage: "running" if stage == running else "to come" for stage in self.config.stages}
         return {
-            named(BY_NAME[stage].short, self.config.rl.algorithm): _shown(entries[stage])
-            if stage in entries
-            else status
+            named(BY_NAME[stage].short, self.config.rl.algorithm): entries[stage].shown if stage in entries else status
             for stage, status in ahead.items()
         }
 
@@ -120,44 +129,46 @@ class Run:
             summary: the stage's figures for the manifest's `summary`.
         """
         verdict = replace(verdict, warnings=(*verdict.warnings, *stage_run.warnings()))
-        self.manifest["stages"][stage] = {
+        entry = {
             "status": "passed" if verdict.passed else "forced" if self.force else "failed",
             "verdict": verdict.text,
             "headline": verdict.headline,
             "details": verdict.details,
-            "warnings": list(verdict.warnings),
-            "unfit_for": list(verdict.unfit_for),
+            "warnings": verdict.warnings,
+            "unfit_for": verdict.unfit_for,
             "seconds": round(stage_run.seconds, 1),
             "model_dir": model_dir,
             "summary": summary,
             **facts,
         }
+        self.manifest.stages[stage] = StageEntry.model_validate(finite(entry))
         self.save()
         stage_run.discard_checkpoint()
         self.screen.verdict(stage, verdict, forced=self.force)
 
     def skip(self, stage: StageName, reason: str) -> None:
         """Note that a stage is not needed."""
-        self.manifest["stages"][stage] = {
-            "status": "skipped",
-            "verdict": reason,
-            "headline": reason,
-            "details": "",
-            "warnings": [],
-            "unfit_for": [],
-            "seconds": 0.0,
-            "model_dir": None,
-            "summary": {},
-        }
+        self.manifest.stages[stage] = StageEntry(
+            status="skipped",
+            verdict=reason,
+            headline=reason,
+            details="",
+            warnings=[],
+            unfit_for=[],
+            seconds=0.0,
+            model_dir=None,
+            summary=Summary(),
+        )
         self.save()
 
     def save(self) -> None:
         """Write the manifest; its summary is what the finished stages say."""
-        seconds = self.manifest["seconds_before"] + time.monotonic() - self._started
-        self.manifest["summary"] = {"seconds": round(seconds, 1)}
-        for entry in self.manifest["stages"].values():
-            self.manifest["summary"] |= entry["summary"]
-        save_json(self.directory / MANIFEST, self.manifest)
+        seconds = self.manifest.seconds_before + time.monotonic() - self._started
+        figures: dict[str, Any] = {"seconds": round(seconds, 1)}
+        for entry in self.manifest.stages.values():
+            figures |= entry.summary.model_dump(exclude_unset=True)
+        self.manifest.summary = Summary.model_validate(figures)
+        write_manifest(self.directory, self.manifest)
 
 
 def open_run(
@@ -179,34 +190,30 @@ def open_run(
     """
     import torch
 
-    manifest = check_directory(config, directory, restart_from)
-    if manifest is not None:
-        restarted = STAGES[STAGES.index(restart_from) :] if restart_from is not None else ()
-        for stage in restarted:
-            manifest["stages"].pop(stage, None)
-        if restart_from == "sft":
-            manifest.pop("data", None)  # every stage reads it anew
-        skipped = [stage for stage, entry in manifest["stages"].items() if entry["status"] == "skipped"]
-        for stage in skipped:  # whether it is needed follows from the settings of this command
-            del manifest["stages"][stage]
-    else:
-        manifest, restarted = {"version": VERSION, "stages": {}, "summary": {"seconds": 0.0}}, ()
-    manifest |= {
-        "status": "running",
-        "recipe": recipe,
-        "config": config.model_dump(mode="json"),
-        "versions": {name: version(name) for name in ("chatsmith", "torch", "transformers")}
-        | {"python": platform.python_version()},
-        "commit": commit(),
-        "threads": torch.get_num_threads(),
-        "seconds_before": manifest["summary"].get("seconds", 0.0),
-    }
+    before = check_directory(config, directory, restart_from)
+    restarted = STAGES[STAGES.index(restart_from) :] if before is not None and restart_from is not None else ()
+    manifest = before or Manifest(stages={})
+    for stage, entry in list(manifest.stages.items()):
+        # whether a stage that was skipped is needed follows from the settings of this command
+        if stage in restarted or entry.status == "skipped":
+            del manifest.stages[stage]
+    if manifest.data and STAGES[0] in restarted:
+        manifest.data = []  # every stage reads it anew
+    manifest.version = VERSION
+    manifest.status = "running"
+    manifest.recipe = recipe
+    manifest.config = RecordedConfig.model_validate(config.model_dump(mode="json"))
+    manifest.versions = {name: version(name) for name in ("chatsmith", "torch", "transformers")}
+    manifest.versions["python"] = platform.python_version()
+    manifest.commit = commit()
+    manifest.threads = torch.get_num_threads()
+    manifest.seconds_before = manifest.summary.seconds
     run = Run(config, directory, screen, stop, force, manifest)
     forget_unfinished(directory)
     run.save()
     if restarted:
         forget(directory)
-    if restart_from == "sft":
+    if STAGES[0] in restarted:
         remove(directory / "data.json")
     for stage in restarted:  # only now: a stage that the manifest calls finished must have its model
         _forget(directory, stage)
@@ -223,7 +230,7 @@ def _forget(directory: Path, stage: StageName) -> None:
         remove_model(directory / stage / name)
 
 
-def check_directory(config: Config, directory: Path, restart_from: StageName | None) -> dict[str, Any] | None:
+def check_directory(config: Config, directory: Path, restart_from: StageName | None) -> Manifest | None:
     """The manifest of the run in `directory` that this command may continue; None if there is no run yet.
 
     Raises:
@@ -232,11 +239,7 @@ def check_directory(config: Config, directory: Path, restart_from: StageName | N
     """
     if is_run(directory):
         manifest = read_manifest(directory)
-        if manifest.get("version") != VERSION:
-            raise RunError(
-                f"{quoted(directory / MANIFEST)}: written by another version of chatsmith. Choose another --run-dir."
-            )
-        _check_same(manifest["config"], config, directory, restart_from)
+        _check_same(manifest.config.whole(), config, directory, restart_from)
         for stage in STAGES[STAGES.index(restart_from) :] if restart_from else ():
             for name in BY_NAME[stage].models:
                 check_replaceable(directory / stage / name)
@@ -282,7 +285,7 @@ def commit() -> str | None:
 
 def model_card(run: Run, *, what: str, base: str, tags: Sequence[str]) -> str:
     """README.md of a model that a run saves, with the verdicts of the stages before."""
-    versions = run.manifest["versions"]
+    manifest = run.manifest
     # of a stage after the first, whose base is a result of this run
     start = run.config.actor_model if base.startswith(f"{run.directory}/") and run.config.actor_model else base
     if run.config.world is not None:
@@ -291,33 +294,31 @@ def model_card(run: Run, *, what: str, base: str, tags: Sequence[str]) -> str:
         ]
     else:
         licences = [(f"base {start}", stated_licence(start))]
-        licences += [(f"data {source['spec']}", source["licence"]) for source in run.manifest.get("data", [])]
-    verdicts = [f"- {stage}: {entry['status']}, {entry['verdict']}" for stage, entry in run.manifest["stages"].items()]
+        licences += [(f"data {source.spec}", source.licence) for source in manifest.data]
+    verdicts = [f"- {stage}: {entry.status}, {entry.verdict}" for stage, entry in manifest.stages.items()]
     return card(
         what,
         tags=tags,
-        made=f"Trained by chatsmith {versions['chatsmith']} (commit {run.manifest['commit'] or 'unknown'}) with the "
-        f"recipe `{run.manifest['recipe']}`, seed {run.config.seed}"
-        + ("." if base == start else f", from {one_line(base)}."),
+        made=f"Trained by chatsmith {manifest.versions['chatsmith']} (commit {manifest.commit or 'unknown'}) with the "
+        f"recipe `{manifest.recipe}`, seed {run.config.seed}" + ("." if base == start else f", from {one_line(base)}."),
         base=start,
         licences=licences,
         more=["", "Verdicts of the stages before:", "", *(verdicts or ["- none"])],
     )
 
 
-def _shown(entry: dict[str, Any]) -> str:
-    """A finished stage's status in one word for people."""
-    warned = entry["status"] == "passed" and entry.get("unfit_for")
-    return "warned" if warned else str(entry["status"])
-
-
 def _check_same(old: dict[str, Any], config: Config, directory: Path, restart_from: StageName | None) -> None:
-    """Settings of stages that run again may change, and so may how to compute and to watch; nothing else."""
-    new = config.model_dump(mode="json")
+    """Settings of stages that run again may change, and so may how to compute and to watch; nothing else.
+
+    A key that the run does not know is of a later version, whose default does what was done without it.
+    """
+    new, defaults = config.model_dump(mode="json"), Config().model_dump(mode="json")
     anew = STAGES[STAGES.index(restart_from) :] if restart_from else ()
     differing = []
     for group, value in new.items():
-        before = old.get(group)
+        before = old.get(group, defaults[group])
+        if isinstance(before, dict) and isinstance(defaults[group], dict):
+            before = defaults[group] | before
         if group in ANYTIME or ENTERS_AT.get(group) in anew or before == value:
             continue
         both: tuple[Any, Any] = (value, before)

@@ -40,11 +40,11 @@ def load_policy(run: Run, location: str) -> Assistant:
 
 def say_way(run: Run, model: Any) -> None:
     """How a model is computed: into the manifest, and if it is not the usual way, once, on the screen."""
-    decided = run.manifest.setdefault("computation", {})
-    if decided.get(type(model).__name__) != asdict(way_of(model)):
-        decided[type(model).__name__] = asdict(way_of(model))
+    name, way = type(model).__name__, asdict(way_of(model))
+    if run.manifest.computation.get(name) != way:
+        run.manifest.computation = run.manifest.computation | {name: way}
         if words := described(model):
-            run.screen.line(f"{type(model).__name__}: {words}", "yellow")
+            run.screen.line(f"{name}: {words}", "yellow")
 
 
 def base_location(run: Run) -> str:

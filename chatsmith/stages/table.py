@@ -5,7 +5,7 @@ A new stage is a file beside these that holds what `Work` says, a group of setti
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chatsmith.config import StageName
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from chatsmith.types import Record
 
 
+SAMPLES = "samples.jsonl"
 TITLES: Mapping[str, str] = {
     "ppo": "PPO",
     "rloo": "RLOO",
@@ -56,6 +57,25 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True)
+class Voice:
+    """A model that can be asked: its folder in the stage's, and how people call it."""
+
+    folder: str
+    short: str
+    who: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """A key figure in the table of runs: a number of the run's summary, or what has been gained since another."""
+
+    name: str
+    figure: str
+    written: str  # as `str.format` takes it
+    since: str = ""
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stage."""
 
@@ -70,6 +90,13 @@ class Stage:
     curves: Mapping[str, str]  # metrics worth a curve on the screen, by their names there
     figures: Sequence[str]  # metrics of a line in a log
     phase: str  # heading of its diagrams in a report
+    voices: Mapping[str, Voice] = field(default_factory=dict)  # by the name to ask for them, the best one first
+    columns: Sequence[Column] = ()
+
+    @property
+    def shows_answers(self) -> bool:
+        """Whether it leaves answers of before and after, to held-out prompts."""
+        return SAMPLES in self.files
 
     @property
     def work(self) -> Work:
@@ -79,51 +106,62 @@ class Stage:
         return work
 
 
-TABLE = (
-    Stage(
-        "sft",
-        short="SFT",
-        heading="Supervised fine-tuning",
-        title="supervised fine-tuning, learning to answer from demonstrations",
-        records="records",
-        enters=("actor_model", "data", "sft"),
-        models={"model": ("sft",)},
-        files=(),
-        curves={"sft/loss": "loss", "sft/held_out_loss": "held-out loss", "sft/lr": "learning rate"},
-        figures=("sft/loss", "sft/held_out_loss"),
-        phase="Before PPO",
-    ),
-    Stage(
-        "reward",
-        short="reward model",
-        heading="Reward model",
-        title="reward model, learning what people prefer",
-        records="records",
-        enters=("reward_model", "reward"),
-        models={"model": ("reward-model",)},
-        files=("preferences.jsonl",),
-        curves={"reward/loss": "loss", "reward/accuracy": "accuracy", "reward/lr": "learning rate"},
-        figures=("reward/loss", "reward/accuracy"),
-        phase="Before PPO",
-    ),
-    Stage(
-        "rl",
-        short="PPO",
-        heading="PPO",
-        title="PPO, learning to answer as people prefer",
-        records="prompts",
-        enters=("rl",),
-        models={"actor": ("rlhf",), "critic": (), "ema": ("rlhf",)},
-        files=("samples.jsonl",),
-        curves={
-            "gold/total": "gold score",
-            "rl/reward_mean": "reward",
-            "rl/kl": "KL",
-            "rl/entropy": "entropy",
-            "rl/answer_length": "length",
-        },
-        figures=("rl/reward_mean", "rl/kl", "rl/answer_length", "gold/total"),
-        phase="PPO",
+SFT = Stage(
+    "sft",
+    short="SFT",
+    heading="Supervised fine-tuning",
+    title="supervised fine-tuning, learning to answer from demonstrations",
+    records="records",
+    enters=("actor_model", "data", "sft"),
+    models={"model": ("sft",)},
+    files=(),
+    curves={"sft/loss": "loss", "sft/held_out_loss": "held-out loss", "sft/lr": "learning rate"},
+    figures=("sft/loss", "sft/held_out_loss"),
+    phase="Before PPO",
+    voices={"sft": Voice("model", "SFT", "the SFT model")},
+    columns=(Column("SFT loss", "sft_loss_last", "{:.3f}"),),
+)
+REWARD = Stage(
+    "reward",
+    short="reward model",
+    heading="Reward model",
+    title="reward model, learning what people prefer",
+    records="records",
+    enters=("reward_model", "reward"),
+    models={"model": ("reward-model",)},
+    files=("preferences.jsonl",),
+    curves={"reward/loss": "loss", "reward/accuracy": "accuracy", "reward/lr": "learning rate"},
+    figures=("reward/loss", "reward/accuracy"),
+    phase="Before PPO",
+    columns=(Column("acc.", "reward_accuracy", "{:.0%}"),),
+)
+RL = Stage(
+    "rl",
+    short="PPO",
+    heading="PPO",
+    title="PPO, learning to answer as people prefer",
+    records="prompts",
+    enters=("rl",),
+    models={"actor": ("rlhf",), "critic": (), "ema": ("rlhf",)},
+    files=(SAMPLES,),
+    curves={
+        "gold/total": "gold score",
+        "rl/reward_mean": "reward",
+        "rl/kl": "KL",
+        "rl/entropy": "entropy",
+        "rl/answer_length": "length",
+    },
+    figures=("rl/reward_mean", "rl/kl", "rl/answer_length", "gold/total"),
+    phase="PPO",
+    voices={
+        "rl": Voice("actor", "PPO", "the assistant after PPO"),
+        "ema": Voice("ema", "PPO, averaged", "the assistant after PPO, averaged over its updates"),
+    },
+    columns=(
+        Column("reward", "reward_mean_last", "{:+.2f}", since="reward_mean_first"),
+        Column("gold", "gold_gain", "{:+.3f}"),
     ),
 )
+TABLE = (SFT, REWARD, RL)
 BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in TABLE}
+VOICES: Mapping[str, Voice] = {name: voice for stage in TABLE for name, voice in stage.voices.items()}

@@ -1,6 +1,5 @@
 """What a run prints to type next: a shell takes it as it stands, and it carries everything that was changed by hand."""
 
-import json
 import shlex
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from chatsmith.config import Config
 from chatsmith.pipeline import _next_commands
 from chatsmith.report.settings import repeated
 from chatsmith.resolve import nested, parse_overrides, read_recipe, resolve
+from chatsmith.runs.manifest import Manifest, StageEntry, write_manifest
 from chatsmith.runs.run import Run, check_directory
 from chatsmith.runs.runtime import StopSignals
 from chatsmith.screen.console import Screen
@@ -58,7 +58,7 @@ def finished(config, directory, recipe):
         "config": config.model_dump(mode="json"),
         "stages": {"sft": {}, "reward": {}, "rl": {"report": {"steps": 22}}},
     }
-    return Run(config, directory, Screen(), StopSignals(), False, manifest)
+    return Run(config, directory, Screen(), StopSignals(), False, Manifest.model_validate(manifest))
 
 
 @settings(max_examples=60, deadline=None)
@@ -76,7 +76,7 @@ def test_the_command_of_the_second_act_continues_a_copy_of_a_changed_demo(change
         assert options["--run-dir"] == target
         assert (again.rl.kl_coef, again.rl.schedule, again.rl.steps) == (0, "constant", 44)
         Path(target).mkdir()
-        (Path(target) / "manifest.json").write_text(json.dumps(run.manifest))
+        write_manifest(Path(target), run.manifest)
         check_directory(again, Path(target), "rl")  # refuses a copy of a run with other settings
         loose = {"kl_coef": 0, "schedule": "constant", "steps": 44}
         assert again.rl == config.rl.model_copy(update=loose)
@@ -101,7 +101,7 @@ def test_a_single_stage_with_a_recipe_is_repeated_with_it(tmp_path, monkeypatch)
 @pytest.mark.parametrize("done", [("sft",), ("sft", "reward")])
 def test_the_next_stage_is_one_word_per_path(tmp_path, done):
     run = finished(Config(actor_model="m", stages=done), tmp_path / "it's $HOME", "defaults")
-    run.manifest["stages"] = {stage: {} for stage in done}
+    run.manifest.stages = {stage: StageEntry() for stage in done}
     ((_, line),) = _next_commands(run)
     words = shlex.split(line)
     assert f"{tmp_path}/it's $HOME/sft/model" in words
