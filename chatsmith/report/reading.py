@@ -55,6 +55,11 @@ class RecordedRun:
         return next((stage for stage in reversed(self.stages) if stage.shows_answers), RL)
 
     @property
+    def training(self) -> str:
+        """What that stage does, by its name for people."""
+        return named(self.answering.short, self.manifest.config.rl.algorithm)
+
+    @property
     def voice(self) -> str:
         """The name of its model."""
         return next(iter(self.answering.voices))

@@ -1,5 +1,6 @@
 """What a step looks like from outside: metrics, time, answers, and whether rollout and training agree."""
 
+import math
 import resource
 import sys
 import time
@@ -28,7 +29,7 @@ def describe(rollouts: Rollouts, scores: Scores, experience: Experience) -> dict
     finished = [sample.finish_reason == "stop" for sample in rollouts.samples]
     return {
         "rl/reward_mean": rewards.mean().item(),
-        "rl/reward_std": rewards.std(correction=0).item(),
+        "rl/reward_std": rewards.std(correction=0).item() if len(rewards) else math.nan,
         "rl/kl": (masked_sum(kl_estimate(scores.logprobs, scores.reference_logprobs, "k3"), mask) / count).item(),
         "rl/kl_sequence": kl_per_answer(experience),
         "rl/answer_length": rollouts.mask.sum().item() / len(finished),
