@@ -7,13 +7,13 @@ made from this file (`make docs`).
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
-StageName = Literal["sft", "reward", "rl"]
-STAGES: tuple[StageName, ...] = ("sft", "reward", "rl")
+StageName = str  # of an entry of stages/table.py
+STAGES: tuple[StageName, ...] = ("sft", "label", "reward", "rl")  # that come with chatsmith
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 Algorithm = Literal["ppo", "rloo", "reinforce++", "reinforce++-baseline", "grpo", "dr-grpo", "dapo", "gspo", "cispo"]
 
@@ -185,6 +185,18 @@ class SftConfig(OptimizerConfig):
     """Records per optimizer step."""
     loss_on: Literal["assistant", "all"] = "assistant"
     """`assistant`: its turns; `all`: every token."""
+
+
+class LabelConfig(Group):
+    """Preferences by `judge` between answers of the SFT model, for the reward model; only where `stages` has it."""
+
+    sources: tuple[str, ...] = ()
+    """Prompts that are answered twice, and pairs of answers that are labelled as they stand. Written as `data.sources`,
+    without stage and weight; none: the prompts of rl."""
+    tie: Annotated[float, Field(ge=0)] = 0.0
+    """Difference of the judge's scores up to which there is no preference."""
+    noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of the preferences that are flipped, at most 0.5: people disagree too."""
 
 
 class RewardConfig(OptimizerConfig):
@@ -426,7 +438,8 @@ class EngineConfig(Group):
 class WorldConfig(Group):
     """The built-in task world: a model from scratch, demonstrations and preferences made on the spot.
 
-    A recipe with this group takes neither `actor_model` nor `data.sources`. It has no defaults: all keys or none.
+    A recipe with this group takes neither `actor_model` nor `data.sources` nor `judge`: these are files that it writes
+    into the run directory, and a function of chatsmith. It has no defaults: all keys or none.
     """
 
     demonstrations: Positive
@@ -452,22 +465,41 @@ class Config(Group):
 
     seed: int = 1
     """Of models, orders and sampling."""
-    stages: Annotated[tuple[StageName, ...], Field(min_length=1)] = STAGES
-    """Stages that this run has."""
+    stages: Annotated[tuple[StageName, ...], Field(min_length=1)] = ("sft", "reward", "rl")
+    """Stages that this run has, of `sft`, `label`, `reward` and `rl`."""
     actor_model: str = ""
     """Model to start from: directory or hub id; `--actor-model`."""
     reward_model: str = ""
     """Base of stage 2; empty: the SFT model; `--reward-model`."""
+    judge: str = ""
+    """`FILE.py:function` or `package.module:function` that knows how good an answer really is, and that training never
+    sees; see [judge.md](judge.md)."""
+    judge_sources: tuple[str, ...] = ()
+    """Its questions, and pairs of answers by which it looks at the reward model. Written as `data.sources`, without
+    stage and weight; none: the held-out prompts of rl."""
     trackers: tuple[TrackerName, ...] = ()
     """Where metrics go besides the run directory: `tensorboard`, `wandb`, `trackio`; may change when a run is resumed;
     `--track`."""
     data: DataConfig = DataConfig()
     sft: SftConfig = SftConfig()
+    label: LabelConfig = LabelConfig()
     reward: RewardConfig = RewardConfig()
     rl: RlConfig = RlConfig()
     gates: GatesConfig = GatesConfig()
     engine: EngineConfig = EngineConfig()
     world: WorldConfig | None = None
+
+    @field_validator("stages")
+    @classmethod
+    def _known(cls, stages: tuple[StageName, ...]) -> tuple[StageName, ...]:
+        from chatsmith.stages.table import BY_NAME  # which says what a stage must know of a configuration
+
+        for place, stage in enumerate(stages):
+            if stage not in BY_NAME:
+                raise ValueError(f'no stage "{stage}"; stages are {", ".join(BY_NAME)}')
+            if stage in stages[:place]:
+                raise ValueError(f'the stage "{stage}" stands there twice. Write it once')
+        return stages
 
 
 GROUPS: dict[str, type[Group]] = {

@@ -14,6 +14,7 @@ from chatsmith.data.control import MANY_UNKNOWN
 from chatsmith.evaluate import MIN_PROMPTS, Interval, turning_point
 
 if TYPE_CHECKING:  # which import this
+    from chatsmith.stages.label import LabelReport
     from chatsmith.stages.reward import RewardReport
     from chatsmith.stages.rl import RlReport
     from chatsmith.stages.sft import SftReport
@@ -168,6 +169,21 @@ def judge_sft(report: "SftReport", left_out: LeftOut | None = None) -> Verdict:
         fact = f"held-out loss fell from {first:.3f} to {last:.3f} nats per token (perplexity {report.perplexity:.2f})"
     unknown = f"{report.unknown_share:.2%} of the tokens are <unk>" if report.unknown_share else ""
     return warnings.verdict(problems, left_out, fact, unknown)
+
+
+def judge_label(report: "LabelReport") -> Verdict:
+    """Failed where the reward model would have next to nothing to learn from."""
+    fact = f"{report.different} different preferences between {report.pairs} pairs of answers"
+    left_out = [f"{report.ties} ties"] if report.ties else []
+    left_out += [f"{report.unusable} pairs with an answer that is cut off or empty"] if report.unusable else []
+    details = f"{' and '.join(left_out)} left out" if left_out else ""
+    problems = []
+    if report.different < FEW_PAIRS:
+        problems.append(
+            f"only {report.different} different preferences between {report.pairs} pairs of answers: more prompts, a "
+            "judge that sees more differences, a smaller label.tie, or a larger rl.max_new_tokens"
+        )
+    return Verdict(not problems, problems[0] if problems else fact, details)
 
 
 def judge_reward(

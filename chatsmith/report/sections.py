@@ -81,7 +81,7 @@ def data(run: RecordedRun) -> dict[str, Any]:
     files = {
         "demonstrations": "data/demonstrations.jsonl",
         f"prompts for {run.algorithm}": "data/prompts.jsonl",
-        "preferences": "reward/preferences.jsonl",
+        "preferences": "label/preferences.jsonl",
     }
     made = [(name, count) for name, file in files.items() if (count := _lines(run, file))]
     entries = ((stage.heading.replace("PPO", run.algorithm), run.entry(stage)) for stage in TABLE)

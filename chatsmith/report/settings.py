@@ -57,7 +57,8 @@ def code(run: RecordedRun) -> str:
     """The functions that this command would run, which a stranger's run may have chosen; empty if there are none."""
     config = run.manifest.config
     named = [source.get("function") for source in config.data.sources if isinstance(source, Mapping)]
-    return ", ".join(str(name) for name in [*named, *(reward for reward in config.rl.rewards if ":" in reward)] if name)
+    rewards = [reward for reward in config.rl.rewards if ":" in reward]
+    return ", ".join(str(name) for name in [*named, *rewards, config.judge] if name)
 
 
 def repeated(config: Mapping[str, Any], recipe: str) -> list[str]:

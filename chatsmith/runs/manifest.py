@@ -197,6 +197,7 @@ class RecordedConfig(_Asked):
     actor_model: Text = ""
     data: _Data = _Data()
     rl: _Rl = _Rl()
+    judge: Text = ""
     world: _World | None = None
     _whole: dict[str, Any] = PrivateAttr(default_factory=dict)
 

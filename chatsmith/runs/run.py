@@ -12,7 +12,7 @@ DIR/<stage>/<model>          what it leaves: sft/model  reward/model  rl/actor  
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,8 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatsmith import __version__
 from chatsmith.card import card, stated_licence
-from chatsmith.config import STAGES, Config, StageName
+from chatsmith.config import Config, StageName
 from chatsmith.errors import RunError
 from chatsmith.files.checkpoint import finite
 from chatsmith.files.writing import (
@@ -49,25 +50,26 @@ from chatsmith.runs.runtime import StageRun, StopSignals, choose_device, choose_
 from chatsmith.runs.trackers import Tracker, feed, first_step, forget
 from chatsmith.screen.console import Screen
 from chatsmith.screen.text import one_line, quoted
-from chatsmith.stages.table import BY_NAME, TABLE, named
+from chatsmith.stages.table import BY_NAME, TABLE, from_on, named
 
 if TYPE_CHECKING:
     import torch
 
-    from chatsmith.assistant import Assistant
     from chatsmith.data.sources import Source
     from chatsmith.gold import GoldJudge
     from chatsmith.verdicts import Verdict
 
 ANYTIME = {"gates", "engine", "trackers"}  # settings that may change between two commands on one run
 FILES = ("checkpoint.pt", "metrics.jsonl", "answers.jsonl", "warnings.jsonl")  # of every stage
-# the first stage that a setting has a part in: it may change when that runs anew
-ENTERS_AT = {setting: stage.name for stage in TABLE for setting in stage.enters}
 
 
 @dataclass
 class Run:
-    """One invocation on one run directory."""
+    """One invocation on one run directory.
+
+    `config` is what the stages work with; where a recipe makes model and data, these are files of the run by now. The
+    manifest holds the configuration as it was given.
+    """
 
     config: Config
     directory: Path
@@ -77,8 +79,7 @@ class Run:
     manifest: Manifest
     trackers: Sequence[Tracker] = ()
     gold: "GoldJudge | None" = None
-    given: Sequence["Source"] = ()
-    made: "Callable[[Run, Assistant | None], Sequence[Source]] | None" = None  # data that the run makes itself
+    data: Sequence["Source"] = ()
     _started: float = field(default_factory=time.monotonic)
 
     @property
@@ -89,18 +90,18 @@ class Run:
     def dtype(self) -> "torch.dtype":
         return choose_dtype(self.config.engine, self.device)
 
-    def sources(self, asked: "Assistant | None" = None) -> Sequence["Source"]:
-        """The run's data. Where the run makes it, answers of a model that is `asked` are labelled first."""
-        return self.given if self.made is None else self.made(self, asked)
-
     def finished(self, stage: StageName) -> bool:
         """Whether the stage's result is saved, whatever its verdict."""
         return stage in self.manifest.stages
 
+    def title(self, stage: StageName) -> str:
+        """Its heading on the screen; one that runs alone has the number that it has in a default run."""
+        numbered = self.config.stages if len(self.config.stages) > 1 else Config().stages
+        number = numbered.index(stage) + 1 if stage in numbered else 1
+        return f"Stage {number} of {len(numbered)}: {named(BY_NAME[stage].title, self.config.rl.algorithm)}"
+
     def stage(self, stage: StageName) -> StageRun:
-        what = named(BY_NAME[stage].title, self.config.rl.algorithm)
-        title = f"Stage {STAGES.index(stage) + 1} of {len(STAGES)}: {what}"
-        show = partial(self.screen.stage, stage, title, road=self.road(stage))
+        show = partial(self.screen.stage, stage, self.title(stage), road=self.road(stage))
         track = partial(feed, self.trackers, first_step(self.directory, stage)) if self.trackers else None
         save_every_s = self.config.engine.save_every_s
         return StageRun(self.directory / stage, save_every_s=save_every_s, stop=self.stop, show=show, track=track)
@@ -119,7 +120,7 @@ class Run:
         stage: StageName,
         verdict: "Verdict",
         stage_run: StageRun,
-        model_dir: str,
+        model_dir: str | None,
         summary: dict[str, Any],
         **facts: Any,
     ) -> None:
@@ -191,20 +192,20 @@ def open_run(
     import torch
 
     before = check_directory(config, directory, restart_from)
-    restarted = STAGES[STAGES.index(restart_from) :] if before is not None and restart_from is not None else ()
+    restarted = from_on(restart_from) if before is not None else []
     manifest = before or Manifest(stages={})
     for stage, entry in list(manifest.stages.items()):
         # whether a stage that was skipped is needed follows from the settings of this command
         if stage in restarted or entry.status == "skipped":
             del manifest.stages[stage]
-    if manifest.data and STAGES[0] in restarted:
+    if restart_from == next(iter(BY_NAME)):
         manifest.data = []  # every stage reads it anew
     manifest.version = VERSION
     manifest.status = "running"
     manifest.recipe = recipe
     manifest.config = RecordedConfig.model_validate(config.model_dump(mode="json"))
-    manifest.versions = {name: version(name) for name in ("chatsmith", "torch", "transformers")}
-    manifest.versions["python"] = platform.python_version()
+    libraries = {name: version(name) for name in ("torch", "transformers")}
+    manifest.versions = {"chatsmith": __version__, **libraries, "python": platform.python_version()}
     manifest.commit = commit()
     manifest.threads = torch.get_num_threads()
     manifest.seconds_before = manifest.summary.seconds
@@ -213,7 +214,7 @@ def open_run(
     run.save()
     if restarted:
         forget(directory)
-    if STAGES[0] in restarted:
+    if restart_from == next(iter(BY_NAME)):
         remove(directory / "data.json")
     for stage in restarted:  # only now: a stage that the manifest calls finished must have its model
         _forget(directory, stage)
@@ -240,7 +241,7 @@ def check_directory(config: Config, directory: Path, restart_from: StageName | N
     if is_run(directory):
         manifest = read_manifest(directory)
         _check_same(manifest.config.whole(), config, directory, restart_from)
-        for stage in STAGES[STAGES.index(restart_from) :] if restart_from else ():
+        for stage in from_on(restart_from):
             for name in BY_NAME[stage].models:
                 check_replaceable(directory / stage / name)
         return manifest
@@ -288,13 +289,8 @@ def model_card(run: Run, *, what: str, base: str, tags: Sequence[str]) -> str:
     manifest = run.manifest
     # of a stage after the first, whose base is a result of this run
     start = run.config.actor_model if base.startswith(f"{run.directory}/") and run.config.actor_model else base
-    if run.config.world is not None:
-        licences: list[tuple[str, str | None]] = [
-            ("model and data", "made on the spot by the task world of chatsmith; nobody else's work is in them")
-        ]
-    else:
-        licences = [(f"base {start}", stated_licence(start))]
-        licences += [(f"data {source.spec}", source.licence) for source in manifest.data]
+    licences: list[tuple[str, str | None]] = [(f"base {start}", stated_licence(start))]
+    licences += [(f"data {source.spec}", source.licence) for source in manifest.data]
     verdicts = [f"- {stage}: {entry.status}, {entry.verdict}" for stage, entry in manifest.stages.items()]
     return card(
         what,
@@ -313,13 +309,15 @@ def _check_same(old: dict[str, Any], config: Config, directory: Path, restart_fr
     A key that the run does not know is of a later version, whose default does what was done without it.
     """
     new, defaults = config.model_dump(mode="json"), Config().model_dump(mode="json")
-    anew = STAGES[STAGES.index(restart_from) :] if restart_from else ()
+    # the first stage that a setting has a part in: it may change when that runs anew
+    enters_at = {setting: stage.name for stage in TABLE for setting in stage.enters}
+    anew = from_on(restart_from)
     differing = []
     for group, value in new.items():
         before = old.get(group, defaults[group])
         if isinstance(before, dict) and isinstance(defaults[group], dict):
             before = defaults[group] | before
-        if group in ANYTIME or ENTERS_AT.get(group) in anew or before == value:
+        if group in ANYTIME or enters_at.get(group) in anew or before == value:
             continue
         both: tuple[Any, Any] = (value, before)
         here, there = both if all(isinstance(each, dict) for each in both) else ({"": each} for each in both)
@@ -329,8 +327,8 @@ def _check_same(old: dict[str, Any], config: Config, directory: Path, restart_fr
                 differing.append(f"{name} ({_shortly(there.get(key))} there, {_shortly(here[key])} here)")
     if not differing:
         return
-    stages = {ENTERS_AT.get(name.split(".")[0].split(" ")[0]) for name in differing}
-    first = next((stage for stage in STAGES if stage in stages), None)
+    stages = {enters_at.get(name.split(".")[0].split(" ")[0]) for name in differing}
+    first = next((stage for stage in BY_NAME if stage in stages), None)
     restart = "" if None in stages else f", or run anew from the first stage that they enter: --from {first}"
     raise RunError(
         f"{directory}: holds a run with another configuration: {', '.join(differing[:4])}. "

@@ -16,6 +16,7 @@ from chatsmith.data.chat import Encoded, encode_texts, token_texts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.mix import StageData
 from chatsmith.data.tokens import OnError, encoded
+from chatsmith.engine.forward import check_compiler
 from chatsmith.errors import DataError
 from chatsmith.evaluate import Interval, common, mean_interval, paired_difference
 from chatsmith.files.checkpoint import save_jsonl
@@ -27,9 +28,17 @@ from chatsmith.models.load import declared_context, load_stop_ids, load_tokenize
 from chatsmith.models.reward import Reward, critic_for, load_ready_reward
 from chatsmith.runs.run import Run
 from chatsmith.runs.runtime import StageRun, choose_device, choose_dtype
-from chatsmith.seeds import permutation
 from chatsmith.stages import final_judge
-from chatsmith.stages.inputs import MIN_PAIRS, halves, leave_model, left_out, load_policy, sft_location
+from chatsmith.stages.inputs import (
+    MIN_PAIRS,
+    halves,
+    held_out_prompts,
+    leave_model,
+    left_out,
+    load_policy,
+    sft_location,
+)
+from chatsmith.stages.inputs import sources as sources_of
 from chatsmith.stages.policy import Estimator, PolicyTrainer
 from chatsmith.stages.rollout import (
     PolicyScores,
@@ -327,7 +336,7 @@ def _spoken(scores: PolicyScores, trainer: PolicyTrainer, tokenizer: Any) -> lis
 
 
 def run(run: Run) -> None:
-    config, gold, sources = run.config, run.gold, run.sources()
+    config, gold, sources = run.config, run.gold, sources_of(run)
     data = deal(config, sources)
     location = sft_location(run)
     policy = load_policy(run, location)
@@ -361,7 +370,7 @@ def run(run: Run) -> None:
     too_long = prompts.dropped_too_long + held_out.dropped_too_long
     facts: dict[str, Any] = {"report": report.figures(), "dropped_too_long": too_long}
     gold_summary, judged = {}, None
-    if gold is not None:
+    if gold is not None and sft_gold is not None:
         rl_gold = gold.scores(policy)
         gold_summary, judged = gold.summary(sft_gold, rl_gold), gold.judged(sft_gold, rl_gold, stage.metrics())
     else:
@@ -377,7 +386,9 @@ def run(run: Run) -> None:
         replace_directory(run.directory / "rl" / "critic", critic.save)
     samples = report.samples()
     if gold is not None:
-        samples = gold.marked(samples)
+        samples = gold.marked(
+            samples, {"sft": report.before.samples, "rl": report.after.samples, "ema": report.ema.samples}
+        )
     save_jsonl(run.directory / "rl" / "samples.jsonl", samples)
     summary = {
         "reward_mean_first": means["before"],
@@ -388,8 +399,8 @@ def run(run: Run) -> None:
         **gold_summary,
     }
     run.record("rl", verdict, stage, "rl/actor", summary, **facts)
-    if gold is not None:
-        gold.show(run.screen, sft_gold, rl_gold, gold_summary)
+    if gold is not None and sft_gold is not None:
+        gold.show(run.screen, sft_gold, rl_gold, gold_summary, algorithm=algorithm)
     else:
         run.screen.line(f"  final judge: {facts['final_judge']}")
         _show_answers(run, report)
@@ -461,16 +472,16 @@ def _show_answers(run: Run, report: RlReport) -> None:
     )
 
 
-def check_prompts(config: Config, location: str, data: dict[Stage, StageData]) -> None:
+def check(config: Config, data: Mapping[Stage, StageData]) -> None:
     """Refuse before any work what stage 3 would refuse: prompts without room for an answer, too few held-out ones.
 
-    Args:
-        location: of the model that the run starts from.
     Raises:
+        ConfigError: if rollouts are to be compiled, and there is no compiler.
         DataError: if none of the first thousand prompts has room, or if its gate could not judge.
     """
-    if "rl" not in config.stages:
-        return
+    if config.engine.compile:
+        check_compiler(choose_device(config.engine))
+    location = config.actor_model
     tokenizer = load_tokenizer(location)
     limit = declared_context(location) or config.data.max_tokens
     room = min(limit, config.data.max_tokens) - config.rl.max_new_tokens
@@ -485,14 +496,11 @@ def check_prompts(config: Config, location: str, data: dict[Stage, StageData]) -
 
 
 def _held_out_prompts(
-    config: Config, data: dict[Stage, StageData], tokenizer: Any, stops: Sequence[int], room: int
+    config: Config, data: Mapping[Stage, StageData], tokenizer: Any, stops: Sequence[int], room: int
 ) -> Prompts:
     """The fixed prompts on which stage 3 is judged."""
-    # shuffled, so that they draw on every source
-    order = permutation(len(data["rl"].held_out), config.data.split_seed, "evaluation")
-    mixed = data["rl"].held_out.take(order)
     asked: dict[str, Any] = {"stops": stops, "max_tokens": room, "on_error": config.data.on_error}
-    return encode_questions(tokenizer, mixed, **asked).first(config.rl.eval_prompts)
+    return encode_questions(tokenizer, held_out_prompts(config, data), **asked).first(config.rl.eval_prompts)
 
 
 def load_reward(spec: str, config: Config | None = None, *, name: str | None = None) -> Reward:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import chatsmith
 from chatsmith.cli import split_arguments
 from chatsmith.config import Config
-from chatsmith.pipeline import _next_commands
+from chatsmith.next_commands import next_commands
 from chatsmith.report.reading import RecordedRun
 from chatsmith.report.settings import code, command, repeated
 from chatsmith.runs.manifest import Manifest
@@ -125,10 +125,10 @@ def test_what_a_run_of_any_name_prints_is_taken_as_meant(names):
         directory = Path(name.replace("/", ""))
         place = f"./{directory}" if str(directory).startswith("-") else str(directory)
         lines.append(
-            _next_commands(run_at(directory, stages=("sft", "reward", "rl"), done=("sft", "reward", "rl")))[0][1]
+            next_commands(run_at(directory, stages=("sft", "reward", "rl"), done=("sft", "reward", "rl")))[0][1]
         )
         expected.append(["chatsmith", "chat", place])
-        lines.append(_next_commands(run_at(directory, stages=("sft", "reward"), done=("sft", "reward")))[0][1])
+        lines.append(next_commands(run_at(directory, stages=("sft", "reward"), done=("sft", "reward")))[0][1])
         options = ["--actor-model", f"{place}/sft/model", "--reward", f"{place}/reward/model"]
         expected.append(["chatsmith", "rl", *options, "--data", "FILE.jsonl", "--run-dir", "DIR"])
     said, left = run_by_bash(lines)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chatsmith.cli import split_arguments
 from chatsmith.config import Config
-from chatsmith.pipeline import _next_commands
+from chatsmith.next_commands import next_commands
 from chatsmith.report.settings import repeated
 from chatsmith.resolve import nested, parse_overrides, read_recipe, resolve
 from chatsmith.runs.manifest import Manifest, StageEntry, write_manifest
@@ -68,7 +68,7 @@ def test_the_command_of_the_second_act_continues_a_copy_of_a_changed_demo(change
     config = resolve([("tiny-cpu", read_recipe("tiny-cpu")), ("command line", given_keys)])
     with tempfile.TemporaryDirectory(prefix="my runs ") as folder:
         run = finished(config, Path(folder) / "a b; c", "tiny-cpu")
-        _, line = _next_commands(run)[-1]
+        _, line = next_commands(run)[-1]
         copying, _, training = line.partition(" && ")
         target = f"{folder}/a b; c-no-kl"
         assert shlex.split(copying) == ["cp", "-r", f"{folder}/a b; c", target]
@@ -102,7 +102,7 @@ def test_a_single_stage_with_a_recipe_is_repeated_with_it(tmp_path, monkeypatch)
 def test_the_next_stage_is_one_word_per_path(tmp_path, done):
     run = finished(Config(actor_model="m", stages=done), tmp_path / "it's $HOME", "defaults")
     run.manifest.stages = {stage: StageEntry() for stage in done}
-    ((_, line),) = _next_commands(run)
+    ((_, line),) = next_commands(run)
     words = shlex.split(line)
     assert f"{tmp_path}/it's $HOME/sft/model" in words
     assert (f"{tmp_path}/it's $HOME/reward/model" in words) == ("reward" in done)
