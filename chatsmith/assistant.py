@@ -29,7 +29,7 @@ from chatsmith.runs.manifest import Manifest, StageEntry, is_run, read_manifest
 from chatsmith.runs.runtime import choose_device, choose_dtype
 from chatsmith.screen.text import quoted
 from chatsmith.seeds import derive_seed
-from chatsmith.stages.table import TABLE, VOICES, Stage
+from chatsmith.stages.table import TABLE, VOICES, Stage, named
 from chatsmith.types import FinishReason, Message
 
 Conversation = str | Sequence[Message | Mapping[str, Any]]
@@ -262,6 +262,12 @@ class Found:
     stage: str | None = None  # of `VOICES`
     manifest: Manifest | None = None
     left_by: Stage | None = None
+
+    @property
+    def who(self) -> str:
+        """What it is in its run, for people."""
+        assert self.stage is not None and self.manifest is not None, "a model of a run"
+        return named(VOICES[self.stage].who, self.manifest.config.rl.algorithm)
 
     @property
     def entry(self) -> StageEntry | None:

@@ -25,7 +25,7 @@ from chatsmith.runs.runtime import StopSignals
 from chatsmith.screen.output import Console, say
 from chatsmith.screen.text import unbroken
 from chatsmith.seeds import derive_seed
-from chatsmith.stages.table import SAMPLES, TABLE, VOICES
+from chatsmith.stages.table import SAMPLES, TABLE
 from chatsmith.types import Message
 
 with contextlib.suppress(ImportError):
@@ -195,7 +195,7 @@ def _introduce(screen: _Screen, path: str, found: Found, assistant: Assistant) -
     model = assistant.model
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     size_text = f"{size / 1000:.1f} B" if size >= 1000 else f"{size:.1f} M"
-    what = f"{path}, {VOICES[found.stage].who} ({found.stage})" if found.stage is not None else path
+    what = f"{path}, {found.who} ({found.stage})" if found.stage is not None else path
     screen.note(f"{what}: {model.config.model_type}, {size_text} parameters, on {model.device.type}", "bold")
     if found.left_by is not None and found.entry is not None:
         entry = found.entry

@@ -161,16 +161,22 @@ class GoldJudge:
             if self.pairs or len(differing) >= FEW_PAIRS
         }
 
-    def show(self, screen: Screen, before: GoldScores, after: GoldScores, figures: Mapping[str, Any]) -> None:
-        """Some prompts with both answers, then the scores."""
+    def show(
+        self, screen: Screen, before: GoldScores, after: GoldScores, figures: Mapping[str, Any], *, algorithm: str
+    ) -> None:
+        """Some prompts with both answers, then the scores.
+
+        Args:
+            algorithm: that was between them, by its name for people.
+        """
         asked = len(before.greedy)
         rows = [
             (sft.messages[-1].content[-200:], sft.answer[:200], rl.answer[:200])
             for i in range(0, asked, max(1, -(-asked // SHOWN)))
             for sft, rl in [(before.samples[SAMPLES * i], after.samples[SAMPLES * i])]
         ]
-        title = "Held-out questions, answered by the SFT and the PPO model"
-        screen.table(title, ("question", "SFT", "PPO"), rows)
+        title = f"Held-out questions, answered by the SFT and the {algorithm} model"
+        screen.table(title, ("question", "SFT", algorithm), rows)
         scores = [
             (name.replace("_", " "), f"{one:.3f}", f"{two:.3f}", f"{two - one:+.3f}")
             for name, (one, two) in figures["gold_components"].items()
@@ -179,9 +185,8 @@ class GoldJudge:
         scores.append(("gold, greedy", f"{one:.3f}", f"{two:.3f}", f"{two - one:+.3f}"))
         sampled = (f"{figures['gold_sft']:.3f}", f"{figures['gold_rl']:.3f}")
         scores.append(("gold, sampled", *sampled, f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]"))
-        screen.table(
-            f"What the gold judge says about {asked} held-out questions", ("score", "SFT", "PPO", "gain [95 %]"), scores
-        )
+        title = f"What the gold judge says about {asked} held-out questions"
+        screen.table(title, ("score", "SFT", algorithm, "gain [95 %]"), scores)
 
     def show_aspects(self, screen: Screen, aspects: Mapping[str, Interval]) -> None:
         """The reward model's accuracy by aspect: one total would hide what it does not see."""

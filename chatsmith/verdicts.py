@@ -63,7 +63,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge that training does not know says of PPO.
+    """What a judge that training does not know says of stage 3.
 
     `gain` over the SFT model; `last`, the final score; `curve`, (step, the judge's score, reward) on the way.
     """
@@ -230,7 +230,7 @@ def judge_reward(
     if blind:
         warnings.append(
             f"judging {', '.join(blind)}",
-            f"it does not see: {', '.join(blind)}. PPO will not improve what its reward does not see",
+            f"it does not see: {', '.join(blind)}. training will not improve what its reward does not see",
         )
     problems = []
     if not accuracy.low > 0.5:
@@ -240,8 +240,8 @@ def judge_reward(
         )
     elif not score_std >= MIN_SCORE_STD:
         problems.append(
-            f"{measured}, but its scores of sampled answers hardly differ (deviation {score_std:.1e}): PPO would have "
-            "no signal. Train longer, or raise reward.lr"
+            f"{measured}, but its scores of sampled answers hardly differ (deviation {score_std:.1e}): training would "
+            "have no signal. Train longer, or raise reward.lr"
         )
     return warnings.verdict(problems, left_out, "" if problems else measured)
 
@@ -267,6 +267,13 @@ def judge_rl(
             "longer training as it is",
             f"the critic explains nothing (explained variance {report.explained_variance:.2f}): "
             "raise rl.critic_lr or set rl.critic_warmup",
+        )
+    if report.clipped == 0:
+        warnings.append(
+            "several updates per batch of rollouts",
+            "nothing was clipped in any step, so nothing held an update near the policy that gave the answers: lower "
+            'rl.clip_low and rl.clip_high, or raise rl.lr. (With rl.ratio = "answer" leave them out: they follow the '
+            "length of the answers)",
         )
     if after.eos_rate < 0.5:
         warnings.append(

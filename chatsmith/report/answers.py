@@ -12,7 +12,6 @@ OPEN_ANSWERS = 10
 EXTREMES = 5
 MOST_CHARACTERS = 4000  # of one text
 PAGE_CHARACTERS = 300_000  # of all prompts and answers in one list
-POLICIES = {name: voice.short for name, voice in VOICES.items()}
 ENDS = {"stop": "ended by itself", "length": "cut off"}
 
 
@@ -21,7 +20,7 @@ Asked = dict[str, Any]  # a prompt, and answers to it
 
 def before_and_after(run: RecordedRun) -> dict[str, Any]:
     """The held-out prompts with the answers of every policy of the run."""
-    return _within_page([_asked(row, POLICIES) for row in run.samples if isinstance(row.get("prompt"), str)])
+    return _within_page([_asked(row, _policies(run)) for row in run.samples if isinstance(row.get("prompt"), str)])
 
 
 def extremes(run: RecordedRun) -> dict[str, list[Asked]]:
@@ -29,7 +28,7 @@ def extremes(run: RecordedRun) -> dict[str, list[Asked]]:
     reward = f"{run.voice}_reward"
     rewarded = (row for row in run.samples if math.isfinite(number(row.get(reward))))
     ranked = sorted(rewarded, key=lambda row: -number(row[reward]))
-    rows = [_asked(row, {run.voice: POLICIES[run.voice]}) for row in ranked]
+    rows = [_asked(row, {run.voice: _policies(run)[run.voice]}) for row in ranked]
     count = min(EXTREMES, len(rows) // 2)
     best, worst = rows[:count], rows[::-1][:count]
     titles = f"The {count} with the highest reward", f"The {count} with the lowest"
@@ -59,6 +58,11 @@ def during_training(run: RecordedRun) -> list[tuple[int, list[Asked]]]:
         kept = _within_page([_asked(row, {"answer": ENDS.get(str(row.get("end")), "answer")}) for row in group])
         steps.append((step, kept["shown"] + kept["folded"]))
     return steps
+
+
+def _policies(run: RecordedRun) -> dict[str, str]:
+    """The keys of answers, each with who gave it, for people."""
+    return {name: voice.short.replace("PPO", run.algorithm) for name, voice in VOICES.items()}
 
 
 def _asked(row: Row, whose: Mapping[str, str]) -> Asked:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from chatsmith.evaluate import CLEAR_CHANGE, turning_point
 from chatsmith.report import figures
 from chatsmith.report.figures import Line
-from chatsmith.report.reading import Curve, RecordedRun
+from chatsmith.report.reading import Curve, RecordedRun, algorithms
 from chatsmith.stages.table import REWARD, RL, SFT, Stage
 
 RUN_COLOURS = ("one", "two")  # of runs beside each other, and of two metrics of one run
@@ -73,13 +73,11 @@ def draw(chart: Chart, runs: Sequence[RecordedRun]) -> dict[str, Any]:
 
 def curves(runs: Sequence[RecordedRun], *, with_gold: bool) -> dict[str, list[dict[str, Any]]]:
     """The diagrams in two groups, before the last stage and of it; a group without any is left out."""
-    ends = [run.answering for run in runs]
-    groups: dict[str, list[dict[str, Any]]] = {f"Before {ends[0].short}": []}
+    ends, last = [run.answering for run in runs], algorithms(runs)
+    groups: dict[str, list[dict[str, Any]]] = {f"Before {last}": []}
     for chart in (*([GOLD] if with_gold else []), *CHARTS, *_rewards(runs)):
         if figure := draw(chart, runs):
-            groups.setdefault(chart.stage.short if chart.stage in ends else f"Before {ends[0].short}", []).append(
-                figure
-            )
+            groups.setdefault(last if chart.stage in ends else f"Before {last}", []).append(figure)
     return {title: figures for title, figures in groups.items() if figures}
 
 
@@ -100,7 +98,7 @@ def gold_curve(run: RecordedRun) -> Curve:
 def second_act(run: RecordedRun) -> dict[str, Any]:
     """Reward and what it was good for, or what it cost, over the same steps.
 
-    Beside the reward stands the gold score where there is a judge, else the KL; empty without PPO.
+    Beside the reward stands the gold score where there is a judge, else the KL; empty without stage 3.
     """
     steps, rewards = run.column(RL.name, "rl/reward_mean")
     known = [(step, reward) for step, reward in zip(steps, rewards, strict=True) if math.isfinite(reward)]

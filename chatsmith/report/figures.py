@@ -244,7 +244,7 @@ def _percent() -> Any:
 
 @contextmanager
 def _drawn(name: str, size: Size, *, right: int = 10, top: int = 10) -> Iterator[tuple[Any, io.StringIO]]:
-    """Fresh axes to draw into, and where the buffer lies afterwards."""
+    """Fresh axes to draw into, and where the drawing lies afterwards."""
     import matplotlib
     from matplotlib.figure import Figure
 

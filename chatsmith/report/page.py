@@ -112,7 +112,7 @@ def _comparison(one: RecordedRun, two: RecordedRun) -> dict[str, Any]:
 
 def _card(run: RecordedRun, stage: Stage) -> dict[str, Any]:
     """The verdict of a finished stage, or how far an unfinished one came; empty before it began."""
-    card: dict[str, Any] = {"title": stage.heading, "entry": run.entry(stage)}
+    card: dict[str, Any] = {"title": stage.heading.replace("PPO", run.algorithm), "entry": run.entry(stage)}
     if stage.name in run.manifest.stages:
         return card | {"kind": card["entry"].shown, "warnings": card["entry"].warnings}
     steps, planned = run.metrics[stage.name].steps, run.manifest.config.rl.steps if stage is RL else None

@@ -14,7 +14,7 @@ from chatsmith.files.received import LONGEST_LINES, parse_json, read_bytes
 from chatsmith.runs.listing import status_of
 from chatsmith.runs.manifest import Manifest, StageEntry, is_run, read_manifest
 from chatsmith.screen.text import quoted
-from chatsmith.stages.table import RL, SAMPLES, TABLE, Stage
+from chatsmith.stages.table import RL, SAMPLES, TABLE, Stage, named
 
 Row = dict[str, Any]
 Curve = tuple[list[float], list[float]]  # steps and values; a value that was not finite is NaN
@@ -55,9 +55,19 @@ class RecordedRun:
         return next((stage for stage in reversed(self.stages) if stage.shows_answers), RL)
 
     @property
+    def training(self) -> str:
+        """What that stage does, by its name for people."""
+        return named(self.answering.short, self.manifest.config.rl.algorithm)
+
+    @property
     def voice(self) -> str:
         """The name of its model."""
         return next(iter(self.answering.voices))
+
+    @property
+    def algorithm(self) -> str:
+        """What its third stage does, by its name for people."""
+        return named("PPO", self.manifest.config.rl.algorithm)
 
     def entry(self, stage: Stage) -> StageEntry:
         """What the manifest says of a stage."""
@@ -69,6 +79,11 @@ class RecordedRun:
     def finite(self, stage: str, metric: str) -> list[float]:
         """The values of a metric that are numbers."""
         return [value for value in self.column(stage, metric)[1] if math.isfinite(value)]
+
+
+def algorithms(runs: Sequence[RecordedRun]) -> str:
+    """The names of what these runs do in their last stage, each once."""
+    return " and ".join(dict.fromkeys(run.training for run in runs))
 
 
 def read_run(directory: Path) -> RecordedRun:

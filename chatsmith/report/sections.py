@@ -46,7 +46,7 @@ def reward(run: RecordedRun) -> dict[str, Any]:
 
 
 def gold(run: RecordedRun) -> list[tuple[str, float, float]]:
-    """Name, SFT and PPO of each part of the gold score, the whole last."""
+    """Name, before and after of each part of the gold score, the whole last."""
     summary = run.manifest.summary
     parts = {COMPONENTS.get(name, name.replace("_", " ")): pair for name, pair in summary.gold_components.items()}
     parts |= {"gold score": [summary.gold_sft, summary.gold_rl], "gold score, greedy answers": summary.gold_greedy}
@@ -54,15 +54,16 @@ def gold(run: RecordedRun) -> list[tuple[str, float, float]]:
 
 
 def time(run: RecordedRun) -> dict[str, Any]:
-    """Seconds per stage, and where those of PPO went; empty if nothing is known."""
-    stages = [(stage.heading, run.entry(stage).seconds) for stage in TABLE if run.entry(stage).seconds > 0]
+    """Seconds per stage, and where those of stage 3 went; empty if nothing is known."""
+    taken = [(stage.heading.replace("PPO", run.algorithm), run.entry(stage).seconds) for stage in TABLE]
+    stages = [(name, seconds) for name, seconds in taken if seconds > 0]
     rest = run.manifest.summary.seconds - sum(seconds for _, seconds in stages)
     if stages and rest > 0:
         stages.append(("the rest: data, measuring, saving", rest))
     speeds = (
         ("generating", "rollout/tokens_per_s", "{:,.0f} tokens/s", fmean),
         ("updating", "update/tokens_per_s", "{:,.0f} tokens/s", fmean),
-        ("whole PPO step", "step/tokens_per_s", "{:,.0f} tokens/s", fmean),
+        (f"whole {run.algorithm} step", "step/tokens_per_s", "{:,.0f} tokens/s", fmean),
         ("of the machine’s peak", "step/mfu", "{:.0%}", fmean),
         ("memory at its peak", "memory/peak_gib", "{:.2f} GiB", max),
     )
@@ -79,11 +80,11 @@ def data(run: RecordedRun) -> dict[str, Any]:
     """Sources, what the task world made, and records too long for a stage; empty if nothing is recorded."""
     files = {
         "demonstrations": "data/demonstrations.jsonl",
-        "prompts for PPO": "data/prompts.jsonl",
+        f"prompts for {run.algorithm}": "data/prompts.jsonl",
         "preferences": "label/preferences.jsonl",
     }
     made = [(name, count) for name, file in files.items() if (count := _lines(run, file))]
-    entries = ((stage.heading, run.entry(stage)) for stage in TABLE)
+    entries = ((stage.heading.replace("PPO", run.algorithm), run.entry(stage)) for stage in TABLE)
     too_long = [(name, max(entry.dropped_too_long, entry.report.dropped_too_long)) for name, entry in entries]
     reasons = [(source, Counter(one.reason for one in source.dropped)) for source in run.manifest.data]
     found = {

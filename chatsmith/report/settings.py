@@ -70,11 +70,13 @@ def repeated(config: Mapping[str, Any], recipe: str) -> list[str]:
     stages = recorded.get("stages")
     if not isinstance(stages, list) or not stages:
         return []
-    base = _recipe(recipe)
-    named = [] if base is None or recipe == "defaults" else [f"./{recipe}" if recipe.startswith("-") else recipe]
-    if not named:  # `train` without recipe and model is the demo
-        base = _recipe("defaults" if recorded.get("actor_model") or len(stages) == 1 else "tiny-cpu")
-    assert base is not None, "what comes with the package is there"
+    start, named = recipe, [f"./{recipe}" if recipe.startswith("-") else recipe]
+    if recipe == "defaults" or _recipe(recipe) is None:  # `train` without recipe and model is the demo
+        start, named = "defaults" if recorded.get("actor_model") or len(stages) == 1 else "tiny-cpu", []
+    plain = _recipe(start)
+    assert plain is not None, "what comes with the package is there"
+    # naming another algorithm changes what is said of other keys
+    base = (_recipe(start, recorded.get("rl.algorithm")) or plain) | {"rl.algorithm": plain["rl.algorithm"]}
     words = [*(["train"] if len(stages) > 1 else [str(stages[0])]), *named]
     for key, value in recorded.items():
         if key == "stages" or base.get(key, _ABSENT) == value or value == []:
@@ -108,10 +110,12 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else toml(value).strip('"')
 
 
-def _recipe(name: str) -> dict[str, Any] | None:
-    """What a run's recipe says as it is now; None if it is not there any more."""
+def _recipe(name: str, algorithm: Any = None) -> dict[str, Any] | None:
+    """What a run's recipe says as it is now, with an algorithm if one is named; None if it is not there any more."""
+    layers = [] if algorithm is None else [("", {"rl": {"algorithm": algorithm}})]
     try:
-        config = Config() if name == "defaults" else resolve([(name, read_recipe(name))])
+        recipe = [] if name == "defaults" else [(name, read_recipe(name))]
+        config = resolve([*recipe, *layers])
     except (ChatsmithError, OSError):
         return None
     return _flat(config.model_dump(mode="json"))

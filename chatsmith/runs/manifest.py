@@ -175,6 +175,7 @@ class _Data(_Asked):
 
 
 class _Rl(_Asked):
+    algorithm: Text = "ppo"
     steps: Count | None = None
     rewards: list[Text] = []
 

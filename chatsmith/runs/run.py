@@ -50,7 +50,7 @@ from chatsmith.runs.runtime import StageRun, StopSignals, choose_device, choose_
 from chatsmith.runs.trackers import Tracker, feed, first_step, forget
 from chatsmith.screen.console import Screen
 from chatsmith.screen.text import one_line, quoted
-from chatsmith.stages.table import BY_NAME, TABLE, from_on
+from chatsmith.stages.table import BY_NAME, TABLE, from_on, named
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,7 @@ class Run:
         """Its heading on the screen; one that runs alone has the number that it has in a default run."""
         numbered = self.config.stages if len(self.config.stages) > 1 else Config().stages
         number = numbered.index(stage) + 1 if stage in numbered else 1
-        return f"Stage {number} of {len(numbered)}: {BY_NAME[stage].title}"
+        return f"Stage {number} of {len(numbered)}: {named(BY_NAME[stage].title, self.config.rl.algorithm)}"
 
     def stage(self, stage: StageName) -> StageRun:
         show = partial(self.screen.stage, stage, self.title(stage), road=self.road(stage))
@@ -107,10 +107,13 @@ class Run:
         return StageRun(self.directory / stage, save_every_s=save_every_s, stop=self.stop, show=show, track=track)
 
     def road(self, running: StageName) -> dict[str, str]:
-        """The stages of this run, each with its status."""
+        """The stages of this run by their names for people, each with its status."""
         entries = self.manifest.stages
         ahead = {stage: "running" if stage == running else "to come" for stage in self.config.stages}
-        return {stage: entries[stage].shown if stage in entries else status for stage, status in ahead.items()}
+        return {
+            named(BY_NAME[stage].short, self.config.rl.algorithm): entries[stage].shown if stage in entries else status
+            for stage, status in ahead.items()
+        }
 
     def record(
         self,

@@ -135,10 +135,17 @@ def left_out(stage: StageName, data: StageData, too_long: int, sources: Sequence
 
 
 def leave_model(
-    run: Run, stage: StageName, folder: str, model: Assistant | RewardModel, *, what: str, base: str
+    run: Run,
+    stage: StageName,
+    folder: str,
+    model: Assistant | RewardModel,
+    *,
+    what: str,
+    base: str,
+    tags: Sequence[str] = (),
 ) -> None:
-    """A model of a stage into the run's directory, with its card."""
-    card = model_card(run, what=what, base=base, tags=BY_NAME[stage].models[folder])
+    """A model of a stage into the run's directory, with its card, on which more tags may stand."""
+    card = model_card(run, what=what, base=base, tags=[*BY_NAME[stage].models[folder], *tags])
     replace_directory(
         run.directory / stage / folder,
         lambda path: save_model(model.model, model.tokenizer, path, stops=model.stops, card=card),

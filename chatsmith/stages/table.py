@@ -18,6 +18,23 @@ if TYPE_CHECKING:
 
 
 SAMPLES = "samples.jsonl"
+TITLES: Mapping[str, str] = {
+    "ppo": "PPO",
+    "rloo": "RLOO",
+    "reinforce++": "REINFORCE++",
+    "reinforce++-baseline": "REINFORCE++-baseline",
+    "grpo": "GRPO",
+    "dr-grpo": "Dr. GRPO",
+    "dapo": "DAPO",
+    "gspo": "GSPO",
+    "cispo": "CISPO",
+}
+"""Names for people of the algorithms of stage 3."""
+
+
+def named(text: str, algorithm: Any) -> str:
+    """What is said of PPO, where stage 3 has another algorithm; one that is not known is called RL."""
+    return text.replace("PPO", TITLES.get(str(algorithm), "RL"))
 
 
 class Work(Protocol):
@@ -195,7 +212,7 @@ RL = Stage(
     title="PPO, learning to answer as people prefer",
     records="prompts",
     enters=("rl",),
-    models={"actor": ("rlhf", "ppo"), "critic": (), "ema": ("rlhf", "ppo")},
+    models={"actor": ("rlhf",), "critic": (), "ema": ("rlhf",)},
     files=(SAMPLES,),
     curves={
         "gold/total": "gold score",

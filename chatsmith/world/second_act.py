@@ -4,6 +4,7 @@ from chatsmith.config import Config
 from chatsmith.report.settings import repeated
 from chatsmith.runs.run import Run
 from chatsmith.screen.text import shell
+from chatsmith.stages.table import named
 
 
 def second_act(run: Run, program: str) -> list[tuple[str, str]]:
@@ -19,7 +20,7 @@ def second_act(run: Run, program: str) -> list[tuple[str, str]]:
     again = shell([program, *words, "--run-dir", copy, "--from", "rl", "--force"])
     return [
         (
-            "Watch PPO over-optimise the reward when nothing holds it",
+            named("Watch PPO over-optimise the reward when nothing holds it", given.rl.algorithm),
             f"{shell(['cp', '-r', run.directory, copy])} && {again}",
         )
     ]
