@@ -353,12 +353,13 @@ def _train(
     from_: str | None = None,
 ) -> None:
     from chatsmith.config import STAGES, StageName
-    from chatsmith.resolve import nested, read_recipe, resolve
+    from chatsmith.resolve import COMMAND_LINE, nested, read_recipe, resolve
 
     layers = [(recipe, read_recipe(recipe))] if recipe else []
     given = {key: value for key, value in named.items() if value not in (None, [])}
-    layers += [("command line", nested(given)), ("command line", overrides)]
-    config = resolve(layers)
+    layers += [(COMMAND_LINE, nested(given)), (COMMAND_LINE, overrides)]
+    notes: list[str] = []
+    config = resolve(layers, note=notes.append)
     stages: list[StageName] = []
     for stage in [*(only or STAGES), *([from_] if from_ else [])]:
         match = next((name for name in STAGES if name == stage), None)
@@ -372,6 +373,8 @@ def _train(
     from chatsmith.screen.console import Screen
 
     screen = Screen()
+    for note in notes:
+        screen.line(note, "yellow")
     say_functions(config, rewards=True, say=screen.line)
     if config.data.sources:
         screen.line("Reading the data ...", "dim")

@@ -1,23 +1,26 @@
 """One configuration out of recipe, options and overrides.
 
 Later sources win: the defaults, a TOML recipe, named command-line options, dotted overrides such as
-`--rl.kl_coef 0.02`. An unknown key is an error that names the nearest known one.
+`--rl.kl_coef 0.02`. An algorithm (`rl.algorithm`) stands for the keys of its preset where it is named: keys that stand
+beside it in the same source, or come later, win over the preset, and the preset wins over what came before. An unknown
+key is an error that names the nearest known one.
 """
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from chatsmith.config import GROUPS, Config, SourceConfig
+from chatsmith.config import CRITIC_KEYS, GROUPS, PRESETS, Config, SourceConfig
 from chatsmith.errors import ConfigError
 from chatsmith.screen.text import quoted
 
 LONGEST_RECIPE = 1 << 20  # bytes
+COMMAND_LINE = "command line"
 
 
 def builtin_recipes() -> dict[str, str]:
@@ -90,20 +93,51 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
+def resolve(
+    layers: Sequence[tuple[str, Mapping[str, Any]]], *, note: Callable[[str], None] = lambda text: None
+) -> Config:
     """One configuration from (origin, keys) layers, later ones winning key by key.
 
+    Args:
+        note: told of keys of a recipe that have no effect.
     Raises:
         ConfigError: naming the key, the value, the origin, and what would be accepted.
     """
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for origin, keys in layers:
-        for key, value in _flat(keys):
+        flat = dict(_flat(keys))
+        for key in flat:
             _check_key(key, origin)
-            # TOML has no null: "none" turns an optional key off (for the truncated score it is a choice of its own)
-            off = value == "none" and key != "rl.truncated_score"
+        algorithm = flat.get("rl.algorithm")
+        if isinstance(algorithm, str) and algorithm != merged.get("rl.algorithm", "ppo"):
+            for name in PRESETS.get(algorithm, ()):
+                merged.pop(f"rl.{name}", None)
+        for key, value in flat.items():
+            # TOML has no null: "none" turns an optional key off, unless it is a value of the key's own
+            off = value == "none" and "none" not in _choices(key)
             merged[key], origins[key] = None if off else value, origin
+    config = _validated(merged, origins, layers)
+    if idle := _idle(config, merged):
+        typed = [key for key in idle if origins[key] == COMMAND_LINE]
+        why = f'with rl.algorithm = "{config.rl.algorithm}" and rl.baseline = "{config.rl.baseline}" there is no critic'
+        if typed:
+            raise ConfigError(f"{COMMAND_LINE}: {', '.join(typed)}: {why}. Leave it out, or choose another algorithm.")
+        note(f"{origins[idle[0]]}: not used are {', '.join(idle)}: {why}")
+        config = _validated({key: value for key, value in merged.items() if key not in idle}, origins, layers)
+    return config
+
+
+def _idle(config: Config, given: Mapping[str, Any]) -> list[str]:
+    """Keys that are given and have no effect: those of a critic where there is none."""
+    if "rl" not in config.stages or config.rl.baseline == "critic":
+        return []
+    return [f"rl.{name}" for name in CRITIC_KEYS if f"rl.{name}" in given]
+
+
+def _validated(
+    merged: Mapping[str, Any], origins: Mapping[str, str], layers: Sequence[tuple[str, Mapping[str, Any]]]
+) -> Config:
     try:
         return Config.model_validate(nested(merged))
     except ValidationError as error:
@@ -160,6 +194,18 @@ def known_keys() -> list[str]:
     """Every dotted key of the configuration."""
     own = [name for name in Config.model_fields if name not in GROUPS]
     return own + [f"{name}.{key}" for name, group in GROUPS.items() for key in group.model_fields]
+
+
+def _choices(key: str) -> set[Any]:
+    """The values that a key names one by one."""
+    *groups, name = key.split(".")
+    fields = GROUPS[groups[0]].model_fields if groups else Config.model_fields
+
+    def words(annotation: Any) -> set[Any]:
+        parts = get_args(annotation)
+        return {part for part in parts if isinstance(part, str)}.union(*map(words, parts))
+
+    return words(fields[name].annotation)
 
 
 def _check_key(key: str, origin: str) -> None:

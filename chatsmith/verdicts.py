@@ -14,6 +14,7 @@ from chatsmith.data.control import MANY_UNKNOWN
 from chatsmith.evaluate import MIN_PROMPTS, Interval, turning_point
 
 if TYPE_CHECKING:  # which import this
+    from chatsmith.stages.label import LabelReport
     from chatsmith.stages.reward import RewardReport
     from chatsmith.stages.rl import RlReport
     from chatsmith.stages.sft import SftReport
@@ -62,7 +63,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge that training does not know says of PPO.
+    """What a judge that training does not know says of stage 3.
 
     `gain` over the SFT model; `last`, the final score; `curve`, (step, the judge's score, reward) on the way.
     """
@@ -170,6 +171,21 @@ def judge_sft(report: "SftReport", left_out: LeftOut | None = None) -> Verdict:
     return warnings.verdict(problems, left_out, fact, unknown)
 
 
+def judge_label(report: "LabelReport") -> Verdict:
+    """Failed where the reward model would have next to nothing to learn from."""
+    fact = f"{report.different} different preferences between {report.pairs} pairs of answers"
+    left_out = [f"{report.ties} ties"] if report.ties else []
+    left_out += [f"{report.unusable} pairs with an answer that is cut off or empty"] if report.unusable else []
+    details = f"{' and '.join(left_out)} left out" if left_out else ""
+    problems = []
+    if report.different < FEW_PAIRS:
+        problems.append(
+            f"only {report.different} different preferences between {report.pairs} pairs of answers: more prompts, a "
+            "judge that sees more differences, a smaller label.tie, or a larger rl.max_new_tokens"
+        )
+    return Verdict(not problems, problems[0] if problems else fact, details)
+
+
 def judge_reward(
     report: "RewardReport", *, score_std: float, aspects: Mapping[str, Interval], left_out: LeftOut | None = None
 ) -> Verdict:
@@ -214,7 +230,7 @@ def judge_reward(
     if blind:
         warnings.append(
             f"judging {', '.join(blind)}",
-            f"it does not see: {', '.join(blind)}. PPO will not improve what its reward does not see",
+            f"it does not see: {', '.join(blind)}. training will not improve what its reward does not see",
         )
     problems = []
     if not accuracy.low > 0.5:
@@ -224,8 +240,8 @@ def judge_reward(
         )
     elif not score_std >= MIN_SCORE_STD:
         problems.append(
-            f"{measured}, but its scores of sampled answers hardly differ (deviation {score_std:.1e}): PPO would have "
-            "no signal. Train longer, or raise reward.lr"
+            f"{measured}, but its scores of sampled answers hardly differ (deviation {score_std:.1e}): training would "
+            "have no signal. Train longer, or raise reward.lr"
         )
     return warnings.verdict(problems, left_out, "" if problems else measured)
 
@@ -251,6 +267,13 @@ def judge_rl(
             "longer training as it is",
             f"the critic explains nothing (explained variance {report.explained_variance:.2f}): "
             "raise rl.critic_lr or set rl.critic_warmup",
+        )
+    if report.clipped == 0:
+        warnings.append(
+            "several updates per batch of rollouts",
+            "nothing was clipped in any step, so nothing held an update near the policy that gave the answers: lower "
+            'rl.clip_low and rl.clip_high, or raise rl.lr. (With rl.ratio = "answer" leave them out: they follow the '
+            "length of the answers)",
         )
     if after.eos_rate < 0.5:
         warnings.append(

@@ -47,7 +47,7 @@ from chatsmith.inspection.findings import (
     shortened,
 )
 from chatsmith.inspection.reading import Reader
-from chatsmith.intake import read, share, stages_to_train
+from chatsmith.intake import read, share, taken
 from chatsmith.screen.text import quoted
 from chatsmith.types import Stage
 
@@ -199,7 +199,7 @@ def _of_stages(
     config: Config, data: Mapping[Stage, StageData], sources: Sequence[Source], *, whole_run: bool
 ) -> Iterator[Finding]:
     named = {stage for source in sources for stage in source.spec.stages}
-    for stage in stages_to_train(config):
+    for stage in taken(config, made=False):
         train, held_out = len(data[stage].train), len(data[stage].held_out)
         if train and held_out:
             if stage == "rl" and held_out < MIN_PROMPTS:

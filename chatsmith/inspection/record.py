@@ -1,7 +1,7 @@
 """What a run writes down about its data: `data.json`, from a look whose cost does not grow with the data."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -16,14 +16,26 @@ from chatsmith.inspection.attempts import Attempts
 from chatsmith.inspection.check import Facts, facts_of
 from chatsmith.inspection.reading import Reader, readers
 from chatsmith.inspection.show import View, sample, view
-from chatsmith.intake import share, stages_to_train
+from chatsmith.intake import share, taken
 from chatsmith.types import Record, Stage
 
 FILE = "data.json"
 MOST = 50_000  # records that a run looks at
+SHOWN = 3  # findings, on the screen
 MOST_TOKENS = 400  # of one row of an example
 LOOK = "the data could not be looked at"
 TRIED = 20  # records of which the first that is short enough is the example
+
+
+def look(config: Config, sources: Sequence[Source], directory: Path, say: Callable[[str], None]) -> None:
+    """Once per run, what the data looks like; a person reads it in the report."""
+    if (directory / FILE).exists():
+        return
+    wrong = [finding for finding in write_facts(config, sources, directory).findings if finding.severity != "note"]
+    for finding in wrong[:SHOWN]:
+        say(f"data: {finding.what} ({finding.count} of {finding.of})" if finding.of else finding.what)
+    if len(wrong) > SHOWN:
+        say(f"data: {len(wrong) - SHOWN} more in {FILE} and the report")
 
 
 def write_facts(config: Config, sources: Sequence[Source], directory: Path) -> Facts:
@@ -49,7 +61,7 @@ def _examples(config: Config, sources: Sequence[Source], attempt: Attempts) -> l
     """Of each stage the first of some records that is short enough to be shown whole, or else the first."""
     reading, data = readers(config), share(config, sources)
     examples = []
-    for stage in stages_to_train(config):
+    for stage in taken(config):
         if data[stage].train:
             records = sample(data, stage, TRIED, seed=config.seed)
             what = f"{stage}: examples that cannot be shown"

@@ -24,13 +24,20 @@ def is_code(target: str) -> bool:
     return ":" in target and not is_service(target) and not Path(target).is_dir()
 
 
-def check(rewards: Sequence[tuple[str, float]]) -> None:
+def check(rewards: Sequence[tuple[str, float]], *, overlong: float) -> None:
     """
     Args:
         rewards: targets and their weights.
+        overlong: `rl.overlong`.
     Raises:
-        ConfigError: if a product has a factor that cannot be one, or if a reward for form alone weighs too much.
+        ConfigError: if a product has a factor that cannot be one, if a reward for form alone weighs too much, or if
+            long answers lose twice.
     """
+    if overlong > 0 and any(target == "overlong" for target, _ in rewards):
+        raise ConfigError(
+            f"rl.overlong = {overlong:g} is the reward 'overlong' with a share of the limit of your own: long "
+            "answers would lose twice. Leave one of them out."
+        )
     form, others = 0.0, 0.0
     for target, weight in rewards:
         parts = factors(target)

@@ -14,15 +14,17 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
-from chatsmith.config import STAGES, Config, StageName, TrackerName
+from chatsmith.config import Config, StageName, TrackerName
 from chatsmith.errors import ConfigError, RunError
 from chatsmith.files.checkpoint import read_jsonl, save_text
 from chatsmith.files.received import read_bytes
 from chatsmith.files.writing import make_directory, remove
 from chatsmith.screen.text import quoted
+from chatsmith.stages.table import BY_NAME
 
 PROJECT = "chatsmith"  # in W&B and trackio
 
@@ -183,7 +185,7 @@ def open_trackers(config: Config, directory: Path, warn: Callable[[str], None]) 
 
 def first_step(directory: Path, stage: StageName) -> int:
     """The steps of the stages before `stage`: where its own begin for a tracker."""
-    return sum(len(read_jsonl(directory / before / "metrics.jsonl")) for before in STAGES[: STAGES.index(stage)])
+    return sum(len(read_jsonl(directory / before / "metrics.jsonl")) for before in takewhile(stage.__ne__, BY_NAME))
 
 
 def feed(trackers: Sequence[Tracker], offset: int, step: int, metrics: Mapping[str, float]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from chatsmith.algo.losses import pairs_of, preference_loss
 from chatsmith.config import Config
 from chatsmith.data.batch import batches
 from chatsmith.data.chat import try_encode
+from chatsmith.data.mix import StageData
 from chatsmith.data.store import Array, Entry, Lazy
 from chatsmith.data.tokens import Columns, OnError, TokenRows, as_bytes, place_errors, prepared
 from chatsmith.errors import DataError, RewardError
@@ -28,15 +29,16 @@ from chatsmith.evaluate import (
 )
 from chatsmith.intake import deal
 from chatsmith.models.checkpointing import checkpoint_activations
-from chatsmith.models.load import context_length, load_stop_ids, load_tokenizer, new_reward_model
+from chatsmith.models.load import check_reward_base, context_length, load_stop_ids, load_tokenizer, new_reward_model
 from chatsmith.models.reward import RewardModel, score_rows
 from chatsmith.models.scoring import passes_of, sequence_scores
 from chatsmith.runs.run import Run
 from chatsmith.runs.runtime import StageRun
 from chatsmith.stages.inputs import ask, halves, leave_model, left_out, load_policy, say_way, sft_location
+from chatsmith.stages.inputs import sources as sources_of
 from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, steps_of
 from chatsmith.stages.rollout import mean_and_std
-from chatsmith.types import Message, Record, Sample
+from chatsmith.types import Message, Record, Sample, Stage
 from chatsmith.verdicts import judge_reward
 
 STANDARDISING_SAMPLES = 512  # SFT answers that give a reward its unit
@@ -331,10 +333,14 @@ def score_unit(scorer: RewardModel, samples: Sequence[Sample]) -> tuple[float, f
     return mean_and_std(scores)
 
 
+def check(config: Config, data: Mapping[Stage, StageData]) -> None:
+    check_reward_base(config.reward_model or config.actor_model)
+
+
 def run(run: Run) -> None:
     config = run.config
     asked = load_policy(run, sft_location(run))
-    sources = run.sources(asked)
+    sources = sources_of(run)
     data = deal(config, sources)
     location = config.reward_model or sft_location(run)
     tokenizer = load_tokenizer(location)
@@ -352,7 +358,7 @@ def run(run: Run) -> None:
     mean, std = score_unit(scorer, ask(run, asked, prompts, STANDARDISING_SAMPLES))
     model.config.score_mean, model.config.score_std = mean, std
     facts: dict[str, Any] = {"report": asdict(report), "score_mean": mean, "score_std": std}
-    aspects = run.gold.aspects(scorer) if run.gold is not None else {}
+    aspects = run.gold.aspects(scorer, asked) if run.gold is not None else {}
     if aspects:
         facts["accuracy_by_aspect"] = {aspect: accuracy.value for aspect, accuracy in aspects.items()}
     unused = left_out("reward", replace(data["reward"], train=learned), report.dropped_too_long, sources)

@@ -351,14 +351,14 @@ def test_the_rewards_of_a_configuration_are_known_one_by_one(tmp_path, monkeypat
 )
 def test_a_reward_for_form_alone_may_not_weigh_much(rewards):
     with pytest.raises(ConfigError, match=r"at most 0\.1 of theirs"):
-        check([parse_reward(spec) for spec in rewards])
+        check([parse_reward(spec) for spec in rewards], overlong=0.0)
 
 
 @pytest.mark.parametrize(
     "rewards", [["number", "format@0.1"], ["number*format"], ["trained", "number", "format@-0.2"], ["repetition"]]
 )
 def test_rewards_that_go_together_are_taken(rewards):
-    check([parse_reward(spec) for spec in rewards])
+    check([parse_reward(spec) for spec in rewards], overlong=0.2)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,13 @@ def test_rewards_that_go_together_are_taken(rewards):
 )
 def test_what_may_be_below_0_or_is_nothing_is_no_factor(target):
     with pytest.raises(ConfigError, match="cannot be a factor"):
-        check([(target, 1.0)])
+        check([(target, 1.0)], overlong=0.0)
+
+
+def test_long_answers_lose_once():
+    check([("number", 1.0), ("overlong", 1.0)], overlong=0.0)
+    with pytest.raises(ConfigError, match="lose twice"):
+        check([("number", 1.0), ("overlong", 0.5)], overlong=0.2)
 
 
 # at the door
