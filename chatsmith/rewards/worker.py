@@ -6,13 +6,12 @@ whole numbers. What is printed there reaches nobody.
 
 import json
 import os
-import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 import weakref
-from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -45,6 +44,7 @@ class Worker:
         self.seconds = seconds
         self._target, self._probe = target, probe
         self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
 
     def ask(self, *arguments: Any) -> Any:
         """
@@ -57,21 +57,23 @@ class Worker:
         return self._ask(arguments, self.seconds)
 
     def close(self) -> None:
-        if self._process is not None:
-            _stop(self._process)
-            self._process = None
+        if self._process is not None and self._channel is not None:
+            _stop(self._process, self._channel)
+        self._process = self._channel = None
 
     def _start(self) -> None:
+        self._channel, theirs = socket.socketpair()
         # a group of its own: Ctrl-C in the terminal is meant for the run, which saves a checkpoint first
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _CODE, self._target, str(self.seconds)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=theirs.fileno(),
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             process_group=0,
         )
-        weakref.finalize(self, _stop, self._process)
+        theirs.close()
+        weakref.finalize(self, _stop, self._process, self._channel)
         try:
             said = self._ask(self._probe, START_S)
         except (Killed, Failed) as error:
@@ -79,61 +81,54 @@ class Worker:
         if said is not True:
             self.close()
             raise RewardError(
-                f"{self._target} does not work in a process of its own: it says {said!r}, not "
-                "True. Install its package anew."
+                f"{self._target} does not work in a process of its own: it says {said!r}, not True. Install its "
+                "package anew."
             )
 
     def _ask(self, arguments: tuple[Any, ...], seconds: float) -> Any:
-        assert self._process is not None
-        assert self._process.stdin is not None
+        assert self._channel is not None
         try:
-            self._process.stdin.write(json.dumps(arguments).encode() + b"\n")
-            self._process.stdin.flush()
-            line = self._read(time.monotonic() + seconds)
-        except BrokenPipeError:
-            line = b""
-        if not line:
+            line = _exchange(self._channel, json.dumps(arguments).encode() + b"\n", time.monotonic() + seconds)
+        except OSError:  # of which no time left is one
             self.close()
-            raise Killed
+            raise Killed from None
         how, value = json.loads(line)
         if how == "raised":
             raise Failed(value)
         return value
 
-    def _read(self, deadline: float) -> bytes:
-        """A line of what it says; empty where it does not come in time, or the process has ended."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = b""
-        while not line.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
-                return b""
-            piece = os.read(self._process.stdout.fileno(), 1 << 16)
-            if not piece:
-                return b""
-            line += piece
-        return line
+
+def _exchange(channel: socket.socket, said: bytes, deadline: float) -> bytes:
+    """The line that comes back for a line.
+
+    Raises:
+        OSError: if none does before the deadline, or the other side has ended.
+    """
+    channel.settimeout(max(1e-3, deadline - time.monotonic()))
+    channel.sendall(said)
+    line = b""
+    while not line.endswith(b"\n"):
+        channel.settimeout(max(1e-3, deadline - time.monotonic()))
+        piece = channel.recv(1 << 16)
+        if not piece:
+            raise ConnectionResetError
+        line += piece
+    return line
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> None:
+def _stop(process: "subprocess.Popen[bytes]", channel: socket.socket) -> None:
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with suppress(BrokenPipeError):  # what it was not told any more
-                pipe.close()
+    channel.close()
 
 
 def serve(target: str, seconds: str) -> None:
     """The worker's side: answers until nobody asks any more."""
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):  # a function may print and read what it likes
-        os.dup2(nothing, descriptor)
+    channel = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a function may read what it likes
     module, _, name = target.partition(":")
     function = None
-    for line in requests:
+    for line in channel.makefile("rb"):
         # the process ends by itself where the one that would kill it is gone; imports take their time
         signal.setitimer(signal.ITIMER_REAL, 2 * (float(seconds) if function else START_S))
         try:
@@ -145,5 +140,4 @@ def serve(target: str, seconds: str) -> None:
         except Exception as error:
             said = ["raised", f"{type(error).__name__}: {error}"[:300]]
         signal.setitimer(signal.ITIMER_REAL, 0)
-        answers.write(json.dumps(said).encode() + b"\n")
-        answers.flush()
+        channel.sendall(json.dumps(said).encode() + b"\n")
