@@ -296,7 +296,9 @@ class RlConfig(OptimizerConfig):
     kl_horizon: Positive = 10_000
     """Answers over which the controller takes full effect."""
     rewards: tuple[str, ...] = ("trained",)
-    """`trained`, `DIR`, `FILE.py:function`, `package.module:function`, each with an optional `@WEIGHT`; `--reward`."""
+    """`trained`, `DIR`, `FILE.py:function`, `package.module:function`, `http://HOST/PATH`, or one that is ready, see
+    [rewards.md](rewards.md): `number`, `math`, `format`, `constraints`, `constraints-strict`, `repetition`, `overlong`;
+    each with an optional `@WEIGHT`, several multiplied as in `number*format`; `--reward`."""
     score_clip: Rate = 5.0
     """Standardised scores are clipped to ± this."""
     truncated_score: float | Literal["none", "mask"] = -1.0

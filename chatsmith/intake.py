@@ -18,10 +18,11 @@ from chatsmith.data.spec import as_spec
 from chatsmith.errors import ConfigError, DataError, RunError
 from chatsmith.files.checkpoint import save_jsonl
 from chatsmith.models.location import check_location
+from chatsmith.rewards import spec as reward_spec
 from chatsmith.runs.manifest import DataEntry, Dropped
 from chatsmith.runs.run import Run, check_directory
 from chatsmith.runs.trackers import check_installed
-from chatsmith.stages.table import BY_NAME
+from chatsmith.stages.table import BY_NAME, RL
 from chatsmith.types import Record, Stage
 
 DROPPED = "dropped.jsonl"
@@ -53,7 +54,7 @@ def check(config: Config) -> None:
 
     Raises:
         ConfigError: if there is no model to start from or no data, if the task world is given either, if a stage lacks
-            what it needs, if the judge is a reward, or if a tracker's package is missing.
+            what it needs, if rewards do not go together, if the judge is one of them, or if a tracker is missing.
         ModelError: if there is no such model directory.
     """
     check_installed(config.trackers)
@@ -79,6 +80,8 @@ def check(config: Config) -> None:
         for stage in config.stages:
             if lacking := BY_NAME[stage].lacks(config):
                 raise ConfigError(lacking)
+    if RL.name in config.stages:
+        reward_spec.check([parse_reward(spec) for spec in config.rl.rewards])
     if config.judge and any(f"{config.judge} (" in code for code in _code(config)):
         raise ConfigError(
             f"judge = {config.judge} is a reward too: training must not see who judges it. Leave one of them out."
@@ -93,7 +96,8 @@ def stages_to_train(config: Config) -> list[StageName]:
 
 
 def reward_targets(config: Config) -> list[str]:
-    return [parse_reward(spec)[0] for spec in config.rl.rewards]
+    """Every reward that is asked, those of a product by themselves."""
+    return [part for spec in config.rl.rewards for part in reward_spec.factors(parse_reward(spec)[0])]
 
 
 def functions(config: Config) -> list[str]:
@@ -106,11 +110,6 @@ def functions(config: Config) -> list[str]:
 def _code(config: Config) -> list[str]:
     """The functions that its stages call."""
     return list(itertools.chain.from_iterable(BY_NAME[stage].code(config) for stage in config.stages))
-
-
-def is_function(target: str) -> bool:
-    """Whether a reward is code, and no directory."""
-    return ":" in target and not Path(target).is_dir()
 
 
 def say_functions(config: Config, *, rewards: bool, say: Callable[[str], None]) -> None:

@@ -64,12 +64,16 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Sample:
-    """What a reward function sees: a conversation, the answer to judge, how it ended, and the record it came from."""
+    """What a reward function sees: a conversation, the answer to judge, how it ended, and the record it came from.
+
+    `tokens` is how many were sampled, the end of sequence included; None where nobody counted.
+    """
 
     messages: tuple[Message, ...]
     answer: str
     finish_reason: FinishReason
     record: Record
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)

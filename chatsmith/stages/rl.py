@@ -1,11 +1,13 @@
 """Stage 3 over a whole run. What one step does stands in `stages/policy.py`."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,11 +23,12 @@ from chatsmith.errors import DataError
 from chatsmith.evaluate import Interval, common, mean_interval, paired_difference
 from chatsmith.files.checkpoint import save_jsonl
 from chatsmith.files.writing import replace_directory
-from chatsmith.intake import deal, parse_reward, stages_to_train
+from chatsmith.intake import deal, parse_reward, reward_targets, stages_to_train
 from chatsmith.models.critic import Critic
 from chatsmith.models.limits import measure_peak_flops
 from chatsmith.models.load import declared_context, load_stop_ids, load_tokenizer
 from chatsmith.models.reward import Reward, critic_for, load_ready_reward
+from chatsmith.rewards.ready import ready
 from chatsmith.runs.run import Run
 from chatsmith.runs.runtime import StageRun, choose_device, choose_dtype
 from chatsmith.stages import final_judge
@@ -337,7 +340,7 @@ def _spoken(scores: PolicyScores, trainer: PolicyTrainer, tokenizer: Any) -> lis
 
 def run(run: Run) -> None:
     config, gold, sources = run.config, run.gold, sources_of(run)
-    data = deal(config, sources)
+    data, aside = judgeable(config, deal(config, sources))
     location = sft_location(run)
     policy = load_policy(run, location)
     rewards = load_rewards(run)
@@ -350,6 +353,8 @@ def run(run: Run) -> None:
     prompts = encode_questions(policy.tokenizer, data["rl"].train, **asked)
     held_out = _held_out_prompts(config, data, policy.tokenizer, policy.stops, room)
     stage = run.stage("rl")
+    for what in aside:
+        stage.warn(what)
     if config.rl.top_p < 1 or config.rl.top_k > 0:
         stage.warn(f"with rl.top_p or rl.top_k {algorithm} is off-policy: it assumes plain sampling")
     distinct = len({hash(row) for row in prompts.tokens})
@@ -420,7 +425,7 @@ def load_rewards(run: Run) -> list[Reward]:
     return rewards
 
 
-def mixed_rows(data: dict[Stage, StageData], actor: Assistant, *, on_error: OnError) -> Sequence[Encoded]:
+def mixed_rows(data: Mapping[Stage, StageData], actor: Assistant, *, on_error: OnError) -> Sequence[Encoded]:
     """Rows for mixed training: the ptx sources, or the SFT data where there are none."""
 
     def encode_chunk(chunk: list[Record]) -> list[Encoded]:
@@ -442,7 +447,7 @@ def mixed_rows(data: dict[Stage, StageData], actor: Assistant, *, on_error: OnEr
     )
 
 
-def _final_judge(run: Run, data: dict[Stage, StageData], report: RlReport) -> str:
+def _final_judge(run: Run, data: Mapping[Stage, StageData], report: RlReport) -> str:
     """What a head of its own, trained on preferences that the reward model never saw, says of the policy's answers."""
     _, kept = halves(run.config, data["reward"].train)
     if not kept or "reward" not in stages_to_train(run.config):
@@ -477,11 +482,12 @@ def check(config: Config, data: Mapping[Stage, StageData]) -> None:
 
     Raises:
         ConfigError: if rollouts are to be compiled, and there is no compiler.
-        DataError: if none of the first thousand prompts has room, or if its gate could not judge.
+        DataError: if none of the first thousand prompts has room, if its gate could not judge, or as `judgeable`.
     """
     if config.engine.compile:
         check_compiler(choose_device(config.engine))
     location = config.actor_model
+    data, _ = judgeable(config, data)
     tokenizer = load_tokenizer(location)
     limit = declared_context(location) or config.data.max_tokens
     room = min(limit, config.data.max_tokens) - config.rl.max_new_tokens
@@ -495,6 +501,42 @@ def check(config: Config, data: Mapping[Stage, StageData]) -> None:
     check_held_out(_held_out_prompts(config, data, tokenizer, stops, room))
 
 
+def judgeable(config: Config, data: Mapping[Stage, StageData]) -> tuple[Mapping[Stage, StageData], list[str]]:
+    """The data of stage 3 without prompts that a ready reward cannot judge answers to; and in words what is left out.
+
+    Raises:
+        ConfigError, RewardError: if a ready reward cannot be had.
+        DataError: at the first such prompt, unless `data.on_error` is "skip".
+    """
+    said: list[str] = []
+    for target in dict.fromkeys(reward_targets(config)):
+        reward = ready(target, limit=config.rl.max_new_tokens)
+        if reward is None:
+            continue
+        unjudged: Counter[str] = Counter()
+        left, of = 0, len(data["rl"].train) + len(data["rl"].held_out)
+        sides = []
+        for records in (data["rl"].train, data["rl"].held_out):
+            kept = []
+            for number, record in enumerate(records if reward.unfit or reward.unjudged else ()):
+                unjudged.update(reward.unjudged(record) if reward.unjudged else ())
+                if why := reward.unfit(record) if reward.unfit else "":
+                    if config.data.on_error == "raise":
+                        raise DataError(
+                            f"{record.origin}: reward {target} cannot judge answers to it: {why}. Mend the row, or "
+                            "leave such rows out with --data.on_error skip."
+                        )
+                    left += 1
+                else:
+                    kept.append(number)
+            sides.append(records.take(np.array(kept, np.int64)) if reward.unfit else records)
+        data = {**data, "rl": StageData(*sides)}
+        if left:
+            said.append(f"reward {target} cannot judge answers to {left} of {of} prompts, which were left out")
+        said += [f"reward {target} does not judge {what}, which {n} prompts ask for" for what, n in unjudged.items()]
+    return data, said
+
+
 def _held_out_prompts(
     config: Config, data: Mapping[Stage, StageData], tokenizer: Any, stops: Sequence[int], room: int
 ) -> Prompts:
@@ -504,13 +546,15 @@ def _held_out_prompts(
 
 
 def load_reward(spec: str, config: Config | None = None, *, name: str | None = None) -> Reward:
-    """A ready reward: `DIR`, `FILE.py:function` or `package.module:function`, each with an optional `@WEIGHT`.
+    """A ready reward: its name or address, `DIR`, `FILE.py:function`, `package.module:function` or a product of these,
+    with an optional `@WEIGHT`.
 
     Args:
         config: of it `engine`; None: the defaults.
-        name: under which its values are logged; None: the directory's or the function's.
+        name: under which its values are logged; None: its own, the directory's or the function's.
     Raises:
         ConfigError, ModelError: if it is none of these.
+        RewardError: if nothing answers at the address.
     """
     config = config or Config()
     target, weight = parse_reward(spec)
@@ -522,4 +566,5 @@ def load_reward(spec: str, config: Config | None = None, *, name: str | None = N
         dtype=choose_dtype(config.engine, device),
         device=device,
         max_tokens_per_pass=config.engine.max_batch_tokens,
+        max_new_tokens=config.rl.max_new_tokens,
     )

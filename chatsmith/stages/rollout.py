@@ -104,7 +104,7 @@ def roll_out(
         logprobs=logprobs.to(device),
         prompts=tuple(number for number in range(len(index)) for _ in range(samples)),
         samples=tuple(
-            Sample(prompts.records[i].prompt, text, a.finish_reason, prompts.records[i])
+            Sample(prompts.records[i].prompt, text, a.finish_reason, prompts.records[i], len(a.tokens))
             for (i, a), text in zip(answers, texts, strict=True)
         ),
     )
@@ -221,9 +221,11 @@ def judge(
         raw: what `ask_rewards` gave; None: it is asked.
     Returns:
         rewards [B]; valid [B] bool, False where a reward was None or not finite, or where `truncated_score` masks the
-        sample; metrics: `rl/score_raw_mean` and `reward/<name>` (raw means), `rl/excluded` (share without a value).
+        sample; metrics: `rl/score_raw_mean` and `reward/<name>` (raw means), `rl/excluded` and
+        `reward/<name>_excluded` (shares without a value).
     Raises:
-        RewardError: if a function failed, or gave no value to more than `max_excluded` of the samples.
+        RewardError: if a function failed, or gave no value to more than `max_excluded` of the samples, or
+            if none has one.
     """
     truncated = torch.tensor([sample.finish_reason == "length" for sample in samples])
     total, valid = torch.zeros(len(samples)), torch.ones(len(samples), dtype=torch.bool)
@@ -231,14 +233,16 @@ def judge(
     for reward, given in zip(rewards, ask_rewards(samples, rewards) if raw is None else raw, strict=True):
         has_value = given.isfinite()
         excluded = 1 - has_value.float().mean().item()
-        if excluded > config.max_excluded:
+        if excluded > config.max_excluded or not has_value.any():
+            why = "".join(f"; {count} times: {reason}" for reason, count in reward.reasons().most_common(3))
             raise RewardError(
                 f"reward {reward.name!r} gave no finite number to {excluded:.0%} of {len(samples)} answers "
-                f"(rl.max_excluded = {config.max_excluded:.0%}). Mend the function, or let it return a number for: "
-                f"{samples[int((~has_value).nonzero()[0])].answer[:80]!r}"
+                f"(rl.max_excluded = {config.max_excluded:.0%}){why}. Mend the function, or let it return a number "
+                f"for: {samples[int((~has_value).nonzero()[0])].answer[:80]!r}"
             )
         raw_mean += reward.weight * given[has_value].mean().item()
         metrics[f"reward/{reward.name}"] = given[has_value].mean().item()
+        metrics[f"reward/{reward.name}_excluded"] = excluded
         values = given
         if reward.mean is not None and reward.std is not None:
             values = standardise(given, mean=reward.mean, std=reward.std, clip=config.score_clip)
@@ -247,6 +251,11 @@ def judge(
             values = torch.where(truncated, float(score), values)
         total = total + reward.weight * torch.where(has_value, values, torch.zeros(()))
         valid &= has_value
+    if not valid.any():
+        raise RewardError(
+            f"each of {len(samples)} answers lacks a finite number from one of the rewards. Give them data and "
+            "functions that judge the same answers."
+        )
     metrics |= {"rl/score_raw_mean": raw_mean, "rl/excluded": 1 - valid.float().mean().item()}
     if config.truncated_score == "mask":
         valid &= ~truncated

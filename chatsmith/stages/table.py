@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chatsmith.config import Config, StageName
+from chatsmith.rewards.spec import is_code
 from chatsmith.types import Stage as Role
 
 if TYPE_CHECKING:
@@ -62,9 +63,9 @@ class Work(Protocol):
 
 def _of_rl(config: Config) -> list[str]:
     """Its rewards that are functions of the user's."""
-    from chatsmith.intake import is_function, reward_targets
+    from chatsmith.intake import reward_targets
 
-    return [f"{target} (a reward)" for target in reward_targets(config) if is_function(target)]
+    return [f"{target} (a reward)" for target in filter(is_code, reward_targets(config))]
 
 
 def _unlabelled(config: Config) -> str:

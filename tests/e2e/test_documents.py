@@ -375,7 +375,8 @@ def test_every_row_of_the_format_table_is_read_and_serves_what_it_says():
 
 
 def test_the_reward_of_the_readme_judges_a_sample(desk, monkeypatch):
-    reward = load_ready_reward("rewards.py:correct", 1.0, name=None, dtype=None, device=None, max_tokens_per_pass=1)
+    sizes = {"max_tokens_per_pass": 1, "max_new_tokens": 1}
+    reward = load_ready_reward("rewards.py:correct", 1.0, name=None, dtype=None, device=None, **sizes)
     question = (Message("user", "What is 2 + 3?"),)
     given = Record(prompt=question, fields={"prompt": question[0].content, "expected": "5"})
     samples = [

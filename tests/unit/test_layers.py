@@ -30,10 +30,11 @@ ALLOWED = {
     "cpu": {"files", "screen", "models"},  # of models the one layer whose kernel it has
     "engine": {"types", "errors", "seeds", "models", "cpu", "files"},
     "data": {"types", "errors", "seeds", "config", "functions", "machine", "files", "screen"},
-    "models": {"types", "errors", "seeds", "functions", "machine", "files", "screen", "data", "cpu"},
+    "rewards": {"types", "errors", "files", "screen", "algo"},
+    "models": {"types", "errors", "seeds", "functions", "machine", "files", "screen", "data", "cpu", "rewards"},
     "stages": {
         *("types", "errors", "seeds", "config", "evaluate", "assistant"),
-        *("files", "algo", "engine", "data", "models"),
+        *("files", "algo", "engine", "data", "models", "rewards"),
         *("runs", "intake", "verdicts"),  # a stage's own part of a run
     },
     "collect": {"types", "errors", "seeds", "data", "files", "screen", "runs"},
