@@ -5,15 +5,16 @@ Exit codes: 0 done (gates held, or --force), 1 the user's mistake, 2 a gate fail
 """
 
 import errno
+import inspect
 import json
 import os
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -24,6 +25,7 @@ from chatsmith.inspection.commands import data as data_commands
 from chatsmith.machine import in_words, out_of_memory, place, refusal
 from chatsmith.screen.output import guard_streams, say
 from chatsmith.screen.text import one_line, printable, quoted
+from chatsmith.stages.table import BY_NAME, TABLE, Stage
 
 app = typer.Typer(
     add_completion=False,
@@ -54,7 +56,7 @@ Data = Annotated[
     list[str] | None,
     typer.Option(help=r"Sources: \[STAGE\[,STAGE]:]PATH_OR_ID\[#SPLIT]\[@WEIGHT]. Several may follow."),
 ]
-Only = Annotated[list[str] | None, typer.Option(help="Run only these stages now: sft, reward, rl.")]
+Only = Annotated[list[str] | None, typer.Option(help=f"Run only these stages now: {', '.join(BY_NAME)}.")]
 Track = Annotated[
     list[str] | None, typer.Option(help="Where metrics go besides the run directory: tensorboard, wandb, trackio.")
 ]
@@ -63,7 +65,9 @@ Force = Annotated[bool, typer.Option(help="Go on past a failed gate.")]
 DryRun = Annotated[bool, typer.Option(help="Check data, models and rewards, print the plan, and stop.")]
 
 _OVERRIDE = re.compile(r"--\w+\.[\w.-]+(=.*)?", re.DOTALL)
-_CONFIGURED = ("train", "sft", "reward", "rl", "data")  # commands that take a configuration
+_CONFIGURED = ("train", "data", *BY_NAME)  # commands that take a configuration
+_KEYS = {"data": "data.sources", "reward": "rl.rewards", "track": "trackers"}  # of the configuration, by other names
+_OF_SOME = ("reward_model", "reward", "only")  # options of `train` that a stage alone has if its entry names them
 _SEVERAL = ("--data", "--reward", "--only", "--track")  # options that may be followed by several values
 
 
@@ -100,94 +104,44 @@ def train(
     help_all: HelpAll = False,
 ) -> None:
     """Train an assistant: SFT, reward model, PPO. Without arguments: the tiny demo, in minutes on a CPU."""
-    named = {
-        "seed": seed,
-        "actor_model": actor_model,
-        "reward_model": reward_model,
-        "data.sources": data,
-        "rl.rewards": reward,
-        "trackers": track,
-    }
     recipe = recipe or ("" if actor_model else "tiny-cpu")
-    _train(context.obj, recipe, named, run_dir=run_dir, only=only, from_=from_, force=force, dry_run=dry_run)
+    _train(
+        context.obj,
+        recipe,
+        run_dir=run_dir,
+        seed=seed,
+        actor_model=actor_model,
+        reward_model=reward_model,
+        reward=reward,
+        data=data,
+        track=track,
+        only=only,
+        from_=from_,
+        force=force,
+        dry_run=dry_run,
+    )
 
 
-@app.command(cls=Configured)
-def sft(
-    context: typer.Context,
-    recipe: Recipe = "",
-    actor_model: ActorModel = None,
-    data: Data = None,
-    run_dir: RunDir = None,
-    seed: Seed = None,
-    track: Track = None,
-    from_: From = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    help_all: HelpAll = False,
-) -> None:
-    """Only stage 1: supervised fine-tuning."""
-    named = {"stages": ["sft"], "seed": seed, "actor_model": actor_model, "data.sources": data, "trackers": track}
-    _train(context.obj, recipe, named, run_dir=run_dir, from_=from_, force=force, dry_run=dry_run)
+def _alone(stage: Stage) -> Callable[..., None]:
+    """The command of one stage: what `train` takes for every stage, and the options of the stage's entry."""
+
+    def command(context: typer.Context, **options: Any) -> None:
+        _train(context.obj, stages=[stage.name], **options)
+
+    parameters = dict(inspect.signature(train).parameters)
+    for name in _OF_SOME:
+        if name not in stage.options:
+            del parameters[name]
+    for name, meaning in stage.options.items():
+        value, _ = get_args(parameters[name].annotation)
+        parameters[name] = parameters[name].replace(annotation=Annotated[value, typer.Option(help=meaning)])
+    command.__name__ = stage.name
+    command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    return command
 
 
-@app.command(cls=Configured)
-def reward(
-    context: typer.Context,
-    recipe: Recipe = "",
-    actor_model: Annotated[
-        str | None, typer.Option(help="The SFT model, whose answers give the reward its unit.")
-    ] = None,
-    reward_model: RewardModelBase = None,
-    data: Data = None,
-    run_dir: RunDir = None,
-    seed: Seed = None,
-    track: Track = None,
-    from_: From = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    help_all: HelpAll = False,
-) -> None:
-    """Only stage 2: a reward model from ranked answers."""
-    named = {
-        "stages": ["reward"],
-        "seed": seed,
-        "actor_model": actor_model,
-        "reward_model": reward_model,
-        "data.sources": data,
-        "trackers": track,
-    }
-    _train(context.obj, recipe, named, run_dir=run_dir, from_=from_, force=force, dry_run=dry_run)
-
-
-@app.command(cls=Configured)
-def rl(
-    context: typer.Context,
-    recipe: Recipe = "",
-    actor_model: Annotated[str | None, typer.Option(help="The SFT model: start and reference of PPO.")] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(help=r"Reward models or functions: DIR or FILE.py:function, each \[@WEIGHT]."),
-    ] = None,
-    data: Data = None,
-    run_dir: RunDir = None,
-    seed: Seed = None,
-    track: Track = None,
-    from_: From = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    help_all: HelpAll = False,
-) -> None:
-    """Only stage 3: PPO with ready rewards."""
-    named = {
-        "stages": ["rl"],
-        "seed": seed,
-        "actor_model": actor_model,
-        "rl.rewards": reward,
-        "data.sources": data,
-        "trackers": track,
-    }
-    _train(context.obj, recipe, named, run_dir=run_dir, from_=from_, force=force, dry_run=dry_run)
+for _number, _stage in enumerate(TABLE, 1):
+    app.command(_stage.name, cls=Configured, help=f"Only stage {_number}: {_stage.title}.")(_alone(_stage))
 
 
 @app.command()
@@ -343,29 +297,29 @@ def self_instruct(
 
 def _train(
     overrides: dict[str, Any],
-    recipe: str,
-    named: dict[str, Any],
+    recipe: str = "",
     *,
     run_dir: Path | None,
+    from_: str | None,
     force: bool,
     dry_run: bool,
     only: Sequence[str] | None = None,
-    from_: str | None = None,
+    help_all: bool = False,
+    **keys: Any,
 ) -> None:
-    from chatsmith.config import STAGES, StageName
+    """
+    Args:
+        keys: of the configuration, by their options; None or empty: not given.
+    """
     from chatsmith.resolve import nested, read_recipe, resolve
 
     layers = [(recipe, read_recipe(recipe))] if recipe else []
-    given = {key: value for key, value in named.items() if value not in (None, [])}
-    layers += [("command line", nested(given)), ("command line", overrides)]
-    config = resolve(layers)
-    stages: list[StageName] = []
-    for stage in [*(only or STAGES), *([from_] if from_ else [])]:
-        match = next((name for name in STAGES if name == stage), None)
-        if match is None:
-            raise ConfigError(f'no stage "{stage}"; stages are {", ".join(STAGES)}.')
-        stages.append(match)
-    restart_from = stages.pop() if from_ else None
+    given = {_KEYS.get(name, name): value for name, value in keys.items() if value not in (None, [])}
+    config = resolve([*layers, ("command line", nested(given)), ("command line", overrides)])
+    for stage in filter(None, [*(only or ()), from_]):
+        if stage not in BY_NAME:
+            raise ConfigError(f'no stage "{stage}"; stages are {", ".join(BY_NAME)}.')
+    restart_from = BY_NAME[from_].name if from_ else None
     directory = run_dir or Path("runs") / (Path(recipe).stem or Path(config.actor_model).name)
 
     from chatsmith.intake import say_functions, take_in
@@ -384,7 +338,7 @@ def _train(
         config,
         directory,
         recipe=recipe or "defaults",
-        only=stages,
+        only=[BY_NAME[stage].name for stage in only or BY_NAME],
         restart_from=restart_from,
         force=force,
         dry_run=dry_run,

@@ -5,7 +5,7 @@ A new stage is a file beside these that holds what `Work` says, a group of setti
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chatsmith.config import StageName
@@ -51,6 +51,7 @@ class Stage:
     curves: Mapping[str, str]  # metrics worth a curve on the screen, by their names there
     figures: Sequence[str]  # metrics of a line in a log
     phase: str  # heading of its diagrams in a report
+    options: Mapping[str, str] = field(default_factory=dict)  # of its command `chatsmith NAME`, in its own words
 
     @property
     def work(self) -> Work:
@@ -86,6 +87,10 @@ TABLE = (
         curves={"reward/loss": "loss", "reward/accuracy": "accuracy", "reward/lr": "learning rate"},
         figures=("reward/loss", "reward/accuracy"),
         phase="Before PPO",
+        options={
+            "actor_model": "The SFT model, whose answers give the reward its unit.",
+            "reward_model": "Base of the reward model. Default: the SFT model.",
+        },
     ),
     Stage(
         "rl",
@@ -105,6 +110,10 @@ TABLE = (
         },
         figures=("rl/reward_mean", "rl/kl", "rl/answer_length", "gold/total"),
         phase="PPO",
+        options={
+            "actor_model": "The SFT model: start and reference of PPO.",
+            "reward": r"Reward models or functions: DIR or FILE.py:function, each \[@WEIGHT].",
+        },
     ),
 )
 BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in TABLE}
