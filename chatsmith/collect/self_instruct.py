@@ -70,7 +70,8 @@ def self_instruct(
         if ledger:
             screen.line(f"  going on: {len(ledger)} records are there")
         try:
-            with Progress(screen, tally, lambda: stop.received is not None) as progress:
+            progress = Progress(screen, tally, lambda: stop.received is not None)
+            with progress.shown():
                 collection = _Collection(endpoint, texts, spoken, ledger, tally, progress, stop, parallel, seed)
                 asyncio.run(collection.run())
         except _Ended as reason:
