@@ -79,7 +79,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"rl.lr": 1} as {"rl": {"lr": 1}}."""
+    """{"data.held_out": 0.1} as {"data": {"held_out": 0.1}}."""
     result: dict[str, Any] = {}
     for key, value in flat.items():
         *groups, last = key.split(".")

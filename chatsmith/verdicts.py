@@ -97,7 +97,7 @@ def judge_sft(report: "SftReport", left_out: LeftOut | None = None) -> Verdict:
     """
     left_out = left_out or LeftOut(too_long=report.dropped_too_long)
     first, last, guess = report.held_out_loss_first, report.held_out_loss_last, report.guessing_loss
-    warnings = _warnings("sft", report.steps, "more sft.epochs, or a smaller sft.batch", left_out)
+    warnings = _warnings(report.steps, "sft: more sft.epochs, or a smaller sft.batch", left_out)
     if first > GUESSING_MARGIN * guess:
         warnings.append(
             "building on what these weights knew",
@@ -185,7 +185,7 @@ def judge_reward(
     measured = (
         f"held-out accuracy {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] over {report.pairs} pairs"
     )
-    warnings = _warnings("reward", report.steps, "more reward.epochs, or a smaller reward.batch", left_out)
+    warnings = _warnings(report.steps, "reward: more reward.epochs, or a smaller reward.batch", left_out)
     if few:
         warnings.append(
             "telling how good it is",
@@ -239,7 +239,7 @@ def judge_rl(
     counted, asked = report.counted_prompts()
     ratio = after.length / before.length
     left_out = left_out or LeftOut()
-    warnings = _warnings("rl", report.steps, "a smaller rl.rollouts, or more rl.steps", left_out)
+    warnings = _warnings(report.steps, "rl: a smaller rl.rollouts, or more rl.steps", left_out)
     best = "EMA" if means["ema"] > means["after"] else "actor"
     if MIN_PROMPTS <= counted < FEW_PROMPTS:
         warnings.append(
@@ -305,12 +305,12 @@ def judge_rl(
     return warnings.verdict(problems, left_out, fact, details), gain
 
 
-def _warnings(stage: str, steps: int, remedy: str, left_out: LeftOut) -> _Warnings:
+def _warnings(steps: int, remedy: str, left_out: LeftOut) -> _Warnings:
     """Those that every stage may begin with."""
     warnings = _Warnings()
     if steps < FEW_STEPS:
         plural = "s" if steps > 1 else ""
-        warnings.append("judging the data by it", f"only {steps} optimizer step{plural} of {stage}: {remedy}")
+        warnings.append("judging the data by it", f"only {steps} optimizer step{plural} of {remedy}")
     if left_out.of and left_out.too_long > MUCH_LEFT_OUT * left_out.of:
         warnings.append(
             f"{left_out.what} as long as those that were dropped",

@@ -21,6 +21,7 @@ from chatsmith.collect.endpoint import Endpoint, Reply
 from chatsmith.collect.filters import Known, Language, language, unfit_answer, unfit_instruction
 from chatsmith.collect.journal import Ledger
 from chatsmith.collect.progress import Progress, Tally
+from chatsmith.config import STAGES
 from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import Spec
 from chatsmith.errors import ChatsmithError, DataError, EndpointError
@@ -84,7 +85,7 @@ def self_instruct(
     if ended:
         screen.line(f"  {ended}; the same command goes on.", "yellow")
         return 0 if stop.received is None else 128 + stop.received
-    screen.command("chatsmith", "sft", "--actor-model", "MODEL", "--data", output)
+    screen.command("chatsmith", STAGES[0], "--actor-model", "MODEL", "--data", output)
     return 0
 
 

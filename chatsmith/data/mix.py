@@ -14,7 +14,7 @@ import numpy as np
 from chatsmith.data.formats import NEEDS
 from chatsmith.data.records import Chosen
 from chatsmith.data.sources import Source
-from chatsmith.data.spec import STAGES
+from chatsmith.data.spec import IMITATING, READING, STAGES
 from chatsmith.data.split import assign, bit, held_out
 from chatsmith.data.store import Array
 from chatsmith.errors import DataError
@@ -59,7 +59,7 @@ def mix(
     kept = [held_out(source.points, held_out_fraction) for source in sources]
 
     def data(stage: Stage) -> StageData:
-        goes_to = allowed if stage == "ptx" else learning
+        goes_to = allowed if stage == READING else learning
         mine = [(place & bit(stage)) > 0 for place in goes_to]
         train = [np.flatnonzero(m & ~k) for m, k in zip(mine, kept, strict=True)]
         sides = (
@@ -99,7 +99,7 @@ def _allowed(source: Source, stages: Sequence[Stage], on_error: Literal["raise",
     if not named:
         return able & _bits(stages)
     # an answered prompt is good text too, but only where the user says so
-    able = able | np.where(able & bit("sft"), bit("ptx"), 0).astype(np.uint8)
+    able = able | np.where(able & bit(IMITATING), bit(READING), 0).astype(np.uint8)
     here = [stage for stage in named if stage in stages]
     if on_error == "skip":
         return able & _bits(here or named)

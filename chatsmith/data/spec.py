@@ -17,6 +17,7 @@ from chatsmith.errors import ConfigError
 from chatsmith.types import Stage
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
+IMITATING, RANKING, ASKING, READING = STAGES  # by what each makes of a record: an answer, several, its prompt, its text
 _FORM = "[STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]"
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 

@@ -20,6 +20,7 @@ from chatsmith.data.files import KINDS
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData, why_one_sided
 from chatsmith.data.sources import Source, unread_files
+from chatsmith.data.spec import ASKING
 from chatsmith.errors import ChatsmithError, DataError
 from chatsmith.evaluate import MIN_PROMPTS
 from chatsmith.inspection.attempts import Attempts, described
@@ -202,10 +203,10 @@ def _of_stages(
     for stage in stages_to_train(config):
         train, held_out = len(data[stage].train), len(data[stage].held_out)
         if train and held_out:
-            if stage == "rl" and held_out < MIN_PROMPTS:
+            if stage == ASKING and held_out < MIN_PROMPTS:
                 severity: Severity = "error" if whole_run or stage in named else "warning"
-                what = f"rl gets {held_out} held-out prompts, and its gate judges from {MIN_PROMPTS} on"
-                yield Finding(severity, what, "raise --data.held_out, or add prompts (--data rl:FILE)")
+                what = f"{stage} gets {held_out} held-out prompts, and its gate judges from {MIN_PROMPTS} on"
+                yield Finding(severity, what, f"raise --data.held_out, or add prompts (--data {stage}:FILE)")
             continue
         if train or held_out or whole_run or stage in named:
             what = f"{stage} gets {train} records to train on and {held_out} held out; it needs both"
@@ -222,8 +223,8 @@ def _of_lengths(stages: Mapping[Stage, StageFacts]) -> Iterator[Finding]:
             continue
         what = f"{stage}: longer than {facts.limit} tokens, and so dropped"
         remedy = "raise --data.max_tokens if the model's context allows it"
-        if stage == "rl":
-            what = f"rl: prompts longer than {facts.limit} tokens, and so dropped: answers need room"
+        if stage == ASKING:
+            what = f"{stage}: prompts longer than {facts.limit} tokens, and so dropped: answers need room"
             remedy += ", or lower --rl.max_new_tokens"
         share_of = facts.too_long / facts.measured
         severity: Severity = "error" if share_of == 1 else "warning" if share_of > TOO_MANY_LONG else "note"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chatsmith.data.spec import STAGES
 from chatsmith.errors import ConfigError
 from chatsmith.screen.output import say
 
@@ -67,7 +68,9 @@ def show(
     specs: Specs = None,
     count: Annotated[int, typer.Option("-n", min=1, help="How many records.")] = 5,
     map: Map = None,
-    stage: Annotated[str, typer.Option(help="As which stage sees them: sft, reward, rl or ptx.")] = "sft",
+    stage: Annotated[
+        str, typer.Option(help=f"As which stage sees them: {', '.join(STAGES[:-1])} or {STAGES[-1]}.")
+    ] = STAGES[0],
     recipe: Recipe = "",
     actor_model: Model = None,
     reward_model: RewardBase = None,
@@ -77,7 +80,6 @@ def show(
     """Show records token by token as a stage sees them, and which tokens it learns."""
     config = _config(context.obj, specs, map, recipe, actor_model, reward_model)
 
-    from chatsmith.data.spec import STAGES
     from chatsmith.intake import read, say_functions, share
 
     seen_by = next((name for name in STAGES if name == stage), None)

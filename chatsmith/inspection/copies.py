@@ -10,7 +10,7 @@ from chatsmith.data.duplicates import BANDS, near_duplicates, similarity, sketch
 from chatsmith.data.formats import best_answer, imitable
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Source
-from chatsmith.data.spec import STAGES
+from chatsmith.data.spec import IMITATING, STAGES
 from chatsmith.inspection.findings import COPIED, EXAMPLES, Example, Finding, Severity, example, question, record_at
 from chatsmith.types import Record, Stage
 
@@ -160,14 +160,14 @@ def _shared_answers(
     sources: Sequence[Source], answers: NDArray[np.int64], root: NDArray[np.int64], places: NDArray[np.uint8]
 ) -> Iterator[Finding]:
     """Held-out answers of stage 1 that it learns as the answer to another question."""
-    kept = np.flatnonzero((places & bit("sft", 1) > 0) & (answers != 0))
-    trained = np.flatnonzero((places & bit("sft", 0) > 0) & (answers != 0))
+    kept = np.flatnonzero((places & bit(IMITATING, 1) > 0) & (answers != 0))
+    trained = np.flatnonzero((places & bit(IMITATING, 0) > 0) & (answers != 0))
     shared = kept[np.isin(answers[kept], answers[trained]) & ~np.isin(root[kept], root[trained])]
     if not len(shared):
         return
     pairs = [(int(i), int(trained[np.argmax(answers[trained] == answers[i])])) for i in shared[:1]]
     examples = tuple(example for pair in pairs for example in _both(sources, *pair))
-    what = "sft: held-out answers that are trained on, word by word, as answers to other questions"
+    what = f"{IMITATING}: held-out answers that are trained on, word by word, as answers to other questions"
     severity: Severity = "warning" if len(shared) > COPIED * len(kept) else "note"
     yield Finding(
         severity, what, "a standard answer in many records is learned by heart", len(shared), len(kept), examples

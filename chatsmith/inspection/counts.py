@@ -15,7 +15,7 @@ from chatsmith.data.licences import non_commercial
 from chatsmith.data.mapping import Dropped
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Source
-from chatsmith.data.spec import STAGES
+from chatsmith.data.spec import READING, STAGES
 from chatsmith.inspection.attempts import Attempts
 from chatsmith.inspection.copies import Seen, bit
 from chatsmith.inspection.findings import EXAMPLES, Example, question
@@ -201,7 +201,7 @@ def stage_facts(stage: Stage, sides: StageData, reader: Reader | None, attempt: 
             tokens, unknown = tokens + part.tokens, unknown + part.unknown
             refused += [Example(origin, reason) for origin, reason in part.refused]
     named = {"prompt": [x.prompt for x in lengths], "answer": [x.answer for x in lengths if x.answer]}
-    if stage == "ptx":
+    if stage == READING:
         named = {"text": [x.whole for x in lengths]}
     elif named["answer"]:
         named["whole"] = [x.whole for x in lengths]

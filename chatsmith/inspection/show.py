@@ -12,6 +12,7 @@ from chatsmith.data.chat import Encoded, encode_texts, token_texts
 from chatsmith.data.formats import stages_of, unable
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Source
+from chatsmith.data.spec import STAGES
 from chatsmith.errors import DataError
 from chatsmith.inspection.reading import Reader
 from chatsmith.seeds import derive_seed
@@ -100,7 +101,7 @@ def view(record: Record, stage: Stage, reader: Reader, config: Config) -> View:
     Raises:
         ModelError: if the chat template cannot be used.
     """
-    make = {"sft": _answered, "reward": _ranked, "rl": _asked, "ptx": _text if record.text else _answered}[stage]
+    make = dict(zip(STAGES, (_answered, _ranked, _asked, _text if record.text else _answered), strict=True))[stage]
     rows, note = make(record, reader, config)
     return View(stage, record.origin, tuple(rows), note)
 
