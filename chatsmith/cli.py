@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -38,36 +39,11 @@ collection = typer.Typer(no_args_is_help=True, help="New training data from a mo
 app.add_typer(collection, name="collect")
 app.add_typer(data_commands, name="data")
 
-Recipe = Annotated[
-    str,
-    typer.Argument(
-        help="A built-in recipe (see `chatsmith recipes`) or a TOML file. It is code: read one that you did not write."
-    ),
-]
-RunDir = Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/RECIPE.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of models, orders and sampling.")]
-ActorModel = Annotated[str | None, typer.Option(help="Model to start from: a directory or a hub id.")]
-RewardModelBase = Annotated[str | None, typer.Option(help="Base of the reward model. Default: the SFT model.")]
-RewardSpecs = Annotated[
-    list[str] | None,
-    typer.Option(help="Ready rewards: DIR, FILE.py:function or `trained`, each with an optional @WEIGHT."),
-]
-Data = Annotated[
-    list[str] | None,
-    typer.Option(help=r"Sources: \[STAGE\[,STAGE]:]PATH_OR_ID\[#SPLIT]\[@WEIGHT]. Several may follow."),
-]
-Only = Annotated[list[str] | None, typer.Option(help=f"Run only these stages now: {', '.join(BY_NAME)}.")]
-Track = Annotated[
-    list[str] | None, typer.Option(help="Where metrics go besides the run directory: tensorboard, wandb, trackio.")
-]
-From = Annotated[str | None, typer.Option("--from", help="Run this stage and all later ones anew.")]
-Force = Annotated[bool, typer.Option(help="Go on past a failed gate.")]
-DryRun = Annotated[bool, typer.Option(help="Check data, models and rewards, print the plan, and stop.")]
 
 _OVERRIDE = re.compile(r"--\w+\.[\w.-]+(=.*)?", re.DOTALL)
 _CONFIGURED = ("train", "data", *BY_NAME)  # commands that take a configuration
-_KEYS = {"data": "data.sources", "reward": "rl.rewards", "track": "trackers"}  # of the configuration, by other names
-_OF_SOME = ("reward_model", "reward", "only")  # options of `train` that a stage alone has if its entry names them
+_KEYS = {"data": "data.sources", "rewards": "rl.rewards", "track": "trackers"}  # of the configuration, by other names
+_OF_SOME = ("reward_model", "rewards", "only")  # options of `train` that a stage alone has if its entry names them
 _SEVERAL = ("--data", "--reward", "--only", "--track")  # options that may be followed by several values
 
 
@@ -89,18 +65,33 @@ def chatsmith(
 @app.command(cls=Configured)
 def train(
     context: typer.Context,
-    recipe: Recipe = "",
-    run_dir: RunDir = None,
-    seed: Seed = None,
-    actor_model: ActorModel = None,
-    reward_model: RewardModelBase = None,
-    reward: RewardSpecs = None,
-    data: Data = None,
-    track: Track = None,
-    only: Only = None,
-    from_: From = None,
-    force: Force = False,
-    dry_run: DryRun = False,
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A built-in recipe (see `chatsmith recipes`) or a TOML file. It is code: read one you did not write."
+        ),
+    ] = "",
+    run_dir: Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/RECIPE.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of models, orders and sampling.")] = None,
+    actor_model: Annotated[str | None, typer.Option(help="Model to start from: a directory or a hub id.")] = None,
+    reward_model: Annotated[str | None, typer.Option(help="Base of the reward model. Default: the SFT model.")] = None,
+    rewards: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward", help="Ready rewards: DIR, FILE.py:function or `trained`, each with an optional @WEIGHT."
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help=r"Sources: \[STAGE\[,STAGE]:]PATH_OR_ID\[#SPLIT]\[@WEIGHT]. Several may follow."),
+    ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(help="Where metrics go besides the run directory: tensorboard, wandb, trackio.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"Run only these stages now: {', '.join(BY_NAME)}.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="Run this stage and all later ones anew.")] = None,
+    force: Annotated[bool, typer.Option(help="Go on past a failed gate.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Check data, models and rewards, print the plan, and stop.")] = False,
     help_all: HelpAll = False,
 ) -> None:
     """Train an assistant: SFT, reward model, PPO. Without arguments: the tiny demo, in minutes on a CPU."""
@@ -112,7 +103,7 @@ def train(
         seed=seed,
         actor_model=actor_model,
         reward_model=reward_model,
-        reward=reward,
+        rewards=rewards,
         data=data,
         track=track,
         only=only,
@@ -133,8 +124,10 @@ def _alone(stage: Stage) -> Callable[..., None]:
         if name not in stage.options:
             del parameters[name]
     for name, meaning in stage.options.items():
-        value, _ = get_args(parameters[name].annotation)
-        parameters[name] = parameters[name].replace(annotation=Annotated[value, typer.Option(help=meaning)])
+        value, option = get_args(parameters[name].annotation)
+        option = copy(option)
+        option.help = meaning
+        parameters[name] = parameters[name].replace(annotation=Annotated[value, option])
     command.__name__ = stage.name
     command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     return command
@@ -286,8 +279,8 @@ def self_instruct(
         )
 
     from chatsmith.collect.endpoint import Endpoint
-    from chatsmith.collect.progress import Tally
     from chatsmith.collect.self_instruct import self_instruct as collect
+    from chatsmith.collect.tally import Tally
     from chatsmith.screen.console import Screen
 
     asked = Endpoint(endpoint, model, temperature=temperature, max_tokens=max_tokens)
@@ -311,11 +304,9 @@ def _train(
     Args:
         keys: of the configuration, by their options; None or empty: not given.
     """
-    from chatsmith.resolve import nested, read_recipe, resolve
+    from chatsmith.resolve import of_command
 
-    layers = [(recipe, read_recipe(recipe))] if recipe else []
-    given = {_KEYS.get(name, name): value for name, value in keys.items() if value not in (None, [])}
-    config = resolve([*layers, ("command line", nested(given)), ("command line", overrides)])
+    config = of_command(recipe, {_KEYS.get(name, name): value for name, value in keys.items()}, overrides)
     for stage in filter(None, [*(only or ()), from_]):
         if stage not in BY_NAME:
             raise ConfigError(f'no stage "{stage}"; stages are {", ".join(BY_NAME)}.')

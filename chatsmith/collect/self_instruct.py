@@ -20,10 +20,9 @@ from chatsmith.collect import wording
 from chatsmith.collect.endpoint import Endpoint, Reply
 from chatsmith.collect.filters import Known, Language, language, unfit_answer, unfit_instruction
 from chatsmith.collect.journal import Ledger
-from chatsmith.collect.progress import Progress, Tally
-from chatsmith.config import STAGES
+from chatsmith.collect.tally import Progress, Tally
 from chatsmith.data.sources import Source, read_source
-from chatsmith.data.spec import Spec
+from chatsmith.data.spec import STAGES, Spec
 from chatsmith.errors import ChatsmithError, DataError, EndpointError
 from chatsmith.runs.runtime import StopSignals
 from chatsmith.screen.console import Screen

@@ -178,15 +178,18 @@ def _with_fields(fields: frozenset[str]) -> tuple[_Format, ...]:
 @lru_cache(maxsize=1024)
 def _rivals(fitting: tuple[_Format, ...]) -> tuple[_Format, ...]:
     # prompt + chosen + rejected is also "a prompt", and "chosen + rejected": what another one accounts for is no rival
-    return tuple(format for format in fitting if not any(_accounts_for(other, format) for other in fitting))
-
-
-def _accounts_for(format: _Format, other: _Format) -> bool:
-    return other is not format and set(other.required) <= {*format.required, *format.explains}
+    accounted = [(other, {*other.required, *other.explains}) for other in fitting]
+    return tuple(
+        format
+        for format in fitting
+        if not any(names.issuperset(format.required) for other, names in accounted if other is not format)
+    )
 
 
 def _no_format(row: Row) -> DataError:
-    inside = next((name for name, value in row.items() if _is_list_of_objects(value)), None)
+    inside = next(
+        (n for n, v in row.items() if isinstance(v, list) and v and all(isinstance(x, Mapping) for x in v)), None
+    )
     remedy = _likely_mistake(tuple(str(name) for name, value in row.items() if value is not None))
     if not remedy and inside is not None:
         remedy = f'If its records are those of "{inside}", a recipe opens it with rows = "{inside}[]". '
@@ -209,10 +212,6 @@ def _likely_mistake(fields: tuple[str, ...]) -> str:
     most = max((size for size, missing in lacking if len(missing) == 1 < size), default=0)
     missing = sorted({name for size, names in lacking if size == most and len(names) == 1 for name in names})
     return f"Missing is {' or '.join(missing)}. " if missing else ""
-
-
-def _is_list_of_objects(value: object) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(isinstance(item, Mapping) for item in value)
 
 
 def _fields(row: Row) -> str:

@@ -59,18 +59,14 @@ def mix(
     kept = [held_out(source.points, held_out_fraction) for source in sources]
 
     def data(stage: Stage) -> StageData:
-        goes_to = allowed if stage == READING else learning
-        mine = [(place & bit(stage)) > 0 for place in goes_to]
+        mine = [(place & bit(stage)) > 0 for place in (allowed if stage == READING else learning)]
         train = [np.flatnonzero(m & ~k) for m, k in zip(mine, kept, strict=True)]
-        sides = (
-            _blended(sources, train, temperature),
-            [np.flatnonzero(m & k) for m, k in zip(mine, kept, strict=True)],
-        )
-        indices = [
-            np.concatenate([start + rows for start, rows in zip(starts, side, strict=False)] or [starts[:0]])
-            for side in sides
-        ]
-        return StageData(*(Chosen(parts, index, sha256) for index in indices))
+        aside = [np.flatnonzero(m & k) for m, k in zip(mine, kept, strict=True)]
+        return StageData(chosen(_blended(sources, train, temperature)), chosen(aside))
+
+    def chosen(rows: Sequence[Array]) -> Chosen[Record]:
+        index = [start + mine for start, mine in zip(starts, rows, strict=False)]
+        return Chosen(parts, np.concatenate([starts[:0], *index]), sha256)
 
     return {stage: data(stage) for stage in STAGES}
 

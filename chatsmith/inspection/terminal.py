@@ -131,7 +131,9 @@ def draw_view(console: Console, view: "View") -> None:
     console.print(head.append(f"  {view.stage}", style="not bold"), soft_wrap=True)
     for row in view.rows:
         learned = sum(token.is_learned for token in row.tokens)
-        count = f"{len(row.tokens)} tokens" + (f", {learned} of them {_learned(view)}" if learned else "")
+        count = f"{len(row.tokens)} tokens" + (
+            f", {learned} of them {'the answer' if view.stage == RANKING else 'learned'}" if learned else ""
+        )
         _line(console, f"{row.title}: {count}" if row.title else count, "dim")
         if row.fate:
             _line(console, row.fate, "bold red")
@@ -139,10 +141,6 @@ def draw_view(console: Console, view: "View") -> None:
     if view.note:
         _line(console, f"→ {view.note}", "dim")
     console.print()
-
-
-def _learned(view: "View") -> str:
-    return "the answer" if view.stage == RANKING else "learned"
 
 
 def draw_legend(console: Console) -> None:

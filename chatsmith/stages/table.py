@@ -51,7 +51,9 @@ class Stage:
     curves: Mapping[str, str]  # metrics worth a curve on the screen, by their names there
     figures: Sequence[str]  # metrics of a line in a log
     phase: str  # heading of its diagrams in a report
-    options: Mapping[str, str] = field(default_factory=dict)  # of its command `chatsmith NAME`, in its own words
+    options: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of `chatsmith NAME`, by their names in `train`, in its words
 
     @property
     def work(self) -> Work:
@@ -112,7 +114,7 @@ TABLE = (
         phase="PPO",
         options={
             "actor_model": "The SFT model: start and reference of PPO.",
-            "reward": r"Reward models or functions: DIR or FILE.py:function, each \[@WEIGHT].",
+            "rewards": r"Reward models or functions: DIR or FILE.py:function, each \[@WEIGHT].",
         },
     ),
 )

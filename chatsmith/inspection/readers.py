@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatsmith.config import Config
-from chatsmith.data.chat import Encoded, encode_texts
+from chatsmith.data.chat import encode_texts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.formats import best_answer
 from chatsmith.data.spec import ASKING, IMITATING, RANKING, READING
@@ -74,10 +74,10 @@ class Measured:
     """
 
     lengths: list[Length]
-    too_long: int
-    tokens: int
-    unknown: int
-    refused: list[tuple[str, str]]
+    too_long: int = 0
+    tokens: int = 0
+    unknown: int = 0
+    refused: Sequence[tuple[str, str]] = ()
 
 
 def measured(stage: Stage, records: Sequence[Record], reader: Reader) -> Measured:
@@ -118,12 +118,8 @@ def _token_rows(
     too_long = sum(len(row.tokens) > reader.limit for row in encoded)
     texts = encode_texts(reader.tokenizer, [record.text for record in records if record.text], max_tokens=sys.maxsize)
     every = [*encoded, *texts]
-    return [row.tokens for row in every], [_length(row) for row in every], too_long
-
-
-def _length(row: Encoded) -> Length:
-    answer = sum(row.targets)
-    return Length(len(row.tokens) - answer, answer)
+    lengths = [Length(len(row.tokens) - sum(row.targets), sum(row.targets)) for row in every]
+    return [row.tokens for row in every], lengths, too_long
 
 
 def character_lengths(stage: Stage, records: Sequence[Record]) -> list[Length]:
