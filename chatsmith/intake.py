@@ -22,7 +22,7 @@ from chatsmith.rewards import spec as reward_spec
 from chatsmith.runs.manifest import DataEntry, Dropped
 from chatsmith.runs.run import Run, check_directory
 from chatsmith.runs.trackers import check_installed
-from chatsmith.stages.table import BY_NAME
+from chatsmith.stages.table import BY_NAME, RL
 from chatsmith.types import Record, Stage
 
 DROPPED = "dropped.jsonl"
@@ -54,8 +54,7 @@ def check(config: Config) -> None:
 
     Raises:
         ConfigError: if there is no model to start from or no data, if the task world is given either, if a stage lacks
-            what it needs, if rewards do not go together, if the judge is a reward, or if a tracker's package is
-            missing.
+            what it needs, if rewards do not go together, if the judge is one of them, or if a tracker is missing.
         ModelError: if there is no such model directory.
     """
     check_installed(config.trackers)
@@ -81,7 +80,7 @@ def check(config: Config) -> None:
         for stage in config.stages:
             if lacking := BY_NAME[stage].lacks(config):
                 raise ConfigError(lacking)
-    if "rl" in config.stages:
+    if RL.name in config.stages:
         reward_spec.check([parse_reward(spec) for spec in config.rl.rewards], overlong=config.rl.overlong)
     if config.judge and any(f"{config.judge} (" in code for code in _code(config)):
         raise ConfigError(

@@ -6,7 +6,6 @@ beside it in the same source, or come later, win over the preset, and the preset
 key is an error that names the nearest known one.
 """
 
-import difflib
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 
 from chatsmith.config import CRITIC_KEYS, GROUPS, PRESETS, Config, SourceConfig
 from chatsmith.errors import ConfigError
-from chatsmith.screen.text import quoted
+from chatsmith.screen.text import did_you_mean, quoted
 
 LONGEST_RECIPE = 1 << 20  # bytes
 COMMAND_LINE = "command line"
@@ -46,8 +45,7 @@ def read_recipe(name: str) -> dict[str, Any]:
         return tomllib.loads(recipes[name])
     path = Path(name)
     if not (name.endswith(".toml") or "/" in name) or not path.is_file():
-        near = difflib.get_close_matches(name, recipes, n=1)
-        hint = f'did you mean "{near[0]}"?' if near else "known: " + ", ".join(recipes)
+        hint = did_you_mean(name, recipes) or "known: " + ", ".join(recipes)
         raise ConfigError(f'no recipe or TOML file "{name}"; {hint}')
     try:
         with path.open("rb") as file:
@@ -77,12 +75,12 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             value = next(rest, "")
             if not value or value.startswith("--"):
                 raise ConfigError(f"{name} has no value; write {name} VALUE.")
-        given[key] = _toml_value(value)
+        given[key] = toml_value(value)
     return nested(given)
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"rl.lr": 1} as {"rl": {"lr": 1}}."""
+    """{"data.held_out": 0.1} as {"data": {"held_out": 0.1}}."""
     result: dict[str, Any] = {}
     for key, value in flat.items():
         *groups, last = key.split(".")
@@ -91,6 +89,26 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             place = place.setdefault(group, {})
         place[last] = value
     return result
+
+
+def of_command(
+    recipe: str,
+    options: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    *,
+    note: Callable[[str], None] = lambda text: None,
+) -> Config:
+    """The configuration of a command: its recipe if it has one, its options but those that were not given, overrides.
+
+    Args:
+        options: dotted keys with values; None or an empty list: not given.
+        note: see `resolve`.
+    Raises:
+        ConfigError: see `read_recipe` and `resolve`.
+    """
+    layers = [(recipe, read_recipe(recipe))] if recipe else []
+    given = {key: value for key, value in options.items() if value not in (None, [])}
+    return resolve([*layers, (COMMAND_LINE, nested(given)), (COMMAND_LINE, overrides)], note=note)
 
 
 def resolve(
@@ -173,8 +191,8 @@ def _source_error(error: ValidationError, sources: Any) -> str:
         where += f' ("{entry["source"]}")'
     key = next(str(tag) for tag in tags if tag in SourceConfig.model_fields or tag in entry)
     if telling["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, SourceConfig.model_fields, n=1)
-        hint = f'did you mean "{near[0]}"?' if near else f"the keys are {', '.join(SourceConfig.model_fields)}."
+        known = SourceConfig.model_fields
+        hint = did_you_mean(key, known) or f"the keys are {', '.join(known)}."
         return f'{where}: unknown key "{key}"; {hint}'
     if telling["type"] == "missing":
         return f'{where} has no "{key}".'
@@ -212,17 +230,14 @@ def _check_key(key: str, origin: str) -> None:
     known = known_keys()
     if key in known:
         return
-    by_last_part = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
-    near = difflib.get_close_matches(key, known, n=1) or by_last_part
-    hint = (
-        f'; did you mean "{near[0]}"?'
-        if near
-        else f"; groups are {', '.join(sorted({k.split('.')[0] for k in known}))}."
-    )
-    raise ConfigError(f'{origin}: unknown key "{key}"{hint}')
+    same_key = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    groups = ", ".join(sorted({name.split(".")[0] for name in known}))
+    hint = did_you_mean(key, known) or did_you_mean(key, same_key[:1], cutoff=0.0) or f"groups are {groups}."
+    raise ConfigError(f'{origin}: unknown key "{key}"; {hint}')
 
 
-def _toml_value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """TOML where it is valid, such as a number or a list, else the text as it stands."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

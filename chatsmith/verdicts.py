@@ -74,21 +74,31 @@ class Judged:
 
 
 class _Warnings:
-    """Warnings of a verdict, and what each makes the result unfit for."""
+    """Warnings of a verdict, and what each makes the result unfit for; first those that every stage may begin with."""
 
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.unfit_for: list[str] = []
+    def __init__(self, steps: int, remedy: str, left_out: LeftOut) -> None:
+        self._left_out = left_out
+        self._texts: list[str] = []
+        self._unfit_for: list[str] = []
+        if steps < FEW_STEPS:
+            plural = "s" if steps > 1 else ""
+            self.append("judging the data by it", f"only {steps} optimizer step{plural} of {remedy}")
+        if left_out.of and left_out.too_long > MUCH_LEFT_OUT * left_out.of:
+            self.append(
+                f"{left_out.what} as long as those that were dropped",
+                f"{left_out.too_long / left_out.of:.0%} of the {left_out.what} were dropped as too long: raise "
+                "data.max_tokens, or take a model with a longer context",
+            )
 
     def append(self, unfit_for: str, text: str) -> None:
-        self.texts.append(text)
-        self.unfit_for.append(unfit_for)
+        self._texts.append(text)
+        self._unfit_for.append(unfit_for)
 
-    def verdict(self, problems: list[str], left_out: LeftOut, fact: str, details: str = "") -> Verdict:
+    def verdict(self, problems: list[str], fact: str, details: str = "") -> Verdict:
         """Failed, with all problems first, or passed."""
         rest = "; ".join(filter(None, (fact, details))) if problems else details
-        headline = f"{left_out}{'; '.join(problems) or fact}"
-        return Verdict(not problems, headline, rest, tuple(self.texts), tuple(dict.fromkeys(self.unfit_for)))
+        headline = f"{self._left_out}{'; '.join(problems) or fact}"
+        return Verdict(not problems, headline, rest, tuple(self._texts), tuple(dict.fromkeys(self._unfit_for)))
 
 
 def judge_sft(report: "SftReport", left_out: LeftOut | None = None) -> Verdict:
@@ -98,7 +108,7 @@ def judge_sft(report: "SftReport", left_out: LeftOut | None = None) -> Verdict:
     """
     left_out = left_out or LeftOut(too_long=report.dropped_too_long)
     first, last, guess = report.held_out_loss_first, report.held_out_loss_last, report.guessing_loss
-    warnings = _warnings("sft", report.steps, "more sft.epochs, or a smaller sft.batch", left_out)
+    warnings = _Warnings(report.steps, "sft: more sft.epochs, or a smaller sft.batch", left_out)
     if first > GUESSING_MARGIN * guess:
         warnings.append(
             "building on what these weights knew",
@@ -168,7 +178,7 @@ def judge_sft(report: "SftReport", left_out: LeftOut | None = None) -> Verdict:
     if last < first:
         fact = f"held-out loss fell from {first:.3f} to {last:.3f} nats per token (perplexity {report.perplexity:.2f})"
     unknown = f"{report.unknown_share:.2%} of the tokens are <unk>" if report.unknown_share else ""
-    return warnings.verdict(problems, left_out, fact, unknown)
+    return warnings.verdict(problems, fact, unknown)
 
 
 def judge_label(report: "LabelReport") -> Verdict:
@@ -201,7 +211,7 @@ def judge_reward(
     measured = (
         f"held-out accuracy {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] over {report.pairs} pairs"
     )
-    warnings = _warnings("reward", report.steps, "more reward.epochs, or a smaller reward.batch", left_out)
+    warnings = _Warnings(report.steps, "reward: more reward.epochs, or a smaller reward.batch", left_out)
     if few:
         warnings.append(
             "telling how good it is",
@@ -243,7 +253,7 @@ def judge_reward(
             f"{measured}, but its scores of sampled answers hardly differ (deviation {score_std:.1e}): training would "
             "have no signal. Train longer, or raise reward.lr"
         )
-    return warnings.verdict(problems, left_out, "" if problems else measured)
+    return warnings.verdict(problems, "" if problems else measured)
 
 
 def judge_rl(
@@ -255,7 +265,7 @@ def judge_rl(
     counted, asked = report.counted_prompts()
     ratio = after.length / before.length
     left_out = left_out or LeftOut()
-    warnings = _warnings("rl", report.steps, "a smaller rl.rollouts, or more rl.steps", left_out)
+    warnings = _Warnings(report.steps, "rl: a smaller rl.rollouts, or more rl.steps", left_out)
     best = "EMA" if means["ema"] > means["after"] else "actor"
     if MIN_PROMPTS <= counted < FEW_PROMPTS:
         warnings.append(
@@ -325,22 +335,7 @@ def judge_rl(
         f"KL {after.kl:.3f} nats per token; the better of actor and EMA is the {best} "
         f"({means['after']:+.3f}, {means['ema']:+.3f})"
     )
-    return warnings.verdict(problems, left_out, fact, details), gain
-
-
-def _warnings(stage: str, steps: int, remedy: str, left_out: LeftOut) -> _Warnings:
-    """Those that every stage may begin with."""
-    warnings = _Warnings()
-    if steps < FEW_STEPS:
-        plural = "s" if steps > 1 else ""
-        warnings.append("judging the data by it", f"only {steps} optimizer step{plural} of {stage}: {remedy}")
-    if left_out.of and left_out.too_long > MUCH_LEFT_OUT * left_out.of:
-        warnings.append(
-            f"{left_out.what} as long as those that were dropped",
-            f"{left_out.too_long / left_out.of:.0%} of the {left_out.what} were dropped as too long: raise "
-            "data.max_tokens, or take a model with a longer context",
-        )
-    return warnings
+    return warnings.verdict(problems, fact, details), gain
 
 
 def _over_optimised(judged: Judged, reward_last: float) -> str:

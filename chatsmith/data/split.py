@@ -6,7 +6,6 @@ the order of the records nor new ones move any. The side depends on seed and mes
 """
 
 import hashlib
-import itertools
 import unicodedata
 
 import numpy as np
@@ -58,21 +57,19 @@ def assign(
     """
     goes_to = np.zeros(len(points), np.uint8)
     learning = [bit(stage) for stage in STAGES[:3]]
-    for choice in itertools.product((False, True), repeat=3):
-        bits = [stage for stage, chosen in zip(learning, choice, strict=True) if chosen]
-        rows = (allowed & sum(learning)) == sum(bits)
-        if not bits or not rows.any():
-            continue
-        shares = [share for share, chosen in zip(split, choice, strict=True) if chosen]
-        if len(bits) > 1 and not sum(shares) > 0:
-            names = ", ".join(stage for stage, chosen in zip(STAGES, choice, strict=False) if chosen)
+    choices = allowed & sum(learning)
+    for choice in np.unique(choices[choices > 0]):
+        chosen = [i for i, place in enumerate(learning) if choice & place]
+        shares = [split[i] if len(chosen) > 1 else 1.0 for i in chosen]
+        if not sum(shares) > 0:
+            names = ", ".join(STAGES[i] for i in chosen)
             raise ConfigError(
                 f"data.split = {list(split)} (sft, reward, rl) gives no share to any of {names}, but some records can "
                 "only go to one of them. Give one a share above 0, or name a single stage before the source."
             )
-        bounds = np.cumsum(shares) if len(bits) > 1 else np.ones(1)
+        rows, bounds = choices == choice, np.cumsum(shares)
         stage = np.searchsorted(bounds, points["stage"][rows] * bounds[-1], side="right")
-        goes_to[rows] = np.array(bits, np.uint8)[stage]
+        goes_to[rows] = np.array(learning, np.uint8)[chosen][stage]
     return goes_to
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from chatsmith.errors import DataError
 from chatsmith.files.checkpoint import finite, save_text
 from chatsmith.inspection.attempts import Attempts
 from chatsmith.inspection.check import Facts, facts_of
-from chatsmith.inspection.reading import Reader, readers
+from chatsmith.inspection.readers import Reader, readers
 from chatsmith.inspection.show import View, sample, view
 from chatsmith.intake import share, taken
 from chatsmith.types import Record, Stage
@@ -86,12 +86,7 @@ def _fits(view: View) -> bool:
 def _written(view: View) -> dict[str, Any]:
     """A view with its tokens as [text, is learned, is special], the first ones of each row."""
     rows = [
-        {
-            "title": row.title,
-            "fate": row.fate,
-            "count": len(row.tokens),
-            "tokens": [[token.text, token.is_learned, token.is_special] for token in row.tokens[:MOST_TOKENS]],
-        }
+        asdict(row) | {"count": len(row.tokens), "tokens": list(map(astuple, row.tokens[:MOST_TOKENS]))}
         for row in view.rows
     ]
-    return {"stage": view.stage, "where": view.where, "note": view.note, "rows": rows}
+    return asdict(view) | {"rows": rows}

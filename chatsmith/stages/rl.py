@@ -425,7 +425,7 @@ def load_rewards(run: Run) -> list[Reward]:
     return rewards
 
 
-def mixed_rows(data: dict[Stage, StageData], actor: Assistant, *, on_error: OnError) -> Sequence[Encoded]:
+def mixed_rows(data: Mapping[Stage, StageData], actor: Assistant, *, on_error: OnError) -> Sequence[Encoded]:
     """Rows for mixed training: the ptx sources, or the SFT data where there are none."""
 
     def encode_chunk(chunk: list[Record]) -> list[Encoded]:
@@ -447,7 +447,7 @@ def mixed_rows(data: dict[Stage, StageData], actor: Assistant, *, on_error: OnEr
     )
 
 
-def _final_judge(run: Run, data: dict[Stage, StageData], report: RlReport) -> str:
+def _final_judge(run: Run, data: Mapping[Stage, StageData], report: RlReport) -> str:
     """What a head of its own, trained on preferences that the reward model never saw, says of the policy's answers."""
     _, kept = halves(run.config, data["reward"].train)
     if not kept or "reward" not in stages_to_train(run.config):

@@ -65,7 +65,7 @@ def _of_rl(config: Config) -> list[str]:
     """Its rewards that are functions of the user's."""
     from chatsmith.intake import reward_targets
 
-    return [f"{target} (a reward)" for target in reward_targets(config) if is_code(target)]
+    return [f"{target} (a reward)" for target in filter(is_code, reward_targets(config))]
 
 
 def _unlabelled(config: Config) -> str:
@@ -142,6 +142,7 @@ class Stage:
     unneeded: Callable[[Config], str] = _nothing  # why a run with it goes without; empty: it does not
     code: Callable[[Config], list[str]] = _none  # functions of the user's that it calls, and what they are
     module: str = ""  # that holds its work; empty: the one beside this that has its name
+    options: Mapping[str, str] = field(default_factory=dict)  # of `chatsmith NAME`, each in words, named as in `train`
     voices: Mapping[str, Voice] = field(default_factory=dict)  # by the name to ask for them, the best one first
     columns: Sequence[Column] = ()
 
@@ -203,6 +204,10 @@ REWARD = Stage(
     figures=("reward/loss", "reward/accuracy"),
     takes="reward",
     option="--reward",
+    options={
+        "actor_model": "The SFT model, whose answers give the reward its unit.",
+        "reward_model": "Base of the reward model. Default: the SFT model.",
+    },
     unneeded=_ready,
     columns=(Column("acc.", "reward_accuracy", "{:.0%}"),),
 )
@@ -226,6 +231,10 @@ RL = Stage(
     takes="rl",
     lacks=_unrewarded,
     code=_of_rl,
+    options={
+        "actor_model": "The SFT model: start and reference of PPO.",
+        "rewards": r"Reward models or functions: DIR or FILE.py:function, each \[@WEIGHT].",
+    },
     voices={
         "rl": Voice("actor", "PPO", "the assistant after PPO"),
         "ema": Voice("ema", "PPO, averaged", "the assistant after PPO, averaged over its updates"),
