@@ -233,21 +233,18 @@ def _judged(record: Record, row: Fields) -> Record:
             raise DataError(f'"{bad}" is {row[bad]}, and of which of the {len(record.answers)} answers is unknown')
     if len(record.answers) != 1 or record.answers[0].score is not None:
         return record
-    answer = record.answers[0]
-    good = the_mark(row, marks)
-    if good is not None:
-        return replace(record, answers=(_marked(answer.content, good),))
-    for score in filter(is_score, free):
-        value = _number(row, score)
-        if isinstance(value, bool):
-            return replace(record, answers=(_marked(answer.content, value),))
-        if value is not None:
-            return replace(record, answers=(Answer(answer.content, value),))
-    return record
+    said: float | bool | None = the_mark(row, marks)
+    if said is None:
+        numbers = (_number(row, name) for name in free if is_score(name))
+        said = next((number for number in numbers if number is not None), None)
+    return record if said is None else replace(record, answers=(_answer(record.answers[0].content, said),))
 
 
-def _marked(content: str, good: bool) -> Answer:
-    return Answer(content, 1.0 if good else -1.0, is_marked=True)
+def _answer(content: str, score: float | bool | None) -> Answer:
+    """An answer whose score, if it is true or false, is a mark."""
+    if isinstance(score, bool):
+        return Answer(content, 1.0 if score else -1.0, is_marked=True)
+    return Answer(content, score)
 
 
 def _number(row: Row, name: str) -> float | bool | None:
@@ -688,10 +685,9 @@ def _scored(prompt: Sequence[Message], contents: Sequence[str], scores: Sequence
     """Scores are numbers, None, or marks (true is right)."""
     if len({score is None for score in scores}) == 2:
         raise DataError(f"answer {scores.index(None)} has no score although others have; score all or none")
-    if all(isinstance(score, bool) for score in scores):
-        return checked(prompt, [_marked(content, score) for content, score in zip(contents, scores, strict=True)])
-    scored = zip(contents, (None if score is None else float(score) for score in scores), strict=True)
-    return checked(prompt, [Answer(content, score) for content, score in scored])
+    if not all(isinstance(score, bool) for score in scores):
+        scores = [None if score is None else float(score) for score in scores]
+    return checked(prompt, [_answer(content, score) for content, score in zip(contents, scores, strict=True)])
 
 
 def _breaks_off(prompt: Any) -> bool:
