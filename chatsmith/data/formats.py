@@ -187,9 +187,7 @@ def _rivals(fitting: tuple[_Format, ...]) -> tuple[_Format, ...]:
 
 
 def _no_format(row: Row) -> DataError:
-    inside = next(
-        (n for n, v in row.items() if isinstance(v, list) and v and all(isinstance(x, Mapping) for x in v)), None
-    )
+    inside = next((name for name, value in row.items() if _is_list_of_objects(value)), None)
     remedy = _likely_mistake(tuple(str(name) for name, value in row.items() if value is not None))
     if not remedy and inside is not None:
         remedy = f'If its records are those of "{inside}", a recipe opens it with rows = "{inside}[]". '
@@ -212,6 +210,10 @@ def _likely_mistake(fields: tuple[str, ...]) -> str:
     most = max((size for size, missing in lacking if len(missing) == 1 < size), default=0)
     missing = sorted({name for size, names in lacking if size == most and len(names) == 1 for name in names})
     return f"Missing is {' or '.join(missing)}. " if missing else ""
+
+
+def _is_list_of_objects(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(item, Mapping) for item in value)
 
 
 def _fields(row: Row) -> str:
