@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from typer import Argument, Option
 
 from chatsmith import __version__
 from chatsmith.errors import ChatsmithError, ConfigError
@@ -56,7 +57,7 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def chatsmith(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+        bool, Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     pass
@@ -67,34 +68,31 @@ def train(
     context: typer.Context,
     recipe: Annotated[
         str,
-        typer.Argument(
+        Argument(
             help="A built-in recipe (see `chatsmith recipes`) or a TOML file. It is code: read one you did not write."
         ),
     ] = "",
-    run_dir: Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/RECIPE.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of models, orders and sampling.")] = None,
-    actor_model: Annotated[str | None, typer.Option(help="Model to start from: a directory or a hub id.")] = None,
-    reward_model: Annotated[str | None, typer.Option(help="Base of the reward model. Default: the SFT model.")] = None,
+    run_dir: Annotated[Path | None, Option(help="Where everything goes. Default: runs/RECIPE.")] = None,
+    seed: Annotated[int | None, Option(help="Seed of models, orders and sampling.")] = None,
+    actor_model: Annotated[str | None, Option(help="Model to start from: a directory or a hub id.")] = None,
+    reward_model: Annotated[str | None, Option(help="Base of the reward model. Default: the SFT model.")] = None,
     rewards: Annotated[
         list[str] | None,
-        typer.Option(
-            "--reward", help="Ready rewards: DIR, FILE.py:function or `trained`, each with an optional @WEIGHT."
-        ),
+        Option("--reward", help="Ready rewards: DIR, FILE.py:function or `trained`, each with an optional @WEIGHT."),
     ] = None,
     judge: Annotated[
         str | None, typer.Option(help="A gold judge: FILE.py:function. Training never sees what it says.")
     ] = None,
     data: Annotated[
-        list[str] | None,
-        typer.Option(help=r"Sources: \[STAGE\[,STAGE]:]PATH_OR_ID\[#SPLIT]\[@WEIGHT]. Several may follow."),
+        list[str] | None, Option(help=r"Sources: \[STAGE\[,STAGE]:]PATH_OR_ID\[#SPLIT]\[@WEIGHT]. Several may follow.")
     ] = None,
     track: Annotated[
-        list[str] | None, typer.Option(help="Where metrics go besides the run directory: tensorboard, wandb, trackio.")
+        list[str] | None, Option(help="Where metrics go besides the run directory: tensorboard, wandb, trackio.")
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help=f"Run only these stages now: {', '.join(BY_NAME)}.")] = None,
-    from_: Annotated[str | None, typer.Option("--from", help="Run this stage and all later ones anew.")] = None,
-    force: Annotated[bool, typer.Option(help="Go on past a failed gate.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Check data, models and rewards, print the plan, and stop.")] = False,
+    only: Annotated[list[str] | None, Option(help=f"Run only these stages now: {', '.join(BY_NAME)}.")] = None,
+    from_: Annotated[str | None, Option("--from", help="Run this stage and all later ones anew.")] = None,
+    force: Annotated[bool, Option(help="Go on past a failed gate.")] = False,
+    dry_run: Annotated[bool, Option(help="Check data, models and rewards, print the plan, and stop.")] = False,
     help_all: HelpAll = False,
 ) -> None:
     """Train an assistant: SFT, reward model, PPO. Without arguments: the tiny demo, in minutes on a CPU."""
@@ -142,7 +140,7 @@ for _number, _stage in enumerate(TABLE, 1):
 
 
 @app.command()
-def recipes(name: Annotated[str, typer.Argument(help="Show this recipe.")] = "") -> None:
+def recipes(name: Annotated[str, Argument(help="Show this recipe.")] = "") -> None:
     """List the built-in recipes, or print one to copy and change."""
     from chatsmith.resolve import builtin_recipes
 
@@ -159,18 +157,18 @@ def recipes(name: Annotated[str, typer.Argument(help="Show this recipe.")] = "")
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A run, a model directory or a hub id.")],
+    model: Annotated[str, Argument(metavar="RUN_OR_MODEL", help="A run, a model directory or a hub id.")],
     stage: Annotated[
-        str | None, typer.Option(help="Of a run: rl, ema (its average) or sft. Default: rl, or sft before PPO is done.")
+        str | None, Option(help="Of a run: rl, ema (its average) or sft. Default: rl, or sft before PPO is done.")
     ] = None,
-    system: Annotated[str, typer.Option(help="Text that tells the model what to be.")] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0: always the most likely token.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Draw from the most likely tokens with this mass; 1: from all.")] = 0.95,
-    top_k: Annotated[int, typer.Option(help="Draw from this many of the most likely tokens; 0: from all.")] = 0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens that were there are less likely.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer, in which it is left out.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed and lines give the same answers.")] = None,
+    system: Annotated[str, Option(help="Text that tells the model what to be.")] = "",
+    max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, Option(help="0: always the most likely token.")] = 0.7,
+    top_p: Annotated[float, Option(help="Draw from the most likely tokens with this mass; 1: from all.")] = 0.95,
+    top_k: Annotated[int, Option(help="Draw from this many of the most likely tokens; 0: from all.")] = 0,
+    repetition_penalty: Annotated[float, Option(help="Above 1: tokens that were there are less likely.")] = 1.0,
+    stop: Annotated[list[str] | None, Option(help="Text that ends an answer, in which it is left out.")] = None,
+    seed: Annotated[int | None, Option(help="The same seed and lines give the same answers.")] = None,
 ) -> None:
     """Talk with a trained model. Lines from a pipe are answered one by one."""
     if sys.stdin.isatty() and sys.stdout.isatty():
@@ -194,9 +192,7 @@ def chat(
 
 @app.command()
 def runs(
-    directory: Annotated[Path, typer.Argument(help="Where the run directories are.", show_default=False)] = Path(
-        "runs"
-    ),
+    directory: Annotated[Path, Argument(help="Where the run directories are.", show_default=False)] = Path("runs"),
 ) -> None:
     """List the runs below DIRECTORY (default: runs) with their status and key figures."""
     from chatsmith.runs.listing import show_runs
@@ -207,10 +203,10 @@ def runs(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
-    run2: Annotated[Path | None, typer.Argument(help="Compare with this one.", show_default=False)] = None,
+    run: Annotated[Path, Argument(help="A run directory.")],
+    run2: Annotated[Path | None, Argument(help="Compare with this one.", show_default=False)] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Where the page goes. Default: RUN/report.html or RUN/report-vs-RUN2.html.")
+        Path | None, Option(help="Where the page goes. Default: RUN/report.html or RUN/report-vs-RUN2.html.")
     ] = None,
 ) -> None:
     """Write a run's page anew: verdicts, curves, answers. With RUN2: both runs beside each other."""
@@ -224,22 +220,14 @@ def report(
 def bench(
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="RUN_OR_MODEL", help="A run, a model directory or a hub id. Default: a small random Llama."
-        ),
+        Argument(metavar="RUN_OR_MODEL", help="A run, a model directory or a hub id. Default: a small random Llama."),
     ] = "",
-    prompt_tokens: Annotated[
-        int | None, typer.Option(help="Length of the prompts. Default: 256 on a GPU, else 64.")
-    ] = None,
-    answer_tokens: Annotated[
-        int | None, typer.Option(help="Length of the answers. Default: 256 on a GPU, else 64.")
-    ] = None,
+    prompt_tokens: Annotated[int | None, Option(help="Length of the prompts. Default: 256 on a GPU, else 64.")] = None,
+    answer_tokens: Annotated[int | None, Option(help="Length of the answers. Default: 256 on a GPU, else 64.")] = None,
     batch: Annotated[
-        int | None, typer.Option(help="Answers that are generated together. Default: 128 on a GPU, else 32.")
+        int | None, Option(help="Answers that are generated together. Default: 128 on a GPU, else 32.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print all figures as JSON too, as always in a pipe.")
-    ] = False,
+    as_json: Annotated[bool, Option("--json", help="Print all figures as JSON too, as always in a pipe.")] = False,
 ) -> None:
     """Measure this machine: tokens per second of generating and training, and what share of its limits that is."""
     from chatsmith.assistant import find
@@ -258,20 +246,18 @@ def bench(
 
 @collection.command("self-instruct")
 def self_instruct(
-    seeds: Annotated[
-        Path, typer.Option(help="Instructions in English or Chinese to begin from, in any format of data.")
-    ],
-    endpoint: Annotated[str, typer.Option(help="An OpenAI-compatible address, such as http://localhost:8000/v1.")],
-    model: Annotated[str, typer.Option(help="The model's name there.")],
-    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Records in all.")] = 1000,
-    output: Annotated[Path, typer.Option(help="Where the records go.")] = Path("self-instruct.jsonl"),
-    budget: Annotated[float | None, typer.Option(help="US dollars to spend at most; needs both prices.")] = None,
-    price_input: Annotated[float | None, typer.Option(min=0, help="US dollars for a million tokens in.")] = None,
-    price_output: Annotated[float | None, typer.Option(min=0, help="US dollars for a million tokens out.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="Of instructions and answers.")] = 1.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 2048,
-    parallel: Annotated[int, typer.Option(min=1, help="Requests that run together.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the examples that are shown to the model.")] = 0,
+    seeds: Annotated[Path, Option(help="Instructions in English or Chinese to begin from, in any format of data.")],
+    endpoint: Annotated[str, Option(help="An OpenAI-compatible address, such as http://localhost:8000/v1.")],
+    model: Annotated[str, Option(help="The model's name there.")],
+    number: Annotated[int, Option("--number", "-n", min=1, help="Records in all.")] = 1000,
+    output: Annotated[Path, Option(help="Where the records go.")] = Path("self-instruct.jsonl"),
+    budget: Annotated[float | None, Option(help="US dollars to spend at most; needs both prices.")] = None,
+    price_input: Annotated[float | None, Option(min=0, help="US dollars for a million tokens in.")] = None,
+    price_output: Annotated[float | None, Option(min=0, help="US dollars for a million tokens out.")] = None,
+    temperature: Annotated[float, Option(min=0, help="Of instructions and answers.")] = 1.0,
+    max_tokens: Annotated[int, Option(min=1, help="Longest reply, in tokens.")] = 2048,
+    parallel: Annotated[int, Option(min=1, help="Requests that run together.")] = 8,
+    seed: Annotated[int, Option(help="Of the examples that are shown to the model.")] = 0,
 ) -> None:
     """New instructions after the example of seeds, and answers to them. The key is read from OPENAI_API_KEY."""
     if (price_input is None) != (price_output is None):

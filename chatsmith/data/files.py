@@ -5,8 +5,7 @@ What a row means is decided in `formats.py`. A row is named "file:line" (.jsonl,
 """
 
 import csv
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 from chatsmith.data.fields import repeated
@@ -15,6 +14,10 @@ from chatsmith.data.lines import CAP, PACKED, Row, lines, too_long
 from chatsmith.data.tables import file_rows
 from chatsmith.errors import DataError
 
+_TEXT = (".json", ".jsonl", ".csv", ".tsv", ".txt")
+_TABLES = (".parquet", ".arrow")
+SUFFIXES = (*_TEXT, *(kind + packed for kind in _TEXT for packed in PACKED), *_TABLES)
+KINDS = f"{', '.join(_TEXT)} (each also with {' or '.join(PACKED)}), {' and '.join(_TABLES)}"
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
 
 
@@ -28,7 +31,15 @@ def read_rows(file: Path) -> Iterator[Row]:
     name = file.name.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
-    return next(read(file) for kind, read in (_TEXT | _TABLES).items() if name.endswith(kind))
+    if name.endswith(".jsonl"):
+        return line_rows(file)
+    if name.endswith(".json"):
+        return list_rows(file)
+    if name.endswith(".txt"):
+        return _text_rows(file)
+    if name.endswith((".csv", ".tsv")):
+        return _cells(file, "," if name.endswith(".csv") else "\t")
+    return file_rows(file)
 
 
 def _text_rows(file: Path) -> Iterator[Row]:
@@ -133,15 +144,3 @@ def _check_names(names: list[str], delimiter: str, origin: str) -> None:
             f'{origin}: names a single column "{names[0]}". Are its cells parted by {_DELIMITERS[other]}, '
             f"and not by {_DELIMITERS[delimiter]}? {remedy}."
         )
-
-
-_TEXT: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".json": list_rows,
-    ".jsonl": line_rows,
-    ".csv": partial(_cells, delimiter=","),
-    ".tsv": partial(_cells, delimiter="\t"),
-    ".txt": _text_rows,
-}
-_TABLES: dict[str, Callable[[Path], Iterator[Row]]] = {".parquet": file_rows, ".arrow": file_rows}
-SUFFIXES = (*_TEXT, *(kind + packed for kind in _TEXT for packed in PACKED), *_TABLES)
-KINDS = f"{', '.join(_TEXT)} (each also with {' or '.join(PACKED)}), {' and '.join(_TABLES)}"

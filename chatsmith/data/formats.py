@@ -187,9 +187,7 @@ def _rivals(fitting: tuple[_Format, ...]) -> tuple[_Format, ...]:
 
 
 def _no_format(row: Row) -> DataError:
-    inside = next(
-        (n for n, v in row.items() if isinstance(v, list) and v and all(isinstance(x, Mapping) for x in v)), None
-    )
+    inside = next((name for name, value in row.items() if _is_list_of_objects(value)), None)
     remedy = _likely_mistake(tuple(str(name) for name, value in row.items() if value is not None))
     if not remedy and inside is not None:
         remedy = f'If its records are those of "{inside}", a recipe opens it with rows = "{inside}[]". '
@@ -214,6 +212,10 @@ def _likely_mistake(fields: tuple[str, ...]) -> str:
     return f"Missing is {' or '.join(missing)}. " if missing else ""
 
 
+def _is_list_of_objects(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(item, Mapping) for item in value)
+
+
 def _fields(row: Row) -> str:
     names = [f"{name} (null)" if value is None else str(name) for name, value in islice(row.items(), _MOST_NAMED)]
     more = f", and {len(row) - _MOST_NAMED} more" if len(row) > _MOST_NAMED else ""
@@ -233,21 +235,18 @@ def _judged(record: Record, row: Fields) -> Record:
             raise DataError(f'"{bad}" is {row[bad]}, and of which of the {len(record.answers)} answers is unknown')
     if len(record.answers) != 1 or record.answers[0].score is not None:
         return record
-    answer = record.answers[0]
-    good = the_mark(row, marks)
-    if good is not None:
-        return replace(record, answers=(_marked(answer.content, good),))
-    for score in filter(is_score, free):
-        value = _number(row, score)
-        if isinstance(value, bool):
-            return replace(record, answers=(_marked(answer.content, value),))
-        if value is not None:
-            return replace(record, answers=(Answer(answer.content, value),))
-    return record
+    said: float | bool | None = the_mark(row, marks)
+    if said is None:
+        numbers = (_number(row, name) for name in free if is_score(name))
+        said = next((number for number in numbers if number is not None), None)
+    return record if said is None else replace(record, answers=(_answer(record.answers[0].content, said),))
 
 
-def _marked(content: str, good: bool) -> Answer:
-    return Answer(content, 1.0 if good else -1.0, is_marked=True)
+def _answer(content: str, score: float | bool | None) -> Answer:
+    """An answer whose score, if it is true or false, is a mark."""
+    if isinstance(score, bool):
+        return Answer(content, 1.0 if score else -1.0, is_marked=True)
+    return Answer(content, score)
 
 
 def _number(row: Row, name: str) -> float | bool | None:
@@ -688,10 +687,9 @@ def _scored(prompt: Sequence[Message], contents: Sequence[str], scores: Sequence
     """Scores are numbers, None, or marks (true is right)."""
     if len({score is None for score in scores}) == 2:
         raise DataError(f"answer {scores.index(None)} has no score although others have; score all or none")
-    if all(isinstance(score, bool) for score in scores):
-        return checked(prompt, [_marked(content, score) for content, score in zip(contents, scores, strict=True)])
-    scored = zip(contents, (None if score is None else float(score) for score in scores), strict=True)
-    return checked(prompt, [Answer(content, score) for content, score in scored])
+    if not all(isinstance(score, bool) for score in scores):
+        scores = [None if score is None else float(score) for score in scores]
+    return checked(prompt, [_answer(content, score) for content, score in zip(contents, scores, strict=True)])
 
 
 def _breaks_off(prompt: Any) -> bool:

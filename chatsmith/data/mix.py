@@ -7,14 +7,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from chatsmith.data.formats import NEEDS
 from chatsmith.data.records import Chosen
 from chatsmith.data.sources import Source
-from chatsmith.data.spec import IMITATING, READING, STAGES
+from chatsmith.data.spec import IMITATING, READING, STAGES, OnError
 from chatsmith.data.split import assign, bit, held_out
 from chatsmith.data.store import Array
 from chatsmith.errors import DataError
@@ -36,7 +35,7 @@ def mix(
     held_out_fraction: float,
     temperature: float = 1.0,
     stages: Sequence[Stage] = STAGES,
-    on_error: Literal["raise", "skip"] = "raise",
+    on_error: OnError = "raise",
 ) -> dict[Stage, StageData]:
     """Deals all records to the stages; a source of weight w counts w times in training and once in evaluation.
 
@@ -71,7 +70,7 @@ def mix(
     return {stage: data(stage) for stage in STAGES}
 
 
-def unused(source: Source, stages: Sequence[Stage], on_error: Literal["raise", "skip"] = "raise") -> int:
+def unused(source: Source, stages: Sequence[Stage], on_error: OnError = "raise") -> int:
     """How many records of a source none of the stages can learn from."""
     return int((_allowed(source, stages, on_error) & _bits(stages) == 0).sum())
 
@@ -88,7 +87,7 @@ def why_one_sided(data: StageData, sources: Sequence[Source]) -> str:
     return ""
 
 
-def _allowed(source: Source, stages: Sequence[Stage], on_error: Literal["raise", "skip"]) -> Array:
+def _allowed(source: Source, stages: Sequence[Stage], on_error: OnError) -> Array:
     """[records] the stages that each record may go to, as bits."""
     able = source.points["able"]
     named = source.spec.stages

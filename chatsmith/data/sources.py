@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from chatsmith.data.fields import meant
 from chatsmith.data.files import KINDS, SUFFIXES, read_rows
@@ -21,7 +21,7 @@ from chatsmith.data.lines import Row
 from chatsmith.data.mapping import Dropped, Reader, reader
 from chatsmith.data.parallel import chunks_of, in_parallel
 from chatsmith.data.records import Decoded, from_bytes, to_bytes
-from chatsmith.data.spec import Spec
+from chatsmith.data.spec import OnError, Spec
 from chatsmith.data.split import POINT, point
 from chatsmith.data.store import Array, Writer, hash_of, stored
 from chatsmith.data.tables import dataset_rows, root_of
@@ -79,13 +79,7 @@ class _Read:
     dropped: list[Dropped]
 
 
-def read_source(
-    spec: Spec,
-    *,
-    on_error: Literal["raise", "skip"],
-    split_seed: int,
-    on_unfit: Literal["raise", "skip"] | None = None,
-) -> Source:
+def read_source(spec: Spec, *, on_error: OnError, split_seed: int, on_unfit: OnError | None = None) -> Source:
     """Reads all records that a spec names, in their order.
 
     What was read before and has not changed comes from the cache.
@@ -155,7 +149,7 @@ def _write(name: str, found: Iterator[_Read], writer: Writer, digest: Any) -> No
 
 
 def _outcomes(
-    rows: Iterable[Row], read: Reader, on_error: Literal["raise", "skip"], named: Sequence[Stage]
+    rows: Iterable[Row], read: Reader, on_error: OnError, named: Sequence[Stage]
 ) -> tuple[list[tuple[Record, bytes]], list[Dropped]]:
     """Records with their bytes, and what was left out: bad records, and those that serve none of the `named` stages."""
     good: list[tuple[Record, bytes]] = []

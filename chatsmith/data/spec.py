@@ -9,13 +9,14 @@ import math
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Literal, get_args
 
 from chatsmith.config import SourceConfig
 from chatsmith.errors import ConfigError
 from chatsmith.screen.text import did_you_mean
 from chatsmith.types import Stage
 
+OnError = Literal["raise", "skip"]  # what becomes of a bad record
 STAGES: tuple[Stage, ...] = get_args(Stage)
 IMITATING, RANKING, ASKING, READING = STAGES  # by what each makes of a record: an answer, several, its prompt, its text
 _FORM = "[STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]"

@@ -4,19 +4,19 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from chatsmith.data.chat import Encoded
 from chatsmith.data.parallel import in_parallel, ranges_of
 from chatsmith.data.records import Decoded, sha256_of, sizes_of
+from chatsmith.data.spec import OnError as OnError
 from chatsmith.data.store import Array, Entry, Lazy, Ragged, Writer, hash_of, stored
 from chatsmith.errors import ConversationError, DataError
 from chatsmith.types import Record
 
 T = TypeVar("T")
-OnError = Literal["raise", "skip"]
 Columns = Mapping[str, Sequence[Any]]
 
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from chatsmith.data.spec import STAGES
+from chatsmith.data.spec import IMITATING, STAGES
 from chatsmith.errors import ConfigError
 from chatsmith.screen.output import say
 
@@ -16,23 +17,21 @@ if TYPE_CHECKING:
 data = typer.Typer(no_args_is_help=True, help="Look at data before you train on it.")
 
 Specs = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[SPEC]...", help=r"Sources: \[STAGE\[,STAGE]:]PATH_OR_ID\[#SPLIT]\[@WEIGHT]."),
+    list[str] | None, Argument(metavar="[SPEC]...", help=r"Sources: \[STAGE\[,STAGE]:]PATH_OR_ID\[#SPLIT]\[@WEIGHT].")
 ]
 Recipe = Annotated[
-    str,
-    typer.Option(help="A recipe or a TOML file: its sources, stages and limits. A recipe is code: it names functions."),
+    str, Option(help="A recipe or a TOML file: its sources, stages and limits. A recipe is code: it names functions.")
 ]
-Model = Annotated[str | None, typer.Option("--actor-model", help="Whose tokens to count: a directory or a hub id.")]
+Model = Annotated[str | None, Option("--actor-model", help="Whose tokens to count: a directory or a hub id.")]
 Map = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--map",
         metavar="KEY=VALUE",
         help='A key of a [[data.sources]] table for all SPECs, as in prompt="{Body} {Question}"; several may be given.',
     ),
 ]
-RewardBase = Annotated[str | None, typer.Option("--reward-model", help="Base of the reward model, if another.")]
+RewardBase = Annotated[str | None, Option("--reward-model", help="Base of the reward model, if another.")]
 
 
 @data.command()
@@ -65,16 +64,16 @@ def check(
 def show(
     context: typer.Context,
     specs: Specs = None,
-    count: Annotated[int, typer.Option("-n", min=1, help="How many records.")] = 5,
+    count: Annotated[int, Option("-n", min=1, help="How many records.")] = 5,
     map: Map = None,
     stage: Annotated[
-        str, typer.Option(help=f"As which stage sees them: {', '.join(STAGES[:-1])} or {STAGES[-1]}.")
-    ] = STAGES[0],
+        str, Option(help=f"As which stage sees them: {', '.join(STAGES[:-1])} or {STAGES[-1]}.")
+    ] = IMITATING,
     recipe: Recipe = "",
     actor_model: Model = None,
     reward_model: RewardBase = None,
-    at: Annotated[str, typer.Option(help="This record instead: FILE:LINE or FILE[ROW].", show_default=False)] = "",
-    seed: Annotated[int, typer.Option(help="Which records are drawn.")] = 1,
+    at: Annotated[str, Option(help="This record instead: FILE:LINE or FILE[ROW].", show_default=False)] = "",
+    seed: Annotated[int, Option(help="Which records are drawn.")] = 1,
 ) -> None:
     """Show records token by token as a stage sees them, and which tokens it learns."""
     config = _config(context.obj, specs, map, recipe, actor_model, reward_model)

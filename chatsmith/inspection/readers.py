@@ -12,8 +12,7 @@ from chatsmith.config import Config
 from chatsmith.data.chat import encode_texts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.formats import best_answer
-from chatsmith.data.spec import ASKING, IMITATING, RANKING, READING
-from chatsmith.data.tokens import OnError
+from chatsmith.data.spec import ASKING, IMITATING, RANKING, READING, OnError
 from chatsmith.errors import DataError
 from chatsmith.types import Record, Stage
 
