@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chatsmith.config import OptimizerConfig, RewardConfig, SftConfig
-from chatsmith.data.chat import text_of
+from chatsmith.engine.text import text_of
 from chatsmith.errors import TrainingStopped
 
 MAX_SKIPPED_IN_A_ROW = 3

@@ -23,7 +23,7 @@ from chatsmith.assistant import Assistant
 from chatsmith.config import Config, RlConfig
 from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded
-from chatsmith.engine.engine import Engine, Sampling
+from chatsmith.engine.engine import Sampling
 from chatsmith.errors import DataError
 from chatsmith.models.checkpointing import checkpoint_activations
 from chatsmith.models.critic import Critic
@@ -42,7 +42,7 @@ from chatsmith.stages.rollout import (
     rollout_logprobs,
     rollout_noise,
 )
-from chatsmith.stages.sft import language_model_backward
+from chatsmith.stages.sft import encoded_passes, language_model_backward
 from chatsmith.stages.watch import check_logprob_gap, describe, kl_per_answer
 from chatsmith.types import Experience, Message, Record, Rollouts, Scores
 
@@ -113,7 +113,7 @@ class PolicyTrainer:
                 f"rl.ptx_coef = {settings.ptx_coef}, but there is no text for mixed training. Add a ptx: source, such "
                 "as --data ptx:FILE.txt, or sft data."
             )
-        self.config, self.policy, self.rewards, self.ptx = config, policy, rewards, ptx
+        self.config, self.policy, self.rewards, self.ptx = config, policy.fitted(config.engine), rewards, ptx
         self.actor, self.tokenizer = policy.model, policy.tokenizer
         self.reference = reference or copy.deepcopy(self.actor).requires_grad_(False)
         if critic is None and estimator is None:
@@ -131,11 +131,6 @@ class PolicyTrainer:
             CriticTrainer(critic, config) if critic is not None else None,
             Ema(self.actor, decay),
             Guard("rl", on_skip or (lambda reason, _: warnings.warn(reason, stacklevel=2))),
-        )
-        self.engine = Engine(
-            self.actor,
-            max_batch=config.engine.max_batch,
-            compiled=config.engine.compile,
         )
         self.sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
 
@@ -167,13 +162,11 @@ class PolicyTrainer:
         """The policy's answers to the prompts at `index`."""
         settings = self.config.rl
         return roll_out(
-            self.engine,
-            self.tokenizer,
+            self.policy,
             prompts,
             index,
             self.sampling,
             limit=settings.max_new_tokens,
-            stops=self.policy.stops,
             samples=settings.samples_per_prompt,
             seed=(self.config.seed, self.step),
         )
@@ -224,6 +217,7 @@ class PolicyTrainer:
             TrainingStopped: after refused steps in a row, or if rollout and training disagree.
         """
         settings = self.config.rl
+        self.policy.engine.refresh()  # the weights are about to move
         factor = learning_rate_factor(settings, self.step, self.steps)
         order_seed = derive_seed(self.config.seed, self.step)
         texts = self._texts() if settings.ptx_coef > 0 and not self._policy_frozen else None
@@ -273,13 +267,16 @@ class PolicyTrainer:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the policy has the averaged weights, and must not be trained."""
-        self.learners.ema.swap(self.learners.actor.weights)
-        self.learners.actor.refresh()
+        self._swap_averages()
         try:
             yield
         finally:
-            self.learners.ema.swap(self.learners.actor.weights)
-            self.learners.actor.refresh()
+            self._swap_averages()
+
+    def _swap_averages(self) -> None:
+        self.learners.ema.swap(self.learners.actor.weights)
+        self.learners.actor.refresh()
+        self.policy.engine.refresh()
 
     def moving(self) -> dict[str, Trainable]:
         """What the optimizers move, by name; the critic, which is never left out, first."""
@@ -297,6 +294,7 @@ class PolicyTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.kl_coef, self.noise = state["step"], state["kl_coef"], state["noise"]
         self.learners.load_state_dict(state["learners"])
+        self.policy.engine.refresh()
 
     @property
     def _policy_frozen(self) -> bool:
@@ -338,8 +336,10 @@ class PolicyTrainer:
             parts.append(metrics)
         whole = _combine(_numbers(parts), sum)
         if texts is not None:
+            rows = next(texts)
+            plan = encoded_passes(self.actor, rows, self.config)
             whole["rl/ptx_loss"] = language_model_backward(
-                learners.actor, self.actor, next(texts), self.config, weight=settings.ptx_coef
+                learners.actor, self.actor, rows, plan, self.config, weight=settings.ptx_coef
             )
         moving = self.moving()
         if frozen:

@@ -9,10 +9,11 @@ from typing import Any
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config
 from chatsmith.data.batch import batches
-from chatsmith.data.chat import Encoded, encode_texts, token_texts
+from chatsmith.data.chat import Encoded, encode_texts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.mix import StageData
 from chatsmith.data.tokens import OnError, encoded
+from chatsmith.engine.text import token_texts
 from chatsmith.errors import DataError
 from chatsmith.evaluate import Interval, common, mean_interval, paired_difference
 from chatsmith.files.checkpoint import save_jsonl
@@ -169,12 +170,10 @@ def train_rl(
     )
     tripwires = Tripwires(config, run.warn)
 
-    def evaluate(model: Any) -> PolicyScores:
-        return evaluate_policy(
-            model, trainer.reference, policy.tokenizer, held_out, rewards, config, stops=policy.stops
-        )
+    def evaluate() -> PolicyScores:
+        return evaluate_policy(trainer.policy, trainer.reference, held_out, rewards, config)
 
-    before = evaluate(trainer.reference)
+    before = evaluate()
     peak_flops = measure_peak_flops(trainer.actor.device, trainer.actor.dtype)
     parameters = {name: sum(p.numel() for p in part.parameters.values()) for name, part in trainer.moving().items()}
     start, has_critic = 0, trainer.learners.critic is not None
@@ -211,9 +210,9 @@ def train_rl(
             step, {"variances": variances, "trainer": trainer.state_dict(), "tripwires": tripwires.state_dict()}
         )
 
-    after = evaluate(trainer.actor)
+    after = evaluate()
     with trainer.averaged():
-        ema = evaluate(trainer.actor)
+        ema = evaluate()
     late = variances[-max(1, len(variances) // 4) :]
     report = RlReport(
         before=before,
@@ -267,7 +266,7 @@ def run(run: Run) -> None:
     config, gold, sources = run.config, run.gold, run.sources()
     data = deal(config, sources)
     location = sft_location(run)
-    policy = load_policy(run, location)
+    policy = load_policy(run, location, compiled=config.engine.compile)
     rewards = load_rewards(run)
     critic = critic_for(policy.model, policy.tokenizer, rewards, max_tokens=policy.max_tokens)
     run.screen.line(f"The critic starts from {critic.origin}")
@@ -371,14 +370,11 @@ def _final_judge(run: Run, data: dict[Stage, StageData], report: RlReport) -> st
         return f"not judged: it takes {MIN_PAIRS} preferences and reward.judge_fraction above 0"
     sft = load_policy(run, sft_location(run))
     opinion = final_judge.second_opinion(
-        sft.model,
-        sft.tokenizer,
+        sft,
         kept,
         data["reward"].held_out,
         report.before.samples,
         report.after.samples,
-        stops=sft.stops,
-        max_tokens=sft.max_tokens,
         max_batch_tokens=run.config.engine.max_batch_tokens,
     )
     return str(opinion)

@@ -6,7 +6,7 @@ from typing import Any
 
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, WorldConfig
-from chatsmith.engine.engine import Engine, Sampling
+from chatsmith.engine.engine import Sampling
 from chatsmith.evaluate import Interval, paired_difference, proportion
 from chatsmith.models.reward import RewardModel
 from chatsmith.screen.console import Screen
@@ -168,13 +168,11 @@ def _answers(
         policy.tokenizer, [as_record(task) for task in tasks], stops=policy.stops, max_tokens=config.data.max_tokens
     )
     return roll_out(
-        Engine(policy.model, max_batch=config.engine.max_batch),
-        policy.tokenizer,
+        policy,
         prompts,
         range(len(tasks)),
         sampling,
         limit=config.rl.max_new_tokens,
-        stops=policy.stops,
         samples=samples,
         seed=(config.seed, "gold"),
     ).samples
