@@ -186,7 +186,7 @@ class PolicyTrainer:
         temperature, device = settings.temperature, rollouts.mask.device
         reference_logprobs, _ = rollout_logprobs(self.reference, rollouts, temperature=temperature, config=self.config)
         logprobs = rollouts.logprobs
-        if not self._old_from_rollout:
+        if not self.old_from_rollout:
             logprobs, _ = rollout_logprobs(self.actor, rollouts, temperature=temperature, config=self.config)
             gap = (logprobs - rollouts.logprobs).abs()[rollouts.mask]
             metrics |= {"rollout/logprob_gap_mean": gap.mean().item(), "rollout/logprob_gap_max": gap.max().item()}
@@ -244,7 +244,7 @@ class PolicyTrainer:
         # or one training forward against another.
         for name in ("logprob_gap_mean", "logprob_gap_max"):
             if result.pop(f"update/{name}", None) is not None:
-                side = "rollout" if self._old_from_rollout else "update"
+                side = "rollout" if self.old_from_rollout else "update"
                 result[f"{side}/{name}"] = per_minibatch[0][f"update/{name}"]
         check_logprob_gap(result.get("rollout/logprob_gap_mean", 0.0), self.noise or 0.0, self.actor.dtype, settings)
         result |= {
@@ -301,7 +301,7 @@ class PolicyTrainer:
         return self.step < self.config.rl.critic_warmup
 
     @property
-    def _old_from_rollout(self) -> bool:
+    def old_from_rollout(self) -> bool:
         """Whether this step's old log-probs are the rollout's; else a training forward of their own gives them."""
         chosen = self.config.rl.old_logprobs
         measured_in_update = chosen == "rollout" or (chosen == "auto" and self.actor.dtype == torch.float32)

@@ -19,6 +19,7 @@ from chatsmith.evaluate import Interval, common, mean_interval, paired_differenc
 from chatsmith.files.checkpoint import save_jsonl
 from chatsmith.files.writing import replace_directory
 from chatsmith.intake import deal, parse_reward, stages_to_train
+from chatsmith.models.counts import count, step_cost
 from chatsmith.models.critic import Critic
 from chatsmith.models.limits import measure_peak_flops
 from chatsmith.models.load import declared_context, load_stop_ids, load_tokenizer
@@ -175,8 +176,11 @@ def train_rl(
 
     before = evaluate()
     peak_flops = measure_peak_flops(trainer.actor.device, trainer.actor.dtype)
-    parameters = {name: sum(p.numel() for p in part.parameters.values()) for name, part in trainer.moving().items()}
-    start, has_critic = 0, trainer.learners.critic is not None
+    learner = trainer.learners.critic
+    start, has_critic = 0, learner is not None
+    needs = partial(
+        step_cost, actor=count(trainer.actor), critic=count(learner.critic.backbone) if learner is not None else None
+    )
     variances: list[float] = []
     state = run.resume()
     if state is not None:
@@ -192,6 +196,7 @@ def train_rl(
         clock = PhaseClock()
         with clock("rollout"):
             rollouts = trainer.roll_out(prompts, next(order))
+        own_logprobs = not trainer.old_from_rollout
         with clock("score"):
             scores, metrics = trainer.score(rollouts)
         with clock("estimate"):
@@ -202,7 +207,11 @@ def train_rl(
         tripwires.check(metrics)
         if has_critic:
             variances.append(metrics["rl/explained_variance"])
-        metrics |= clock.metrics(rollouts, metrics["rl/epochs"], parameters, peak_flops) | probed
+        answers = rollouts.mask.sum(1).tolist()
+        asked = [len(row) - answer for row, answer in zip(rollouts.sequences, answers, strict=True)]
+        epochs = int(metrics["rl/epochs"])
+        cost = needs(asked, answers, own_logprobs=own_logprobs, epochs=epochs)
+        metrics |= clock.metrics(rollouts, epochs, cost, peak_flops) | probed
         run.log(step, metrics)
         if step % math.ceil(total / LOGGED_TABLES) == 0:
             run.log_answers(step, answer_table(rollouts, scores))
