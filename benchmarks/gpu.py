@@ -53,13 +53,12 @@ from transformers.generation.continuous_batching.utils import WorkloadHints
 from chatsmith.assistant import Assistant
 from chatsmith.bench import random_prompts, time_generation, time_step, timed, token_reward
 from chatsmith.config import Config, EngineConfig
+from chatsmith.engine.cache import free_bytes
 from chatsmith.engine.engine import Engine, Request, Sampling
-from chatsmith.engine.memory import free_bytes
 from chatsmith.errors import ChatsmithError
 from chatsmith.models.attention import attend_here
-from chatsmith.models.counts import count, step_cost
+from chatsmith.models.counts import count, measure_bandwidth, measure_peak_flops, step_cost
 from chatsmith.models.critic import critic_from_reward_model
-from chatsmith.models.limits import measure_bandwidth, measure_peak_flops
 from chatsmith.models.way import way_of
 from chatsmith.runs.run import commit
 from chatsmith.runs.runtime import choose_device

@@ -26,9 +26,8 @@ from chatsmith.config import Config, EngineConfig, RlConfig
 from chatsmith.cpu.attention import compiled_attention
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ConfigError
-from chatsmith.models.counts import count, step_cost
+from chatsmith.models.counts import count, measure_bandwidth, measure_peak_flops, step_cost
 from chatsmith.models.critic import Critic, critic_from_actor
-from chatsmith.models.limits import measure_bandwidth, measure_peak_flops
 from chatsmith.models.reward import Reward
 from chatsmith.models.scoring import last_hidden_states, passes_of
 from chatsmith.runs.runtime import choose_device, choose_dtype

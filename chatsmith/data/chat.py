@@ -58,7 +58,7 @@ def oddities(tokenizer: Any) -> list[str]:
             found.append("the chat template leaves out BOS, which the tokenizer puts before plain text")
     if tokenizer.chat_template:
         control = control_of(tokenizer)
-        if wrap := Renderer(tokenizer, control).wrap():
+        if wrap := control.wrap:
             found.append(
                 f"the chat template puts {wrap!r} in front of every answer: it is learned with the answers, and is no "
                 "part of their text"

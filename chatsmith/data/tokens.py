@@ -44,19 +44,6 @@ def lengths_of(rows: Sequence[Encoded]) -> list[int]:
     return lengths
 
 
-class TokenRows(Lazy[tuple[int, ...]]):
-    """Token ids of prompts, from disk."""
-
-    def __init__(self, tokens: Ragged) -> None:
-        self._tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def row(self, index: int) -> tuple[int, ...]:
-        return tuple(self._tokens.row(index).tolist())
-
-
 def place_errors(
     records: Sequence[Record], outcomes: Sequence[T | ConversationError], on_error: OnError
 ) -> list[T | None]:

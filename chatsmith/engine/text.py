@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from chatsmith.data.control import control_of
-from chatsmith.data.rendering import Renderer, unwrapped
 from chatsmith.errors import ForeignError, ModelError, foreign
 
 
@@ -34,13 +33,18 @@ def decode_answers(tokenizer: Any, rows: Sequence[Sequence[int]], *, stops: Sequ
     white space. The token for what the vocabulary has none for is shown by its name.
     """
     control = control_of(tokenizer)
-    wrap = Renderer(tokenizer, control).wrap()
     texts = []
     for ids in rows:
         said = ids[:-1] if ids and ids[-1] in stops else ids
         text = text_of(tokenizer, [id for id in said if id not in control.quiet])
-        texts.append(unwrapped(text.strip(), wrap))
+        texts.append(unwrapped(text.strip(), control.wrap))
     return texts
+
+
+def unwrapped(text: str, wrap: str) -> str:
+    """What a policy said without what the template puts in front of every answer."""
+    bare = text.lstrip()
+    return bare[len(wrap) :].lstrip() if wrap and bare.startswith(wrap) else text
 
 
 class TextStream:
@@ -92,7 +96,7 @@ class AnswerStream:
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
         self._text = TextStream(tokenizer)
-        self._wrap = Renderer(tokenizer, control_of(tokenizer)).wrap()
+        self._wrap = control_of(tokenizer).wrap
         self._stop = stop
         self._held = ""
         self.ended = False  # by a stop string

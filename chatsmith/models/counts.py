@@ -1,8 +1,9 @@
-"""What a model must at least compute and read, from its shapes: operations and bytes to hold against a clock.
+"""What a model must at least compute and read, and what this machine can do at most: the two sides of every share.
 
-Shapes are all that is asked: a model on the meta device, built from a configuration alone, counts as the real one does.
+The former comes from shapes alone: a model on the meta device, built from a configuration, counts as the real one does.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicLayer
 
+from chatsmith.cpu.products import fast_products
 from chatsmith.models.arguments import cache_argument
 
 
@@ -99,6 +101,37 @@ def count(model: Any) -> Counts:
         weight_bytes=sum(p.nbytes for p in [*body, *head_weights]),
         cache_bytes=sum(model.dtype.itemsize * heads * size for layer in cache_shapes(model) for heads, size in layer),
     )
+
+
+def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product here: the ceiling that `step/mfu` refers to."""
+    size = 8192 if device.type == "cuda" else 1024
+    layer = nn.Linear(size, size, bias=False, device=device, dtype=dtype).requires_grad_(False)
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        with fast_products(layer, size):
+            product = layer(matrix)
+        float(product[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def measure_bandwidth(device: torch.device) -> float:
+    """Bytes per second of memory here: a large copy or a large read, whichever moves more."""
+    size = min(4 << 30, torch.cuda.mem_get_info(device)[0] // 4) if device.type == "cuda" else 256 << 20
+    source = torch.ones(size // 4, device=device)
+    target = torch.empty_like(source)
+    best = 0.0
+    for _ in range(4):
+        started = time.perf_counter()
+        float(target.copy_(source)[0])  # waits for the device
+        copied = time.perf_counter()
+        float(source.sum())
+        read = time.perf_counter()
+        best = max(best, 2 * source.nbytes / (copied - started), source.nbytes / (read - copied))
+    return best
 
 
 def cache_shapes(model: Any) -> Sequence[tuple[tuple[int, int], tuple[int, int]]]:

@@ -66,7 +66,7 @@ def load_tokenizer(location: str) -> Any:
     tokenizer = _raw_tokenizer(location)
     with _loading(location):
         prepare_tokenizer(tokenizer, location)
-        control_of(tokenizer)
+        _ = control_of(tokenizer).wrap  # what decoding must know is found out now
     _check_saving(tokenizer, location)
     return tokenizer
 

@@ -1,16 +1,18 @@
-"""What every stage's loop shares: optimizer, schedule, precision, clipping, and which steps are refused."""
+"""What every stage's loop shares: order, optimizer, schedule, precision, clipping, and which steps are refused."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from chatsmith.config import OptimizerConfig, RewardConfig, SftConfig
 from chatsmith.engine.text import text_of
 from chatsmith.errors import TrainingStopped
+from chatsmith.seeds import permutation
 
 MAX_SKIPPED_IN_A_ROW = 3
 EXPLODED = 1000.0  # times the median norm
@@ -21,6 +23,23 @@ MIN_NORMS, REMEMBERED_NORMS = 20, 100
 def steps_of(settings: SftConfig | RewardConfig, records: int) -> int:
     """Steps of a stage that goes through its records in epochs of batches."""
     return max(1, math.ceil(settings.epochs * records / settings.batch))
+
+
+def batches(count: int, *, size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
+    """Endless batches of indices, epoch after epoch, from batch number `start` on.
+
+    Every epoch is a new permutation, a function of (seed, epoch) and nothing else, so that a resumed run continues at
+    the very next batch; rows that do not fill the last batch of an epoch open the next epoch's first,
+    so that every batch has `size` rows and every row is seen once per epoch.
+    """
+    epoch, offset = divmod(start * size, count)
+    order = permutation(count, seed, epoch)[offset:]
+    while True:
+        while len(order) < size:
+            epoch += 1
+            order = np.concatenate([order, permutation(count, seed, epoch)])
+        yield order[:size].tolist()
+        order = order[size:]
 
 
 def learning_rate_factor(config: OptimizerConfig, step: int, total: int) -> float:

@@ -21,7 +21,6 @@ from chatsmith.algo.losses import Total, kl_estimate, masked_sum, policy_loss
 from chatsmith.algo.rewards import adapt_kl_coef, token_rewards
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, RlConfig
-from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded
 from chatsmith.engine.engine import Sampling
 from chatsmith.errors import DataError
@@ -33,7 +32,7 @@ from chatsmith.models.reward import Reward, critic_for
 from chatsmith.models.scoring import passes_of, token_logprobs
 from chatsmith.seeds import derive_seed, permutation
 from chatsmith.stages.critic import CriticTrainer
-from chatsmith.stages.loop import Guard, Skipped, Trainable, as_text, learning_rate_factor
+from chatsmith.stages.loop import Guard, Skipped, Trainable, as_text, batches, learning_rate_factor
 from chatsmith.stages.rollout import (
     Prompts,
     encode_questions,

@@ -8,7 +8,6 @@ from typing import Any
 
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config
-from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded, encode_texts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.mix import StageData
@@ -19,9 +18,8 @@ from chatsmith.evaluate import Interval, common, mean_interval, paired_differenc
 from chatsmith.files.checkpoint import save_jsonl
 from chatsmith.files.writing import replace_directory
 from chatsmith.intake import deal, parse_reward, stages_to_train
-from chatsmith.models.counts import count, step_cost
+from chatsmith.models.counts import count, measure_peak_flops, step_cost
 from chatsmith.models.critic import Critic
-from chatsmith.models.limits import measure_peak_flops
 from chatsmith.models.load import declared_context, load_stop_ids, load_tokenizer
 from chatsmith.models.reward import Reward, critic_for, load_ready_reward
 from chatsmith.runs.run import Run
@@ -29,6 +27,7 @@ from chatsmith.runs.runtime import StageRun, choose_device, choose_dtype
 from chatsmith.seeds import permutation
 from chatsmith.stages import final_judge
 from chatsmith.stages.inputs import MIN_PAIRS, halves, leave_model, left_out, load_policy, sft_location
+from chatsmith.stages.loop import batches
 from chatsmith.stages.policy import Estimator, PolicyTrainer
 from chatsmith.stages.rollout import PolicyScores, Prompts, check_held_out, encode_questions, evaluate_policy, unit_of
 from chatsmith.stages.sft import best_answers

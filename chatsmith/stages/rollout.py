@@ -16,7 +16,8 @@ from chatsmith.assistant import Assistant
 from chatsmith.config import Config, RlConfig
 from chatsmith.data.chat import try_encode_prompts
 from chatsmith.data.records import choose
-from chatsmith.data.tokens import Columns, OnError, TokenRows, as_bytes, place_errors, prepared
+from chatsmith.data.store import TokenRows
+from chatsmith.data.tokens import Columns, OnError, as_bytes, place_errors, prepared
 from chatsmith.engine.engine import Request, Sampling
 from chatsmith.engine.text import decode_answers
 from chatsmith.errors import DataError, RewardError

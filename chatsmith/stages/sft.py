@@ -13,7 +13,6 @@ from torch import Tensor
 from chatsmith.algo.losses import language_model_loss
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config
-from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded, try_encode, try_encode_prompts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.formats import best_answer
@@ -29,7 +28,7 @@ from chatsmith.models.scoring import passes_of, token_logprobs
 from chatsmith.runs.run import Run
 from chatsmith.runs.runtime import StageRun
 from chatsmith.stages.inputs import base_location, leave_model, left_out, load_policy
-from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, steps_of
+from chatsmith.stages.loop import Guard, Trainable, as_text, batches, learning_rate_factor, steps_of
 from chatsmith.types import Message, Record
 from chatsmith.verdicts import judge_sft
 

@@ -25,7 +25,7 @@ ALLOWED = {
         "verdicts",
     },
     "cpu": {"files", "screen", "models"},  # of models the one layer whose kernel it has
-    "engine": {"types", "errors", "seeds", "models", "cpu", "files"},
+    "engine": {"types", "errors", "seeds", "models", "cpu", "files", "data"},
     "data": {"types", "errors", "seeds", "config", "functions", "machine", "files", "screen"},
     "models": {"types", "errors", "seeds", "functions", "machine", "files", "screen", "data", "cpu"},
     "stages": {
@@ -36,7 +36,7 @@ ALLOWED = {
     "collect": {"types", "errors", "seeds", "data", "files", "screen", "runs"},
     "inspection": {
         *("evaluate", "types", "errors", "seeds", "config", "resolve", "intake"),
-        *("algo", "data", "models", "stages", "files", "screen"),
+        *("algo", "data", "engine", "models", "stages", "files", "screen"),
     },
     "report": {"stages", "errors", "config", "resolve", "evaluate", "files", "screen", "runs"},
 }

@@ -1,11 +1,9 @@
 """How much of the house one enters to follow a step of stage 3: what is misplaced shows as a room more."""
 
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from tiny import byte_tokenizer, tiny_model
 
 import chatsmith
@@ -75,5 +73,5 @@ def test_a_step_of_stage_3_is_followed_through_few_rooms_and_files(tmp_path):
     assert (tmp_path / "rl" / "checkpoint.pt").exists()
     assert {"stages/rl.py", "stages/policy.py", "engine/engine.py", "algo/losses.py"} <= found, "it counts"
     rooms = {path.split("/")[0] for path in found}
-    assert len(rooms) <= ROOMS, sorted(rooms)
-    assert len(found) <= FILES, sorted(found)
+    assert len(rooms) <= ROOMS, " ".join(sorted(rooms))
+    assert len(found) <= FILES, " ".join(sorted(found))
