@@ -53,13 +53,12 @@ from transformers.generation.continuous_batching.utils import WorkloadHints
 from chatsmith.assistant import Assistant
 from chatsmith.bench import random_prompts, time_generation, time_step, timed, token_reward
 from chatsmith.config import Config, EngineConfig
+from chatsmith.engine.cache import free_bytes
 from chatsmith.engine.engine import Engine, Request, Sampling
-from chatsmith.engine.memory import free_bytes
 from chatsmith.errors import ChatsmithError
 from chatsmith.models.attention import attend_here
-from chatsmith.models.counts import count
+from chatsmith.models.counts import count, measure_bandwidth, measure_peak_flops, step_cost
 from chatsmith.models.critic import critic_from_reward_model
-from chatsmith.models.limits import measure_bandwidth, measure_peak_flops
 from chatsmith.models.way import way_of
 from chatsmith.runs.run import commit
 from chatsmith.runs.runtime import choose_device
@@ -357,10 +356,11 @@ def ppo_steps(actor: Any, sizes: Sizes, machine: Machine, batch: int) -> dict[st
         rl={"rollouts": batch, "max_new_tokens": sizes.answer, "epochs": 1, "minibatches": 1},
         engine={"max_batch": batch},
     )
-    scorer = sizes.build(AutoModelForSequenceClassification, sizes.critic)
+    reward_model = sizes.build(AutoModelForSequenceClassification, sizes.critic)
     tokenizer, tokens = build_tokenizer([]), []
     policy = Assistant(actor, tokenizer, (), sizes.prompt + sizes.answer)
-    critic = critic_from_reward_model(scorer, mean=0.0, std=1.0)
+    scorer, critic = (critic_from_reward_model(reward_model, mean=0.0, std=1.0) for _ in range(2))
+    del reward_model
     trainer = PolicyTrainer(policy, [token_reward(scorer, tokens, config)], config, steps=STEPS + 1, critic=critic)
     prompts = random_prompts(batch, sizes.prompt, actor.config.vocab_size)
     result: dict[str, Any] = {"batch": batch}
@@ -376,12 +376,16 @@ def ppo_steps(actor: Any, sizes: Sizes, machine: Machine, batch: int) -> dict[st
     seconds = {part: statistics.median(step[part] for step in steps[1:]) for part in steps[0]}
     total = sum(seconds.values())
     whole = [sizes.prompt + sizes.answer] * batch
-    policy_counts, small = count(actor), count(critic.backbone)
-    sampled = policy_counts.flops([n - 1 for n in whole], scored=sizes.answer * batch)
-    forward = policy_counts.flops(whole, scored=sizes.answer * batch)
-    update = 3 * (forward + small.flops(whole, scored=0))
-    passes = 1 if sizes.dtype == torch.float32 else 2  # reference; in half precision the policy's own, too
-    score = passes * forward + 2 * small.flops(whole, scored=0)
+    small = count(critic.backbone)
+    cost = step_cost(
+        [sizes.prompt] * batch,
+        [sizes.answer] * batch,
+        actor=count(actor),
+        critic=small,
+        scorers=[small],
+        own_logprobs=sizes.dtype != torch.float32,
+        epochs=1,
+    )
     return result | {
         "steps": len(steps) - 1,
         "seconds": seconds,
@@ -390,11 +394,11 @@ def ppo_steps(actor: Any, sizes: Sizes, machine: Machine, batch: int) -> dict[st
         "tokens_per_s": sum(whole) / total,
         "rollout_tokens_per_s": sizes.answer * batch / seconds["rollout"],
         "update_tokens_per_s": sum(whole) / seconds["update"],
-        "rollout_tflops": sampled / seconds["rollout"] / 1e12,
-        "score_tflops": score / seconds["score"] / 1e12,
-        "update_tflops": update / seconds["update"] / 1e12,
-        "update_mfu": update / seconds["update"] / machine.flops_per_s,
-        "effective_tflops": (sampled + score + update) / total / 1e12,
+        "rollout_tflops": cost.rollout / seconds["rollout"] / 1e12,
+        "score_tflops": cost.score / seconds["score"] / 1e12,
+        "update_tflops": cost.update / seconds["update"] / 1e12,
+        "update_mfu": cost.update / seconds["update"] / machine.flops_per_s,
+        "effective_tflops": cost.total / total / 1e12,
         "held_after_rollout_gib": held,
     }
 

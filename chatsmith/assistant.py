@@ -3,26 +3,29 @@
     assistant = chatsmith.load("runs/tiny-cpu")
     assistant.chat("What is the capital of France?")
 
-Every answer has an engine of its own, so one that is given up halfway leaves nothing behind. torch and transformers are
-loaded by what needs them: a path or a setting that is wrong is refused at once.
+All its answers come from one engine, which lives as long as the model; one that is given up halfway leaves nothing
+behind. torch and transformers are loaded by what needs them: a path or a setting that is wrong is refused at once.
 """
 
 import math
 import os
 import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from chatsmith import __version__
 from chatsmith.card import card, stated_licence
 from chatsmith.config import EngineConfig
-from chatsmith.data.chat import AnswerStream, encode_prompts, stop_strings
+from chatsmith.data.chat import encode_prompts
 from chatsmith.data.formats import to_record
 from chatsmith.engine.scheduler import Request, Sampling
+from chatsmith.engine.text import Speech, stop_strings
 from chatsmith.errors import ConfigError, DataError, ModelError, RequestError, RunError
 from chatsmith.files.writing import replace_directory
 from chatsmith.runs.manifest import Manifest, StageEntry, is_run, read_manifest
@@ -31,6 +34,9 @@ from chatsmith.screen.text import quoted
 from chatsmith.seeds import derive_seed
 from chatsmith.stages.table import TABLE, VOICES, Stage, named
 from chatsmith.types import FinishReason, Message
+
+if TYPE_CHECKING:
+    from chatsmith.engine.engine import Engine
 
 Conversation = str | Sequence[Message | Mapping[str, Any]]
 
@@ -42,12 +48,31 @@ MAX_TOKENS_WITHOUT_LIMIT = 4096  # prompt and answer of a model whose architectu
 
 @dataclass(frozen=True)
 class Assistant:
-    """A causal language model ready to be asked or trained."""
+    """A causal language model ready to be asked or trained, with all that belongs to it."""
 
     model: Any
     tokenizer: Any
     stops: tuple[int, ...]
     max_tokens: int  # prompt and answer together
+    max_batch: int = EngineConfig().max_batch  # answers that are generated together
+    compiled: bool = False  # whether decoding is compiled, which takes a minute at first
+
+    @cached_property
+    def engine(self) -> "Engine":
+        """What it speaks with, made when it is first asked for; `Engine.refresh` when the weights move."""
+        from chatsmith.engine.engine import Engine
+
+        return Engine(self.model, max_batch=self.max_batch, compiled=self.compiled)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has a model of its own, and so an engine of its own."""
+        return {name: value for name, value in vars(self).items() if name != "engine"}
+
+    def fitted(self, settings: EngineConfig) -> "Assistant":
+        """This one, or if its engine is not as the settings say, the same model with another engine."""
+        if (self.max_batch, self.compiled) == (settings.max_batch, settings.compile):
+            return self
+        return replace(self, max_batch=settings.max_batch, compiled=settings.compile)
 
     def stream(
         self,
@@ -175,7 +200,9 @@ class Reply(Iterator[str]):
         self.limit = request.max_new_tokens
         self.tokens: list[int] = []  # without a stop token; where a stop string ends the answer, its tokens are here
         self.finish_reason: FinishReason | None = None  # None while it is spoken, and where it was given up
-        self._pieces = self._speak(assistant, request, stop)
+        self._pieces = self._speak(
+            assistant.engine, Speech(assistant.tokenizer, stops=request.stops, stop=stop), request
+        )
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -183,27 +210,13 @@ class Reply(Iterator[str]):
     def close(self) -> None:
         self._pieces.close()
 
-    def _speak(self, assistant: Assistant, request: Request, stop: Sequence[str]) -> Generator[str, None, None]:
-        from chatsmith.engine.engine import Engine
-
-        engine = Engine(assistant.model, max_batch=1)
-        text = AnswerStream(assistant.tokenizer, stop)
-        held, spoken = "", False  # white space is held back until text follows: none begins or ends the answer
-        with engine.session():
-            engine.add(request)
-            while not engine.idle:
-                for event in engine.step():
-                    if event.token not in request.stops:
-                        self.tokens.append(event.token)
-                        held += text.add(event.token)
-                    if event.finish_reason is not None:
-                        held += text.finish()
-                    self.finish_reason = event.finish_reason
-                    held = held if spoken else held.lstrip()
-                    piece = held.rstrip()
-                    if piece:
-                        spoken, held = True, held[len(piece) :]
-                        yield piece
+    def _speak(self, engine: "Engine", speech: Speech, request: Request) -> Generator[str, None, None]:
+        with closing(engine.stream(request)) as tokens:
+            for token, self.finish_reason in tokens:
+                if token not in request.stops:
+                    self.tokens.append(token)
+                if piece := speech.add(token, last=self.finish_reason is not None):
+                    yield piece
 
 
 def check_settings(

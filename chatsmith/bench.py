@@ -5,7 +5,6 @@ limits: memory bandwidth and the rate of a large matrix product. What the work n
 is counted from the shapes (`models/counts.py`); over time and limit that is the share of the limit. Nothing is saved.
 """
 
-import copy
 import math
 import platform
 import random
@@ -17,21 +16,20 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from chatsmith.assistant import Assistant, find, load
 from chatsmith.config import Config, EngineConfig, RlConfig
 from chatsmith.cpu.attention import compiled_attention
 from chatsmith.engine.engine import Engine, Request, Sampling
 from chatsmith.errors import ConfigError
-from chatsmith.models.counts import count
-from chatsmith.models.limits import measure_bandwidth, measure_peak_flops
-from chatsmith.models.reward import Reward, score_rows
+from chatsmith.models.counts import count, measure_bandwidth, measure_peak_flops, step_cost
+from chatsmith.models.critic import Critic, critic_from_actor
+from chatsmith.models.reward import Reward
+from chatsmith.models.scoring import last_hidden_states, passes_of
 from chatsmith.runs.runtime import choose_device, choose_dtype
 from chatsmith.screen.console import Screen
 from chatsmith.stages.policy import PolicyTrainer
@@ -84,22 +82,27 @@ def random_prompts(count: int, length: int, vocabulary: int) -> Prompts:
     return Prompts((Record(prompt=(Message("user", "random tokens"),)),) * count, tokens, 0)
 
 
-def token_reward(scorer: Any, rows: list[Sequence[int]], config: Config) -> Reward:
-    """A reward model that scores the tokens in `rows` and not the answers' text: random tokens do not survive it."""
-    max_tokens = config.engine.max_batch_tokens
+@torch.no_grad()
+def _score(scorer: Critic, rows: Sequence[Sequence[int]], max_tokens: int) -> list[float]:
+    scores = [0.0] * len(rows)
+    for part in passes_of(scorer.backbone, rows=rows, max_tokens=max_tokens, together=range(len(rows))):
+        values = scorer.value(last_hidden_states(scorer.backbone, part))
+        for index, value in zip(part.index, values.tolist(), strict=True):
+            scores[index] = value
+    return scores
+
+
+def token_reward(scorer: Critic, rows: list[Sequence[int]], config: Config) -> Reward:
+    """A reward model that scores the tokens in `rows` and not the answers' text: random tokens do not survive it.
+
+    Args:
+        scorer: what it values at the last token of a row is the row's score. There is one for every decoder.
+    """
 
     def score(_: list[Sample]) -> list[float | None]:
-        prompts = range(len(rows))  # every row has its own
-        return [*score_rows(scorer, rows, max_tokens, prompts=prompts)]
+        return [*_score(scorer, rows, config.engine.max_batch_tokens)]
 
     return Reward("random", score, 1.0)
-
-
-def _scorer(actor: Any) -> Any:
-    """A reward model of the actor's shape; unlike transformers' own there is one for every decoder."""
-    backbone = copy.deepcopy(actor.base_model)
-    score = nn.Linear(actor.get_output_embeddings().in_features, 1, bias=False, device=actor.device)
-    return SimpleNamespace(base_model=backbone, score=score, device=actor.device)
 
 
 def bench(location: str, *, prompt_tokens: int | None, answer_tokens: int | None, batch: int | None) -> dict[str, Any]:
@@ -156,16 +159,15 @@ def measure(policy: Assistant, config: Config, prompt: int, answer: int, batch: 
     model = policy.model
     prompts = random_prompts(batch, prompt, model.get_input_embeddings().weight.shape[0])
     config = _one_step(config, batch, answer)
+    policy = replace(policy, stops=()).fitted(config.engine)  # its answers are of full length
     sampling = Sampling(config.rl.temperature, config.rl.top_k, config.rl.top_p)
     requests = [Request(tokens, answer, (), sampling, (seed,)) for seed, tokens in enumerate(prompts.tokens)]
     try:
-        engine = Engine(model, max_batch=batch)
-        generation = _best(partial(time_generation, engine, requests))
+        generation = _best(partial(time_generation, policy.engine, requests))
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ConfigError(
             f"{batch} answers of {answer} tokens to prompts of {prompt} do not fit into memory. Lower --batch."
         ) from error
-    del engine
     step = _time_training(policy, prompts, config)
     peak_bytes = _peak_bytes(model.device)  # the limits take memory, too
     if model.device.type == "cuda":
@@ -174,8 +176,14 @@ def measure(policy: Assistant, config: Config, prompt: int, answer: int, batch: 
 
     counts = count(model)
     prefill = counts.flops([prompt] * batch, scored=batch)
-    decode = counts.flops([prompt + answer - 1] * batch, scored=answer * batch) - prefill
-    decode_bytes = counts.decode_bytes([prompt] * batch, [answer] * batch)
+    own_logprobs = model.dtype != torch.float32
+    asked, answered = [prompt] * batch, [answer] * batch
+    # critic and reward model have the actor's body
+    cost = step_cost(
+        asked, answered, actor=counts, critic=counts, scorers=[counts], own_logprobs=own_logprobs, epochs=1
+    )
+    decode = cost.rollout - prefill
+    decode_bytes = counts.decode_bytes(asked, answered)
 
     def rates(seconds: float, tokens: int, flops: int) -> dict[str, float]:
         rate = flops / seconds
@@ -201,15 +209,12 @@ def measure(policy: Assistant, config: Config, prompt: int, answer: int, batch: 
         **dict.fromkeys(("score", "update", "step")),
     }
     if step is not None:
-        whole, epochs = [prompt + answer] * batch, RlConfig().epochs
-        actor, critic = counts.flops(whole, scored=answer * batch), counts.flops(whole, scored=0)
-        again = actor if model.dtype != torch.float32 else 0  # old log-probs, from a forward pass of their own
-        score, update = actor + 2 * critic + again, 3 * (actor + critic)  # reference, critic, reward; with backward
+        epochs, tokens = RlConfig().epochs, (prompt + answer) * batch
         seconds = step | {"update": epochs * step["update"]}
         total = sum(seconds.values())
-        result["score"] = rates(step["score"], sum(whole), score)
-        result["update"] = rates(step["update"], sum(whole), update)
-        result["step"] = rates(total, sum(whole), prefill + decode + score + epochs * update)
+        result["score"] = rates(step["score"], tokens, cost.score)
+        result["update"] = rates(step["update"], tokens, cost.update)
+        result["step"] = rates(total, tokens, cost.rollout + cost.score + epochs * cost.update)
         result["step"] |= {"epochs": epochs, "sequences_per_s": batch / total}
         result["step"] |= {f"{part}_share": taken / total for part, taken in seconds.items()}
     return result
@@ -219,9 +224,8 @@ def _time_training(policy: Assistant, prompts: Prompts, config: Config) -> dict[
     """Seconds of a step of PPO by part; None if there is no memory for it."""
     rows: list[Sequence[int]] = []
     with suppress(MemoryError, torch.OutOfMemoryError):
-        reward = token_reward(_scorer(policy.model), rows, config)
-        unending = replace(policy, stops=())  # its answers are of full length
-        trainer = PolicyTrainer(unending, [reward], config, steps=1)
+        reward = token_reward(critic_from_actor(policy.model), rows, config)
+        trainer = PolicyTrainer(policy, [reward], config, steps=1)
         return _best(lambda: time_step(trainer, prompts, rows))
     return None
 

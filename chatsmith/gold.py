@@ -14,7 +14,7 @@ from typing import Any
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config
 from chatsmith.data.mix import StageData
-from chatsmith.engine.engine import Engine, Sampling
+from chatsmith.engine.engine import Sampling
 from chatsmith.errors import RewardError
 from chatsmith.evaluate import Interval, common, paired_difference, proportion
 from chatsmith.functions import load_function
@@ -224,13 +224,11 @@ class GoldJudge:
         if self.limit is not None:
             prompts = prompts.first(self.limit)
         return roll_out(
-            Engine(policy.model, max_batch=self.config.engine.max_batch),
-            policy.tokenizer,
+            policy,
             prompts,
             range(len(prompts.tokens)),
             sampling,
             limit=limit,
-            stops=policy.stops,
             samples=samples,
             seed=(self.config.seed, "gold"),
         ).samples

@@ -12,6 +12,7 @@ import json
 import re
 import weakref
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -74,12 +75,18 @@ class Control:
         self.strips_right = {token.content for token in added.values() if token.rstrip}
         special = {id for id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
         self.quiet = frozenset(special - {unknown_id(tokenizer)})
-        self.wrap: str | None = None  # see rendering.py
         if tokenizer.is_fast:
             self._backend = _renamed(tokenizer.backend_tokenizer, names)
             here = self._backend.token_to_id
             meant = {here(names.get(token.content, token.content)): id for id, token in added.items()}
             self._moved = {made: id for made, id in meant.items() if made is not None and made != id}
+
+    @cached_property
+    def wrap(self) -> str:
+        """What the template puts in front of every answer, see rendering.py."""
+        from chatsmith.data.rendering import Renderer  # it renders with this very class
+
+        return Renderer(self._tokenizer, self).wrap()
 
     def hide(self, text: str) -> str:
         """Typed text for a template: nothing of it spells a control token, whatever is cut from it or joined to it."""

@@ -33,12 +33,6 @@ def or_raise(outcome: T | ConversationError) -> T:
     return outcome
 
 
-def unwrapped(text: str, wrap: str) -> str:
-    """What a policy said without what the template puts in front of every answer."""
-    bare = text.lstrip()
-    return bare[len(wrap) :].lstrip() if wrap and bare.startswith(wrap) else text
-
-
 def beginning(text: str) -> str:
     """Of a conversation, to tell which one an error is about."""
     return textwrap.shorten(text, 60, placeholder="…")
@@ -148,12 +142,10 @@ class Renderer:
 
     def wrap(self) -> str:
         """What the template puts in front of every answer, without white space around it."""
-        if self.control.wrap is None:
-            try:
-                self.control.wrap = self.probe()[0].strip()
-            except ConversationError:  # then each conversation says so
-                self.control.wrap = ""
-        return self.control.wrap
+        try:
+            return self.probe()[0].strip()
+        except ConversationError:  # then each conversation says so
+            return ""
 
     def _placeholder(self, place: int) -> str:
         return f"{self.control.placeholder}{place}{self.control.placeholder}"

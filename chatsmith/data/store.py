@@ -81,6 +81,19 @@ class Ragged(Lazy[Array]):
         return lengths
 
 
+class TokenRows(Lazy[tuple[int, ...]]):
+    """Token ids of prompts, from disk."""
+
+    def __init__(self, tokens: Ragged) -> None:
+        self._tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def row(self, index: int) -> tuple[int, ...]:
+        return tuple(self._tokens.row(index).tolist())
+
+
 class Writer:
     """Appends to the columns of an entry, each of ragged rows or of plain numbers."""
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from chatsmith.data.chat import Encoded
 from chatsmith.data.parallel import in_parallel, ranges_of
-from chatsmith.data.records import Decoded, sha256_of, sizes_of
+from chatsmith.data.records import sha256_of, sizes_of
 from chatsmith.data.spec import OnError as OnError
 from chatsmith.data.store import Array, Entry, Lazy, Ragged, Writer, hash_of, stored
 from chatsmith.errors import ConversationError, DataError
@@ -42,13 +42,6 @@ def lengths_of(rows: Sequence[Encoded]) -> list[int]:
     """Tokens of each row; rows on disk need not be read for it."""
     lengths: list[int] = rows.lengths.tolist() if isinstance(rows, EncodedRows) else [len(row.tokens) for row in rows]
     return lengths
-
-
-class TokenRows(Decoded[tuple[int, ...]]):
-    """Token ids of prompts, from disk."""
-
-    def __init__(self, tokens: Ragged) -> None:
-        super().__init__(tokens, lambda raw: tuple(np.frombuffer(raw, np.int32).tolist()))
 
 
 def place_errors(

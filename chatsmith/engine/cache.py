@@ -5,7 +5,9 @@ attends to what stands before it. The model learns of the positions through `get
 hands to its mask functions; those of `models/attention.py` know that an offset may differ by row.
 """
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 LENGTH_STEP = 64  # lengths of rows are multiples of it
+SHARE = 0.9  # of the memory that is free; the rest is for the activations of a step
 Shapes = Sequence[tuple[tuple[int, int], tuple[int, int]]]
 
 
@@ -118,6 +121,20 @@ class SlotCache(Cache):  # type: ignore[misc]
     def free(self) -> None:
         for layer, (keys, values) in zip(self.layers, self._empty, strict=True):
             layer.keys, layer.values = keys, values
+
+
+def free_bytes(device: torch.device, held: int) -> int:
+    """Memory that the engine may have in all, of which it holds so many bytes already: a share of these and of what is
+    free on the GPU or reserved by torch without use; on a CPU of what Linux calls available, elsewhere half of what is
+    built in."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(SHARE * (free + unused + held))
+    if (meminfo := Path("/proc/meminfo")).exists():
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        return int(SHARE * (1024 * int(lines["MemAvailable"].split()[0]) + held))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def rounded_up(length: int, step: int) -> int:

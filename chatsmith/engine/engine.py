@@ -1,14 +1,15 @@
 """The generation engine: requests in, tokens out, with the weights of a model that somebody else may be training.
 
-`add` queues a request, `step` advances everything that runs and reports events, `generate` is the loop over both. One
-step is: admit and prefill what waits, or decode the next token of every row; sample; let ended rows go. A prompt that
-is too long for one step is computed in chunks, and the rows decode a token between two.
+`add` queues a request, `step` advances everything that runs and reports events. `generate` and `stream` are loops over
+both, of which several may be under way: whichever makes a step keeps what the others will read. One step is: admit and
+prefill what waits, or decode the next token of every row; sample; let ended rows go. A prompt that is too long for one
+step is computed in chunks, and the rows decode a token between two.
 
 Rows of different length run together. A model that computes something else then (`models/lm.py` tries it) runs one
 sequence at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,12 +52,14 @@ class Completion:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason = "length"
+    ended: bool = False
 
 
 class Engine:
     """Generates with `model`, at most `max_batch` sequences at a time; a place is free as soon as its sequence ends.
 
-    Weights may change between sessions, not in one: an optimizer step is visible to the very next session.
+    It lives as long as its model. Weights may change between sessions: an optimizer step is visible to the very next
+    one. Who changes them where a session may be open calls `refresh`.
     """
 
     def __init__(
@@ -89,6 +92,9 @@ class Engine:
         self._chunked: ChunkedPrompt | None = None  # of the sequences that the scheduler has begun
         self._draws: Draws | None = None
         self._next_id = 0
+        self._sessions = 0  # that are open
+        self._was_training = False
+        self._answers: dict[int, list[Completion]] = {}  # so far, to the requests of `generate` and `stream`
 
     @property
     def idle(self) -> bool:
@@ -133,29 +139,80 @@ class Engine:
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Completions per request, one per seed, in the order of the requests."""
-        with self.session():
-            ids = {self.add(request): [Completion() for _ in request.seeds] for request in requests}
+        with self.session(), self._answers_to(requests) as answers:
             while not self.idle:
-                for event in self.step():
-                    completion = ids[event.request][event.sample]
-                    completion.tokens.append(event.token)
-                    completion.logprobs.append(event.logprob)
-                    completion.finish_reason = event.finish_reason or completion.finish_reason
-        return list(ids.values())
+                self._advance()
+            return list(answers.values())
+
+    def stream(self, request: Request) -> Generator[tuple[int, FinishReason | None], None, None]:
+        """The tokens of a request of one seed as they are sampled, the last one with why it is the last.
+
+        Closing it gives the request up. It ends early where `refresh` does so.
+        """
+        with self.session(), self._answers_to([request]) as answers:
+            ((id, (answer,)),) = answers.items()
+            read = 0
+            while True:
+                while read == len(answer.tokens):
+                    if id not in self._answers:
+                        return
+                    self._advance()
+                read += 1
+                is_last = answer.ended and read == len(answer.tokens)
+                yield answer.tokens[read - 1], answer.finish_reason if is_last else None
+                if is_last:
+                    return
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Between training and generating: dropout off inside; the key/value cache is freed on leaving, and copies of
-        weights."""
-        was_training = self.model.training
-        self.model.eval()
+        """Between training and generating: dropout off inside; the key/value cache is freed on leaving the last one
+        that is open, and copies of weights."""
+        if not self._sessions:
+            self._was_training = self.model.training
+            self.model.eval()
+        self._sessions += 1
         try:
             yield
         finally:
-            self.model.train(was_training)
-            self._scheduler.clear()
-            self._forward.free()
-            self._draws = self._chunked = None
+            self._sessions -= 1
+            if not self._sessions:
+                self.model.train(self._was_training)
+                self.refresh()
+
+    def refresh(self) -> None:
+        """Forget all that comes from the weights as they were: what runs is given up, and memory is freed."""
+        self._scheduler.clear()
+        self._answers.clear()
+        self._forward.free()
+        self._draws = self._chunked = None
+
+    @contextmanager
+    def _answers_to(self, requests: Sequence[Request]) -> Iterator[dict[int, list[Completion]]]:
+        """By the ids of these requests, what is sampled for them inside; on leaving they are given up."""
+        answers: dict[int, list[Completion]] = {}
+        try:
+            for request in requests:
+                id = self.add(request)
+                answers[id] = self._answers[id] = [Completion() for _ in request.seeds]
+            yield answers
+        finally:
+            for id, group in answers.items():
+                if self._answers.pop(id, None) is not None and not all(answer.ended for answer in group):
+                    self.cancel(id)
+
+    def _advance(self) -> None:
+        """One step for everybody. Where it fails nobody knows what the rows hold: all are given up."""
+        try:
+            events = self.step()
+        except BaseException:
+            self.refresh()
+            raise
+        for event in events:
+            completion = self._answers[event.request][event.sample]
+            completion.tokens.append(event.token)
+            completion.logprobs.append(event.logprob)
+            if event.finish_reason is not None:
+                completion.finish_reason, completion.ended = event.finish_reason, True
 
     def _admit(self) -> list[Running]:
         """The sequences to begin now: no more than the memory holds."""

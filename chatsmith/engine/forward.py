@@ -16,8 +16,7 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from chatsmith.cpu.linears import PackedLinears
-from chatsmith.engine.cache import SlotCache, prefill_cache, rounded_up
-from chatsmith.engine.memory import free_bytes
+from chatsmith.engine.cache import SlotCache, free_bytes, prefill_cache, rounded_up
 from chatsmith.engine.scheduler import Running, prompts_of
 from chatsmith.errors import ConfigError
 from chatsmith.files.directories import own_cache

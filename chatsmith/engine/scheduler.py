@@ -31,7 +31,7 @@ class Request:
 
     A sequence ends at an id of `stops`. `watch`, if given, makes a listener for each sequence. It is told every other
     token and says whether the sequence ends there. That is how stop strings work, of which the engine knows nothing
-    (`data/chat.py:stop_strings`).
+    (`engine/text.py:stop_strings`).
     """
 
     tokens: tuple[int, ...]

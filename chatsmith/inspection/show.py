@@ -8,11 +8,12 @@ from typing import Any
 
 from chatsmith.algo.losses import pairs_of
 from chatsmith.config import Config
-from chatsmith.data.chat import Encoded, encode_texts, token_texts
+from chatsmith.data.chat import Encoded, encode_texts
 from chatsmith.data.formats import stages_of, unable
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Source
 from chatsmith.data.spec import STAGES
+from chatsmith.engine.text import token_texts
 from chatsmith.errors import DataError
 from chatsmith.inspection.readers import Reader
 from chatsmith.seeds import derive_seed

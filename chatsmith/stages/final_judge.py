@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from chatsmith.algo.losses import pairs_of
+from chatsmith.assistant import Assistant
 from chatsmith.evaluate import Interval, share
 from chatsmith.models.reward import encode_samples
 from chatsmith.models.scoring import last_hidden_states, passes_of
-from chatsmith.stages.reward import encode_ranked
+from chatsmith.stages.reward import RankedRows, encode_ranked
 from chatsmith.types import Record, Sample
 
 RIDGE = 1e-2
@@ -45,29 +46,29 @@ class Opinion:
 
 
 def second_opinion(
-    sft_model: Any,
-    tokenizer: Any,
+    sft: Assistant,
     train: Sequence[Record],
     held_out: Sequence[Record],
     before: Sequence[Sample],
     after: Sequence[Sample],
     *,
-    stops: Sequence[int],
-    max_tokens: int,
     max_batch_tokens: int,
 ) -> Opinion:
     """Fit the head on `train`, measure it on `held_out`, and compare answers before and after, prompt by prompt.
 
     Args:
-        sft_model: causal language model whose body gives the features.
+        sft: the model whose body gives the features.
         train, held_out: ranked records that the reward model was not trained on.
         before, after: answers of the SFT model and of the actor to the same prompts. Equal answers count as half.
     """
 
     def features(rows: Sequence[Sequence[int]]) -> Tensor:
-        return _last_states(sft_model, tokenizer, rows, max_batch_tokens)
+        return _last_states(sft.model, rows, max_batch_tokens)
 
-    ranked, _ = encode_ranked(tokenizer, train, stops=stops, max_tokens=max_tokens, on_error="skip")
+    def encode(records: Sequence[Record]) -> RankedRows:
+        return encode_ranked(sft.tokenizer, records, stops=sft.stops, max_tokens=sft.max_tokens, on_error="skip")[0]
+
+    ranked = encode(train)
     states = features(ranked.answers)
     mean, std = states.mean(0), states.std(0) + 1e-6
     pairs = pairs_of([record.scores for record in ranked])
@@ -77,13 +78,13 @@ def second_opinion(
     def score(rows: Sequence[Sequence[int]]) -> Tensor:
         return ((features(rows) - mean) / std) @ head
 
-    asked, _ = encode_ranked(tokenizer, held_out, stops=stops, max_tokens=max_tokens, on_error="skip")
+    asked = encode(held_out)
     pairs = pairs_of([record.scores for record in asked])
     scores = score(asked.answers)
     clear = pairs.target == 1
     right = (scores[pairs.better] > scores[pairs.worse])[clear].tolist()
     records = np.repeat(asked.kept, np.diff(asked.ends, prepend=0))[pairs.better[clear]]  # of each pair
-    rows = zip(*(encode_samples(tokenizer, samples, stops=stops) for samples in (before, after)), strict=True)
+    rows = zip(*(encode_samples(sft.tokenizer, samples, stops=sft.stops) for samples in (before, after)), strict=True)
     compared = [(sample, one, two) for sample, (one, two) in zip(before, rows, strict=True) if one and two]
     one, two = score([row for _, row, _ in compared]), score([row for _, _, row in compared])
     wins = (two > one).double() + 0.5 * (two == one).double()
@@ -109,7 +110,7 @@ def _fit(differences: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _last_states(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_batch_tokens: int) -> Tensor:
+def _last_states(model: Any, rows: Sequence[Sequence[int]], max_batch_tokens: int) -> Tensor:
     """Last hidden state [A, d] at the last token of each row, fp32 on the CPU."""
     result: list[Tensor] = [torch.empty(0)] * len(rows)
     for part in passes_of(model.base_model, rows=rows, max_tokens=max_batch_tokens):

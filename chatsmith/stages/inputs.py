@@ -12,7 +12,7 @@ from chatsmith.data.mix import StageData
 from chatsmith.data.records import Chosen
 from chatsmith.data.sources import Source
 from chatsmith.data.split import judge_point
-from chatsmith.engine.engine import Engine, Sampling
+from chatsmith.engine.engine import Sampling
 from chatsmith.errors import DataError
 from chatsmith.files.writing import replace_directory
 from chatsmith.intake import read
@@ -30,13 +30,20 @@ from chatsmith.verdicts import LeftOut
 MIN_PAIRS = 500
 
 
-def load_policy(run: Run, location: str) -> Assistant:
+def load_policy(run: Run, location: str, *, compiled: bool = False) -> Assistant:
     """The language model at `location`, ready to be asked or trained within the run's limits."""
     tokenizer = load_tokenizer(location)
     model = load_actor(location, tokenizer, dtype=run.dtype, device=run.device)
     say_way(run, model)
     limit = run.config.data.max_tokens
-    return Assistant(model, tokenizer, load_stop_ids(location, tokenizer), min(limit, context_length(model) or limit))
+    return Assistant(
+        model,
+        tokenizer,
+        load_stop_ids(location, tokenizer),
+        max_tokens=min(limit, context_length(model) or limit),
+        max_batch=run.config.engine.max_batch,
+        compiled=compiled,
+    )
 
 
 def say_way(run: Run, model: Any) -> None:
@@ -108,15 +115,12 @@ def ask(run: Run, asked: Assistant, records: Sequence[Record], count: int, *, ea
             f"none of {len(records)} prompts leaves room for an answer of {settings.max_new_tokens} tokens in "
             f"{asked.max_tokens}: lower --rl.max_new_tokens or give shorter prompts."
         )
-    engine = Engine(asked.model, max_batch=run.config.engine.max_batch)
     rollouts = roll_out(
-        engine,
-        asked.tokenizer,
+        asked,
         prompts,
         range(total) if count >= total else permutation(total, run.config.seed, "asked")[:count].tolist(),
         Sampling(settings.temperature, settings.top_k, settings.top_p),
         limit=settings.max_new_tokens,
-        stops=asked.stops,
         samples=each,
         seed=(run.config.seed, "asked"),
     )

@@ -1,7 +1,8 @@
-"""What every stage's loop shares: optimizer, schedule, precision, clipping, and which steps are refused."""
+"""What every stage's loop shares: order, optimizer, schedule, precision, clipping, and which steps are refused."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from statistics import median
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from chatsmith.config import OptimizerConfig, RewardConfig, SftConfig
-from chatsmith.data.chat import text_of
+from chatsmith.engine.text import text_of
 from chatsmith.errors import TrainingStopped
+from chatsmith.seeds import permutation
 
 MAX_SKIPPED_IN_A_ROW = 3
 EXPLODED = 1000.0  # times the median norm
@@ -21,6 +23,40 @@ MIN_NORMS, REMEMBERED_NORMS = 20, 100
 def steps_of(settings: SftConfig | RewardConfig, records: int) -> int:
     """Steps of a stage that goes through its records in epochs of batches."""
     return max(1, math.ceil(settings.epochs * records / settings.batch))
+
+
+class Order:
+    """Endless indices below `count`, epoch after epoch, each epoch a new permutation, which depends on nothing but seed
+    and epoch: a resumed run continues at the very next one.
+
+    Args:
+        drawn: how many have been taken before.
+    """
+
+    def __init__(self, count: int, *, seed: int, drawn: int = 0) -> None:
+        self._permuted = lru_cache(1)(partial(permutation, count, seed))  # of an epoch
+        self._count, self.drawn = count, drawn
+
+    def take(self, size: int) -> list[int]:
+        """The next `size` of them; where an epoch ends, the next one's first follow."""
+        taken: list[int] = []
+        while len(taken) < size:
+            epoch, offset = divmod(self.drawn, self._count)
+            left = self._permuted(epoch)[offset : offset + size - len(taken)].tolist()
+            taken += left
+            self.drawn += len(left)
+        return taken
+
+
+def batches(count: int, *, size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
+    """Endless batches of indices, epoch after epoch, from batch number `start` on.
+
+    Every epoch is a new permutation; rows that do not fill the last batch of an epoch open the next epoch's first,
+    so that every batch has `size` rows and every row is seen once per epoch.
+    """
+    order = Order(count, seed=seed, drawn=start * size)
+    while True:
+        yield order.take(size)
 
 
 def learning_rate_factor(config: OptimizerConfig, step: int, total: int) -> float:

@@ -21,9 +21,8 @@ from chatsmith.algo.losses import Total, kl_estimate, masked_sum, policy_loss
 from chatsmith.algo.rewards import adapt_kl_coef, token_rewards
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, RlConfig
-from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded
-from chatsmith.engine.engine import Engine, Sampling
+from chatsmith.engine.engine import Sampling
 from chatsmith.errors import ConfigError, DataError, RunError
 from chatsmith.models.checkpointing import checkpoint_activations
 from chatsmith.models.critic import Critic
@@ -33,7 +32,7 @@ from chatsmith.models.reward import Reward, critic_for
 from chatsmith.models.scoring import passes_of, token_logprobs
 from chatsmith.seeds import derive_seed, permutation
 from chatsmith.stages.critic import CriticTrainer
-from chatsmith.stages.loop import Guard, Skipped, Trainable, as_text, learning_rate_factor
+from chatsmith.stages.loop import Guard, Skipped, Trainable, as_text, batches, learning_rate_factor
 from chatsmith.stages.rollout import (
     Prompts,
     encode_questions,
@@ -42,7 +41,7 @@ from chatsmith.stages.rollout import (
     rollout_logprobs,
     rollout_noise,
 )
-from chatsmith.stages.sft import language_model_backward
+from chatsmith.stages.sft import encoded_passes, language_model_backward
 from chatsmith.stages.watch import check_logprob_gap, describe, kl_per_answer
 from chatsmith.types import Experience, Message, Record, Rollouts, Scores
 
@@ -124,7 +123,7 @@ class PolicyTrainer:
                 f"rl.ptx_coef = {settings.ptx_coef}, but there is no text for mixed training. Add a ptx: source, such "
                 "as --data ptx:FILE.txt, or sft data."
             )
-        self.config, self.policy, self.rewards, self.ptx = config, policy, rewards, ptx
+        self.config, self.policy, self.rewards, self.ptx = config, policy.fitted(config.engine), rewards, ptx
         self.actor, self.tokenizer = policy.model, policy.tokenizer
         self.reference = reference or copy.deepcopy(self.actor).requires_grad_(False)
         if critic is not None and estimator is None and settings.baseline != "critic":
@@ -147,11 +146,6 @@ class PolicyTrainer:
             CriticTrainer(critic, config) if critic is not None else None,
             Ema(self.actor, decay),
             Guard("rl", on_skip or (lambda reason, _: warnings.warn(reason, stacklevel=2))),
-        )
-        self.engine = Engine(
-            self.actor,
-            max_batch=config.engine.max_batch,
-            compiled=config.engine.compile,
         )
         self.sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
 
@@ -183,13 +177,11 @@ class PolicyTrainer:
         """The policy's answers to the prompts at `index`; in a refill the same prompt gets other answers."""
         settings = self.config.rl
         return roll_out(
-            self.engine,
-            self.tokenizer,
+            self.policy,
             prompts,
             index,
             self.sampling,
             limit=settings.max_new_tokens,
-            stops=self.policy.stops,
             samples=settings.samples_per_prompt,
             seed=(self.config.seed, self.step, *(("refill", refill) if refill else ())),
         )
@@ -212,7 +204,7 @@ class PolicyTrainer:
         temperature, device = settings.temperature, rollouts.mask.device
         reference_logprobs, _ = rollout_logprobs(self.reference, rollouts, temperature=temperature, config=self.config)
         logprobs = rollouts.logprobs
-        if not self._old_from_rollout:
+        if not self.old_from_rollout:
             logprobs, _ = rollout_logprobs(self.actor, rollouts, temperature=temperature, config=self.config)
             gap = (logprobs - rollouts.logprobs).abs()[rollouts.mask]
             metrics |= {"rollout/logprob_gap_mean": gap.mean().item(), "rollout/logprob_gap_max": gap.max().item()}
@@ -243,6 +235,7 @@ class PolicyTrainer:
             TrainingStopped: after refused steps in a row, or if rollout and training disagree.
         """
         settings = self.config.rl
+        self.policy.engine.refresh()  # the weights are about to move
         factor = learning_rate_factor(settings, self.step, self.steps)
         order_seed = derive_seed(self.config.seed, self.step)
         texts = self._texts() if settings.ptx_coef > 0 and not self._policy_frozen else None
@@ -269,7 +262,7 @@ class PolicyTrainer:
         # or one training forward against another.
         for name in ("logprob_gap_mean", "logprob_gap_max"):
             if result.pop(f"update/{name}", None) is not None:
-                side = "rollout" if self._old_from_rollout else "update"
+                side = "rollout" if self.old_from_rollout else "update"
                 result[f"{side}/{name}"] = per_minibatch[0][f"update/{name}"]
         check_logprob_gap(result.get("rollout/logprob_gap_mean", 0.0), self.noise or 0.0, self.actor.dtype, settings)
         result |= {
@@ -292,13 +285,16 @@ class PolicyTrainer:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the policy has the averaged weights, and must not be trained."""
-        self.learners.ema.swap(self.learners.actor.weights)
-        self.learners.actor.refresh()
+        self._swap_averages()
         try:
             yield
         finally:
-            self.learners.ema.swap(self.learners.actor.weights)
-            self.learners.actor.refresh()
+            self._swap_averages()
+
+    def _swap_averages(self) -> None:
+        self.learners.ema.swap(self.learners.actor.weights)
+        self.learners.actor.refresh()
+        self.policy.engine.refresh()
 
     def moving(self) -> dict[str, Trainable]:
         """What the optimizers move, by name; the critic, which is never left out, first."""
@@ -316,13 +312,14 @@ class PolicyTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.kl_coef, self.noise = state["step"], state["kl_coef"], state["noise"]
         self.learners.load_state_dict(state["learners"])
+        self.policy.engine.refresh()
 
     @property
     def _policy_frozen(self) -> bool:
         return self.learners.critic is not None and self.step < self.config.rl.critic_warmup
 
     @property
-    def _old_from_rollout(self) -> bool:
+    def old_from_rollout(self) -> bool:
         """Whether this step's old log-probs are the rollout's; else a training forward of their own gives them."""
         chosen = self.config.rl.old_logprobs
         measured_in_update = chosen == "rollout" or (chosen == "auto" and self.actor.dtype == torch.float32)
@@ -359,8 +356,10 @@ class PolicyTrainer:
             parts.append(metrics)
         whole = _combine(_numbers(parts), sum)
         if texts is not None:
+            rows = next(texts)
+            plan = encoded_passes(self.actor, rows, self.config)
             whole["rl/ptx_loss"] = language_model_backward(
-                learners.actor, self.actor, next(texts), self.config, weight=settings.ptx_coef
+                learners.actor, self.actor, rows, plan, self.config, weight=settings.ptx_coef
             )
         moving = self.moving()
         if frozen:

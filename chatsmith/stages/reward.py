@@ -12,11 +12,10 @@ import torch
 
 from chatsmith.algo.losses import pairs_of, preference_loss
 from chatsmith.config import Config
-from chatsmith.data.batch import batches
 from chatsmith.data.chat import try_encode
 from chatsmith.data.mix import StageData
-from chatsmith.data.store import Array, Entry, Lazy
-from chatsmith.data.tokens import Columns, OnError, TokenRows, as_bytes, place_errors, prepared
+from chatsmith.data.store import Array, Entry, Lazy, TokenRows
+from chatsmith.data.tokens import Columns, OnError, as_bytes, place_errors, prepared
 from chatsmith.errors import DataError, RewardError
 from chatsmith.evaluate import (
     Interval,
@@ -36,7 +35,7 @@ from chatsmith.runs.run import Run
 from chatsmith.runs.runtime import StageRun
 from chatsmith.stages.inputs import ask, halves, leave_model, left_out, load_policy, say_way, sft_location
 from chatsmith.stages.inputs import sources as sources_of
-from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, steps_of
+from chatsmith.stages.loop import Guard, Trainable, as_text, batches, learning_rate_factor, steps_of
 from chatsmith.stages.rollout import mean_and_std
 from chatsmith.types import Message, Record, Sample, Stage
 from chatsmith.verdicts import judge_reward

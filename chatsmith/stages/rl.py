@@ -13,19 +13,19 @@ from torch import Tensor
 
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config
-from chatsmith.data.batch import Order
-from chatsmith.data.chat import Encoded, encode_texts, token_texts
+from chatsmith.data.chat import Encoded, encode_texts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.mix import StageData
 from chatsmith.data.tokens import OnError, encoded
 from chatsmith.engine.forward import check_compiler
+from chatsmith.engine.text import token_texts
 from chatsmith.errors import DataError
 from chatsmith.evaluate import Interval, common, mean_interval, paired_difference
 from chatsmith.files.checkpoint import save_jsonl
 from chatsmith.files.writing import replace_directory
 from chatsmith.intake import deal, parse_reward, reward_targets, stages_to_train
+from chatsmith.models.counts import count, measure_peak_flops, step_cost
 from chatsmith.models.critic import Critic
-from chatsmith.models.limits import measure_peak_flops
 from chatsmith.models.load import declared_context, load_stop_ids, load_tokenizer
 from chatsmith.models.reward import Reward, critic_for, load_ready_reward
 from chatsmith.rewards.ready import ready
@@ -42,6 +42,7 @@ from chatsmith.stages.inputs import (
     sft_location,
 )
 from chatsmith.stages.inputs import sources as sources_of
+from chatsmith.stages.loop import Order
 from chatsmith.stages.policy import Estimator, PolicyTrainer
 from chatsmith.stages.rollout import (
     PolicyScores,
@@ -198,15 +199,16 @@ def train_rl(
     )
     tripwires = Tripwires(config, run.warn)
 
-    def evaluate(model: Any) -> PolicyScores:
-        return evaluate_policy(
-            model, trainer.reference, policy.tokenizer, held_out, rewards, config, stops=policy.stops
-        )
+    def evaluate() -> PolicyScores:
+        return evaluate_policy(trainer.policy, trainer.reference, held_out, rewards, config)
 
-    before = evaluate(trainer.reference)
+    before = evaluate()
     peak_flops = measure_peak_flops(trainer.actor.device, trainer.actor.dtype)
-    parameters = {name: sum(p.numel() for p in part.parameters.values()) for name, part in trainer.moving().items()}
-    start, drawn, has_critic = 0, 0, trainer.learners.critic is not None
+    learner = trainer.learners.critic
+    start, drawn, has_critic = 0, 0, learner is not None
+    needs = partial(
+        step_cost, actor=count(trainer.actor), critic=count(learner.critic.backbone) if learner is not None else None
+    )
     variances: list[float] = []
     state = run.resume()
     if state is not None:
@@ -221,6 +223,7 @@ def train_rl(
         probed = probe() if probe is not None and step % math.ceil(total / PROBES) == 0 else {}
         clock = PhaseClock()
         rollouts, raw, refills = _ask(trainer, prompts, order, clock)
+        own_logprobs = not trainer.old_from_rollout
         with clock("score"):
             scores, metrics = trainer.score(rollouts, raw)
         with clock("estimate"):
@@ -233,7 +236,11 @@ def train_rl(
         tripwires.check(metrics)
         if has_critic:
             variances.append(metrics["rl/explained_variance"])
-        metrics |= clock.metrics(rollouts, metrics["rl/epochs"], parameters, peak_flops) | probed
+        answers = rollouts.mask.sum(1).tolist()
+        asked = [len(row) - answer for row, answer in zip(rollouts.sequences, answers, strict=True)]
+        epochs = int(metrics["rl/epochs"])
+        cost = needs(asked, answers, own_logprobs=own_logprobs, epochs=epochs)
+        metrics |= clock.metrics(rollouts, epochs, cost, peak_flops) | probed
         run.log(step, metrics)
         if step % math.ceil(total / LOGGED_TABLES) == 0:
             run.log_answers(step, answer_table(rollouts, scores))
@@ -247,9 +254,9 @@ def train_rl(
             },
         )
 
-    after = evaluate(trainer.actor)
+    after = evaluate()
     with trainer.averaged():
-        ema = evaluate(trainer.actor)
+        ema = evaluate()
     late = variances[-max(1, len(variances) // 4) :]
     report = RlReport(
         before=before,
@@ -342,7 +349,7 @@ def run(run: Run) -> None:
     config, gold, sources = run.config, run.gold, sources_of(run)
     data, aside = judgeable(config, deal(config, sources))
     location = sft_location(run)
-    policy = load_policy(run, location)
+    policy = load_policy(run, location, compiled=config.engine.compile)
     rewards = load_rewards(run)
     algorithm, critic = named("PPO", config.rl.algorithm), None
     if config.rl.baseline == "critic":
@@ -454,14 +461,11 @@ def _final_judge(run: Run, data: Mapping[Stage, StageData], report: RlReport) ->
         return f"not judged: it takes {MIN_PAIRS} preferences and reward.judge_fraction above 0"
     sft = load_policy(run, sft_location(run))
     opinion = final_judge.second_opinion(
-        sft.model,
-        sft.tokenizer,
+        sft,
         kept,
         data["reward"].held_out,
         report.before.samples,
         report.after.samples,
-        stops=sft.stops,
-        max_tokens=sft.max_tokens,
         max_batch_tokens=run.config.engine.max_batch_tokens,
     )
     return str(opinion)

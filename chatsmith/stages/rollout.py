@@ -15,11 +15,14 @@ from torch.nn.functional import pad
 from chatsmith.algo.advantages import Groups
 from chatsmith.algo.losses import kl_estimate, masked_sum
 from chatsmith.algo.rewards import overlong, standardise
+from chatsmith.assistant import Assistant
 from chatsmith.config import Config, RlConfig
-from chatsmith.data.chat import decode_answers, try_encode_prompts
+from chatsmith.data.chat import try_encode_prompts
 from chatsmith.data.records import choose
-from chatsmith.data.tokens import Columns, OnError, TokenRows, as_bytes, place_errors, prepared
-from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.data.store import TokenRows
+from chatsmith.data.tokens import Columns, OnError, as_bytes, place_errors, prepared
+from chatsmith.engine.engine import Request, Sampling
+from chatsmith.engine.text import decode_answers
 from chatsmith.errors import DataError, RewardError
 from chatsmith.evaluate import MIN_PROMPTS
 from chatsmith.models.noise import rounding_noise
@@ -70,14 +73,12 @@ def encode_questions(
 
 
 def roll_out(
-    engine: Engine,
-    tokenizer: Any,
+    policy: Assistant,
     prompts: Prompts,
     index: Sequence[int],
     sampling: Sampling,
     *,
     limit: int,
-    stops: Sequence[int],
     samples: int,
     seed: tuple[int | str, ...],
 ) -> Rollouts:
@@ -90,14 +91,14 @@ def roll_out(
     asked: dict[int, int] = defaultdict(int)
     for i in index:
         seeds = tuple(derive_seed(*seed, i, asked[i] + g) for g in range(samples))
-        requests.append(Request(prompts.tokens[i], limit, tuple(stops), sampling, seeds))
+        requests.append(Request(prompts.tokens[i], limit, policy.stops, sampling, seeds))
         asked[i] += samples
-    answers = [(i, a) for i, group in zip(index, engine.generate(requests), strict=True) for a in group]
+    answers = [(i, a) for i, group in zip(index, policy.engine.generate(requests), strict=True) for a in group]
     mask = pad_mask([[False] * len(prompts.tokens[i]) + [True] * len(a.tokens) for i, a in answers])
     logprobs = torch.zeros(mask.shape)
     logprobs[mask] = torch.tensor([value for _, a in answers for value in a.logprobs])
-    device = engine.model.device
-    texts = decode_answers(tokenizer, [a.tokens for _, a in answers], stops=stops)
+    device = policy.model.device
+    texts = decode_answers(policy.tokenizer, [a.tokens for _, a in answers], stops=policy.stops)
     return Rollouts(
         sequences=tuple([*prompts.tokens[i], *a.tokens] for i, a in answers),
         mask=mask.to(device),
@@ -285,30 +286,20 @@ class PolicyScores:
 
 
 def evaluate_policy(
-    model: Any,
-    reference: Any,
-    tokenizer: Any,
-    prompts: Prompts,
-    rewards: Sequence[Reward],
-    config: Config,
-    *,
-    stops: Sequence[int],
+    policy: Assistant, reference: Any, prompts: Prompts, rewards: Sequence[Reward], config: Config
 ) -> PolicyScores:
     """Answer every prompt once at the training temperature and score the answers."""
-    engine = Engine(model, max_batch=config.engine.max_batch)
     rollouts = roll_out(
-        engine,
-        tokenizer,
+        policy,
         prompts,
         range(len(prompts.tokens)),
         Sampling(config.rl.temperature, config.rl.top_k, config.rl.top_p),
         limit=config.rl.max_new_tokens,
-        stops=stops,
         samples=1,
         seed=(config.seed, "held out"),
     )
     values, valid, _ = judge_rollouts(rollouts, rewards, config.rl)
-    logprobs, entropies = rollout_logprobs(model, rollouts, temperature=config.rl.temperature, config=config)
+    logprobs, entropies = rollout_logprobs(policy.model, rollouts, temperature=config.rl.temperature, config=config)
     reference_logprobs, _ = rollout_logprobs(reference, rollouts, temperature=config.rl.temperature, config=config)
     count = rollouts.mask.sum()
     kl = masked_sum(kl_estimate(logprobs, reference_logprobs, "k3"), rollouts.mask) / count

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from chatsmith.algo.losses import language_model_loss
+from chatsmith.assistant import Assistant
 from chatsmith.config import Config
-from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded, try_encode, try_encode_prompts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.formats import best_answer
 from chatsmith.data.mix import StageData
 from chatsmith.data.store import Array
 from chatsmith.data.tokens import EncodedRows, OnError, encoded, lengths_of, place_errors
-from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.engine.engine import Request, Sampling
 from chatsmith.errors import DataError
 from chatsmith.intake import deal
 from chatsmith.models.checkpointing import checkpoint_activations
@@ -30,7 +30,7 @@ from chatsmith.runs.run import Run
 from chatsmith.runs.runtime import StageRun
 from chatsmith.stages.inputs import leave_model, left_out, load_policy
 from chatsmith.stages.inputs import sources as sources_of
-from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, steps_of
+from chatsmith.stages.loop import Guard, Trainable, as_text, batches, learning_rate_factor, steps_of
 from chatsmith.types import Message, Record, Stage
 from chatsmith.verdicts import judge_sft
 
@@ -65,28 +65,19 @@ class SftReport:
 
 
 def train_sft(
-    actor: Any,
-    tokenizer: Any,
-    train: Sequence[Record],
-    held_out: Sequence[Record],
-    config: Config,
-    run: StageRun,
-    *,
-    stops: Sequence[int],
-    max_tokens: int,
+    policy: Assistant, train: Sequence[Record], held_out: Sequence[Record], config: Config, run: StageRun
 ) -> SftReport:
-    """Train `actor` in place.
+    """Train `policy` in place.
 
     Args:
-        train, held_out: records with at least one answer; the best-scored one is learned.
-        stops: ids that end an answer.
-        max_tokens: longest record; longer ones are dropped and counted.
+        train, held_out: records with at least one answer; the best-scored one is learned. Those that are longer than
+            the policy takes are dropped and counted.
     Raises:
         DataError: if no record is short enough.
         Interrupted, TrainingStopped: see `runtime` and `loop`.
     """
-    settings = config.sft
-    options: dict[str, Any] = {"stops": stops, "max_tokens": max_tokens, "on_error": config.data.on_error}
+    settings, actor, tokenizer, max_tokens = config.sft, policy.model, policy.tokenizer, policy.max_tokens
+    options: dict[str, Any] = {"stops": policy.stops, "max_tokens": max_tokens, "on_error": config.data.on_error}
     rows, dropped = encode_best_answers(tokenizer, train, **options)
     held_out_rows, also_dropped = encode_best_answers(tokenizer, held_out, **options)
     if not rows or not held_out_rows:
@@ -116,13 +107,15 @@ def train_sft(
     order = batches(len(rows), size=settings.batch, seed=config.seed, start=start)
     for step in run.steps(start, total):
         batch = [rows[index] for index in next(order)]
-        loss = language_model_backward(learner, actor, batch, config, loss_on=settings.loss_on)
+        passes = encoded_passes(actor, batch, config)
+        loss = language_model_backward(learner, actor, batch, passes, config, loss_on=settings.loss_on)
         factor = learning_rate_factor(settings, step, total)
         norms = guard.step([(learner, factor)], partial(as_text, tokenizer, [row.tokens for row in batch]))
         metrics = {
             "sft/loss": loss,
             "sft/lr": settings.lr * factor,
-            "sft/fill": _fill(actor, batch, config),
+            # real tokens over what the passes they take could hold
+            "sft/fill": sum(lengths_of(batch)) / (len(passes) * config.engine.max_batch_tokens),
             "sft/skipped": float(guard.skipped),
         }
         if norms is not None:
@@ -132,7 +125,7 @@ def train_sft(
             metrics["sft/held_out_loss"] = losses[-1]
         run.log(step, metrics)
         run.checkpoint(step, {"losses": losses, "learner": learner.state_dict(), "guard": guard.state_dict()})
-    eos_rate, repetition = _greedy_habits(actor, tokenizer, held_out, config, stops=stops, max_tokens=max_tokens)
+    eos_rate, repetition = _greedy_habits(policy, held_out, config)
     return SftReport(
         held_out_loss_first=losses[0],
         held_out_loss_last=losses[-1],
@@ -219,15 +212,16 @@ def language_model_backward(
     learner: Trainable,
     model: Any,
     batch: Sequence[Encoded],
+    passes: Sequence[Pass],
     config: Config,
     *,
     loss_on: str = "assistant",
     weight: float = 1.0,
 ) -> float:
-    """Collect the gradient of weight * mean target-token loss of a batch; returns the unweighted loss."""
+    """Collect the gradient of weight * mean target-token loss of a batch, in `passes`; returns the unweighted loss."""
     losses = []
     count = torch.tensor(float(sum(sum(targets_of(row, loss_on)) for row in batch)))
-    for part in _passes(model, batch, config):
+    for part in passes:
         logprobs, mask = _target_logprobs(model, part, batch, config, loss_on)
         loss = language_model_loss(logprobs, mask, count=count.to(mask.device))
         learner.backward(weight * loss)
@@ -235,21 +229,15 @@ def language_model_backward(
     return math.fsum(torch.stack(losses).tolist())  # waits for the device once
 
 
-def _passes(model: Any, rows: Sequence[Encoded], config: Config) -> list[Pass]:
+def encoded_passes(model: Any, rows: Sequence[Encoded], config: Config) -> list[Pass]:
     return passes_of(model, rows=[row.tokens for row in rows], max_tokens=config.engine.max_batch_tokens)
-
-
-def _fill(model: Any, rows: Sequence[Encoded], config: Config) -> float:
-    """Real tokens over what the passes they take could hold."""
-    tokens = sum(len(row.tokens) for row in rows)
-    return tokens / (len(_passes(model, rows, config)) * config.engine.max_batch_tokens)
 
 
 @torch.no_grad()
 def evaluate_language_model(model: Any, rows: Sequence[Encoded], config: Config) -> float:
     """Mean loss in nats over the target tokens of all rows."""
     total, count = 0.0, 0
-    for part in _passes(model, rows, config):
+    for part in encoded_passes(model, rows, config):
         logprobs, mask = _target_logprobs(model, part, rows, config, "assistant")
         total -= logprobs.double().sum().item()
         count += int(mask.sum())
@@ -278,24 +266,21 @@ def _unknown_share(tokenizer: Any, rows: EncodedRows) -> float:
     return 0.0 if unknown is None else sum(row.count(unknown) for row in counted) / sum(map(len, counted))
 
 
-def _greedy_habits(
-    actor: Any, tokenizer: Any, records: Sequence[Record], config: Config, *, stops: Sequence[int], max_tokens: int
-) -> tuple[float, float]:
+def _greedy_habits(policy: Assistant, records: Sequence[Record], config: Config) -> tuple[float, float]:
     """Share of greedy answers that end by themselves, and share of repeated 4-grams in them."""
     limit = config.rl.max_new_tokens
     prompts: list[list[int]] = []
     for start in range(0, len(records), GREEDY_SAMPLES):
         asked = [record.prompt for record in records[start : start + GREEDY_SAMPLES]]
-        encoded_prompts = try_encode_prompts(tokenizer, asked, stops=stops)
-        prompts += [p for p in encoded_prompts if isinstance(p, list) and len(p) + limit <= max_tokens]
+        encoded_prompts = try_encode_prompts(policy.tokenizer, asked, stops=policy.stops)
+        prompts += [p for p in encoded_prompts if isinstance(p, list) and len(p) + limit <= policy.max_tokens]
         if len(prompts) >= GREEDY_SAMPLES:
             break
     prompts = prompts[:GREEDY_SAMPLES]
     if not prompts:
         return float("nan"), float("nan")
-    engine = Engine(actor, max_batch=config.engine.max_batch)
-    requests = [Request(tuple(prompt), limit, tuple(stops), Sampling(temperature=0.0), (0,)) for prompt in prompts]
-    answers = [completions[0] for completions in engine.generate(requests)]
+    requests = [Request(tuple(prompt), limit, policy.stops, Sampling(temperature=0.0), (0,)) for prompt in prompts]
+    answers = [completions[0] for completions in policy.engine.generate(requests)]
     grams = [(n, *a.tokens[i : i + 4]) for n, a in enumerate(answers) for i in range(len(a.tokens) - 3)]
     repetition = 1 - len(set(grams)) / len(grams) if grams else 0.0
     return sum(a.finish_reason == "stop" for a in answers) / len(answers), repetition
@@ -313,16 +298,7 @@ def run(run: Run) -> None:
     stage = run.stage("sft")
     for oddity in tokenizer_oddities(config.actor_model):
         stage.warn(oddity)
-    report = train_sft(
-        actor.model,
-        actor.tokenizer,
-        data.train,
-        data.held_out,
-        config,
-        stage,
-        stops=actor.stops,
-        max_tokens=actor.max_tokens,
-    )
+    report = train_sft(actor, data.train, data.held_out, config, stage)
     verdict = judge_sft(report, left_out("sft", data, report.dropped_too_long, sources))
     leave_model(run, "sft", "model", actor, what="SFT model", base=config.actor_model)
     summary = {"sft_loss_first": report.held_out_loss_first, "sft_loss_last": report.held_out_loss_last}

@@ -4,7 +4,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from chatsmith.algo.losses import kl_estimate, masked_sum
 from chatsmith.config import RlConfig
 from chatsmith.errors import TrainingStopped
+from chatsmith.models.counts import StepCost
 from chatsmith.stages.rollout import equal_groups
 from chatsmith.types import Experience, Rollouts, Scores
 
@@ -96,15 +97,10 @@ class PhaseClock:
             torch.cuda.synchronize()
         self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - started
 
-    def metrics(
-        self, rollouts: Rollouts, epochs: float, parameters: Mapping[str, int], peak_flops: float
-    ) -> dict[str, float]:
+    def metrics(self, rollouts: Rollouts, epochs: int, cost: StepCost, peak_flops: float) -> dict[str, float]:
         """`time/*`, tokens per second of useful tokens, model FLOP utilisation, peak memory."""
         total = time.perf_counter() - self._started
         sampled, tokens = rollouts.mask.sum().item(), sum(map(len, rollouts.sequences))
-        # 2 FLOPs per parameter and token forward, 6 with backward: rollout and reference, critic, epochs of updates
-        forward = 4 * parameters["actor"] + 2 * parameters.get("critic", 0)
-        flops = tokens * (forward + 6 * epochs * sum(parameters.values()))
         on_gpu = torch.cuda.is_available()
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         peak = torch.cuda.max_memory_allocated() if on_gpu else resident
@@ -114,7 +110,7 @@ class PhaseClock:
             "rollout/tokens_per_s": sampled / self._seconds["rollout"],
             "update/tokens_per_s": epochs * tokens / self._seconds["update"],
             "step/tokens_per_s": tokens / total,
-            "step/mfu": flops / total / peak_flops,
+            "step/mfu": cost.total / total / peak_flops,
             "memory/peak_gib": peak / 2**30,
         }
 

@@ -419,9 +419,11 @@ SAYING = (
         "models/arguments.py",
         "models/lm.py",
         "models/load.py",
+        "models/weights.py",
         "models/location.py",
         "models/reward.py",
         "data/chat.py",
+        "engine/text.py",
     ),
     *("intake.py", "gold.py", "pipeline.py", "run.py", "runtime.py"),
 )

@@ -24,7 +24,6 @@ from chatsmith.errors import ConversationError, ModelError
 from chatsmith.files import bounds
 from chatsmith.files.writing import replace_directory
 from chatsmith.models.load import (
-    _bytes_in,
     check_reward_base,
     declared_context,
     load_actor,
@@ -36,6 +35,7 @@ from chatsmith.models.load import (
     tokenizer_oddities,
 )
 from chatsmith.models.location import check_location
+from chatsmith.models.weights import _bytes_in
 from chatsmith.types import Message
 
 CPU = {"dtype": torch.float32, "device": torch.device("cpu")}

@@ -123,3 +123,69 @@ def test_a_cancelled_request_sends_no_more_events_and_the_others_are_untouched()
     assert len(tokens[ids[2]]) == 3
     for i in (0, 1, 3, 4, 5):
         assert tokens[ids[i]] == expected[i]
+
+
+def test_what_is_streamed_is_what_is_generated_whatever_else_runs():
+    model, asked = tiny_model("llama"), requests(Sampling())
+    expected = [group[0].tokens for group in Engine(model, max_batch=6).generate(asked)]
+    engine = Engine(model, max_batch=4)
+    streams = [engine.stream(request) for request in asked[:3]]
+    heard = [[next(stream) for stream in streams] for _ in range(2)]
+    assert [group[0].tokens for group in engine.generate(asked[3:])] == expected[3:]
+    for number, stream in enumerate(streams):
+        tokens = [*(row[number] for row in heard), *stream]
+        assert [token for token, _ in tokens] == expected[number]
+        assert [reason for _, reason in tokens[:-1]] == [None] * (len(tokens) - 1)
+        assert tokens[-1][1] == ("stop" if tokens[-1][0] in STOPS else "length")
+    assert engine.idle
+    assert engine._forward._cache.bytes == 0
+
+
+def test_a_stream_that_is_closed_is_given_up_alone():
+    model, asked = tiny_model("llama"), requests(Sampling())
+    expected = Engine(model, max_batch=6).generate(asked)[1][0].tokens
+    engine = Engine(model, max_batch=4)
+    one, other = engine.stream(asked[0]), engine.stream(asked[1])
+    heard = [next(one)[0], next(other)[0]]
+    one.close()
+    assert [row.prompt for row in engine._scheduler.rows] == [asked[1].tokens]
+    assert [heard[1], *(token for token, _ in other)] == expected
+
+
+def test_when_the_weights_move_what_runs_is_given_up_and_nothing_of_the_old_ones_is_left():
+    model, asked = tiny_model("llama"), requests(Sampling())
+    engine = Engine(model, max_batch=6)
+    complete, begun = engine.stream(asked[0]), engine.stream(asked[1])
+    first = next(complete)
+    before = engine.generate(asked)
+    assert engine._forward._linears.installed, "a stream keeps the session open"
+    heard = [next(begun)]
+    next(engine.stream(asked[2]))  # a step for both
+    engine.refresh()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    after = engine.generate(asked)  # although the streams are still open
+    assert [first[0], *(token for token, _ in complete)] == before[0][0].tokens, "all of it had been sampled"
+    heard += begun
+    assert 0 < len(heard) < 24
+    assert [token for token, _ in heard] == before[1][0].tokens[: len(heard)]
+    assert {reason for _, reason in heard} == {None}
+    fresh = Engine(model, max_batch=6).generate(asked)
+    assert [g[0].tokens for g in after] == [g[0].tokens for g in fresh] != [g[0].tokens for g in before]
+    assert engine._forward._cache.bytes == 0
+
+
+def test_a_step_that_fails_gives_everybody_up_and_the_next_ones_are_whole(monkeypatch):
+    model, asked = tiny_model("llama"), requests(Sampling())
+    expected = Engine(model, max_batch=6).generate(asked)
+    engine = Engine(model, max_batch=6)
+    one = engine.stream(asked[0])
+    next(one)
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._forward, "prefill", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            engine.generate(asked[1:])
+    assert engine.idle
+    assert list(one) == []
+    assert [g[0].tokens for g in engine.generate(asked)] == [g[0].tokens for g in expected]

@@ -7,8 +7,8 @@ import torch
 from tiny import require_program, tiny_model
 
 import chatsmith.engine.forward
+from chatsmith.engine.cache import SHARE, free_bytes
 from chatsmith.engine.engine import Engine, Request, Sampling
-from chatsmith.engine.memory import SHARE, free_bytes
 
 STOPS = (2,)
 PROMPTS = [

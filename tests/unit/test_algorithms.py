@@ -13,11 +13,11 @@ from tiny import byte_tokenizer, tiny_model
 from chatsmith.algo.advantages import whiten
 from chatsmith.assistant import Assistant
 from chatsmith.config import PRESETS, Config, RlConfig
-from chatsmith.data.batch import Order
 from chatsmith.data.chat import prepare_tokenizer
 from chatsmith.errors import ConfigError, RunError
 from chatsmith.models.critic import critic_from_actor
 from chatsmith.models.reward import Reward
+from chatsmith.stages.loop import Order
 from chatsmith.stages.policy import PolicyTrainer
 from chatsmith.stages.rl import _ask
 from chatsmith.stages.rollout import encode_questions, judge_rollouts, together

@@ -1,5 +1,6 @@
 """Asking a model: what is streamed is what is said, nothing is cut silently, and what is given up is freed."""
 
+import copy
 import gc
 import inspect
 import json
@@ -15,17 +16,10 @@ from transformers import BertTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 from chatsmith import cli
 from chatsmith.assistant import Assistant, load, read_conversation
 from chatsmith.chat import Exchange, Talk
-from chatsmith.data.chat import (
-    AnswerStream,
-    TextStream,
-    decode_answer,
-    encode_prompts,
-    prepare_tokenizer,
-    stop_ids,
-    stop_strings,
-    token_texts,
-)
+from chatsmith.config import EngineConfig
+from chatsmith.data.chat import encode_prompts, prepare_tokenizer, stop_ids
 from chatsmith.engine.engine import Engine, Request, Sampling
+from chatsmith.engine.text import AnswerStream, Speech, TextStream, decode_answer, stop_strings, token_texts
 from chatsmith.errors import ConfigError, ModelError, RequestError, RunError
 from chatsmith.models.load import save_model
 from chatsmith.types import Message
@@ -381,6 +375,43 @@ def test_two_answers_may_be_spoken_at_the_same_time():
     assert [next(one), next(other), next(other), next(one)] == ["a", "a", "b", "b"]
     assert "".join(one) == "ca"
     assert "".join(other) == "cabc"
+
+
+def test_all_answers_come_from_one_engine_and_a_copy_has_its_own():
+    asked = assistant(bigram_model("abc", forever=True))
+    engine = asked.engine
+    assert asked.chat("Hi", max_new_tokens=4) == "abca"
+    assert asked.engine is engine
+    copied = copy.deepcopy(asked)
+    assert copied.model is not asked.model
+    assert copied.engine.model is copied.model
+    with torch.no_grad():  # another model now, which the first one does not notice
+        copied.model.lm_head.weight.copy_(bigram_model("xyz", forever=True).lm_head.weight)
+    assert copied.chat("Hi", max_new_tokens=4) == "xyzx"
+    assert asked.chat("Hi", max_new_tokens=4) == "abca"
+
+
+def test_another_engine_is_made_only_where_the_settings_differ():
+    asked = assistant(tiny_model())
+    assert asked.fitted(EngineConfig()) is asked
+    for settings in (EngineConfig(max_batch=3), EngineConfig(compile=True)):
+        other = asked.fitted(settings)
+        assert (other.max_batch, other.compiled) == (settings.max_batch, settings.compile)
+        assert other.model is asked.model
+        assert other.fitted(settings) is other
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_white_space_around_an_answer_is_not_shown_and_all_within_it_is(seed):
+    tokenizer, rng = byte_tokenizer(), random.Random(seed)
+    text = "".join(rng.choice("ab \n\t中") for _ in range(rng.randrange(20)))
+    ids = [*tokenizer(text).input_ids, *rng.choice(([], [2]))]
+    speech = Speech(tokenizer, stops=(2,))
+    pieces = [speech.add(id, last=number == len(ids) - 1) for number, id in enumerate(ids)]
+    assert "".join(pieces) == text.strip()
+    for number in range(len(pieces)):
+        said = "".join(pieces[: number + 1])
+        assert said == said.strip()
 
 
 # a talk in the terminal

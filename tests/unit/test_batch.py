@@ -2,7 +2,7 @@
 
 import itertools
 
-from chatsmith.data.batch import batches
+from chatsmith.stages.loop import batches
 
 
 def test_every_row_is_seen_once_per_epoch_even_if_the_batch_does_not_divide_it():

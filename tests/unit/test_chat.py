@@ -5,15 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import STORIES, byte_tokenizer, require
 
-from chatsmith.data.chat import (
-    PAD_TOKEN,
-    decode_answer,
-    encode,
-    encode_prompts,
-    encode_texts,
-    prepare_tokenizer,
-    stop_ids,
-)
+from chatsmith.data.chat import PAD_TOKEN, encode, encode_prompts, encode_texts, prepare_tokenizer, stop_ids
+from chatsmith.engine.text import decode_answer
 from chatsmith.errors import ModelError
 from chatsmith.models.load import load_tokenizer
 from chatsmith.types import Message

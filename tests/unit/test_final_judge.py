@@ -4,6 +4,7 @@ import random
 
 from tiny import byte_tokenizer, tiny_model
 
+from chatsmith.assistant import Assistant
 from chatsmith.data.chat import prepare_tokenizer
 from chatsmith.evaluate import proportion
 from chatsmith.stages.final_judge import second_opinion
@@ -31,14 +32,11 @@ def opinion(meaningful, before, after):
         return [Sample(prompt, text, "stop", Record(prompt=prompt)) for prompt in prompts]
 
     return second_opinion(
-        tiny_model(),
-        tokenizer,
+        Assistant(tiny_model(), tokenizer, (2,), max_tokens=64),
         records(300, rng, meaningful=meaningful),
         records(100, rng, meaningful=meaningful),
         say(before),
         say(after),
-        stops=(2,),
-        max_tokens=64,
         max_batch_tokens=4096,
     )
 
@@ -77,14 +75,11 @@ def test_pairs_of_one_prompt_are_one_opinion():
 
     said = [Sample((Message("user", f"p{i % 4}"),), "a!", "stop", Record()) for i in range(64)]
     judged = second_opinion(
-        tiny_model(),
-        tokenizer,
+        Assistant(tiny_model(), tokenizer, (2,), max_tokens=64),
         ranked(20, 0),
         ranked(12, 100),
         said,
         [Sample(sample.messages, "a?", "stop", sample.record) for sample in said],
-        stops=(2,),
-        max_tokens=64,
         max_batch_tokens=4096,
     )
     independent = proportion(judged.accuracy.value * 12 * 36, 12 * 36)

@@ -28,7 +28,7 @@ ALLOWED = {
         "verdicts",
     },
     "cpu": {"files", "screen", "models"},  # of models the one layer whose kernel it has
-    "engine": {"types", "errors", "seeds", "models", "cpu", "files"},
+    "engine": {"types", "errors", "seeds", "models", "cpu", "files", "data"},
     "data": {"types", "errors", "seeds", "config", "functions", "machine", "files", "screen"},
     "rewards": {"types", "errors", "files", "screen", "algo"},
     "models": {"types", "errors", "seeds", "functions", "machine", "files", "screen", "data", "cpu", "rewards"},
@@ -40,7 +40,7 @@ ALLOWED = {
     "collect": {"types", "errors", "seeds", "data", "files", "screen", "runs"},
     "inspection": {
         *("evaluate", "types", "errors", "seeds", "config", "resolve", "intake"),
-        *("algo", "data", "models", "stages", "files", "screen"),
+        *("algo", "data", "engine", "models", "stages", "files", "screen"),
     },
     "report": {"stages", "errors", "config", "resolve", "evaluate", "files", "screen", "runs"},
 }

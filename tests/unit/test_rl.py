@@ -11,7 +11,7 @@ from chatsmith.algo.losses import language_model_loss
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, EngineConfig, RlConfig
 from chatsmith.data.chat import Encoded, encode_texts, prepare_tokenizer
-from chatsmith.engine.engine import Engine, Sampling
+from chatsmith.engine.engine import Sampling
 from chatsmith.errors import DataError, TrainingStopped
 from chatsmith.models.critic import critic_from_actor
 from chatsmith.models.passes import Pass
@@ -22,7 +22,7 @@ from chatsmith.seeds import derive_seed, permutation
 from chatsmith.stages.loop import Guard
 from chatsmith.stages.policy import PolicyTrainer, actor_loss
 from chatsmith.stages.rollout import encode_questions, roll_out
-from chatsmith.stages.sft import language_model_backward
+from chatsmith.stages.sft import encoded_passes, language_model_backward
 from chatsmith.stages.watch import check_logprob_gap, describe
 from chatsmith.types import Message, Record
 
@@ -51,7 +51,6 @@ class World:
             self.critic.head.weight.normal_(generator=torch.Generator().manual_seed(3))
         records = [Record(prompt=(Message("user", "x" * (i % 5 + 1)),)) for i in range(8)]
         prompts = encode_questions(self.tokenizer, records, stops=STOPS, max_tokens=64)
-        engine = Engine(self.actor, max_batch=8)
         policy = Assistant(self.actor, self.tokenizer, STOPS, max_tokens=64)
         self.trainer = PolicyTrainer(
             policy,
@@ -63,13 +62,11 @@ class World:
             ptx=ptx,
         )
         self.rollouts = roll_out(
-            engine,
-            self.tokenizer,
+            policy,
             prompts,
             range(8),
             Sampling(temperature=settings.rl.temperature),
             limit=settings.rl.max_new_tokens,
-            stops=STOPS,
             samples=1,
             seed=(0,),
         )
@@ -238,7 +235,8 @@ def test_mixed_training_adds_c_times_the_language_model_gradient():
     texts = encode_texts(World(config()).tokenizer, ["good text", "another good text"], max_tokens=64)
     world = World(config())
     ppo = collect(world)
-    language_model_backward(world.trainer.learners.actor, world.actor, texts, world.config)
+    passes = encoded_passes(world.actor, texts, world.config)
+    language_model_backward(world.trainer.learners.actor, world.actor, texts, passes, world.config)
     lm = gradients(world.actor)
     mixed = collect(World(config(ptx_coef=0.7), ptx=texts))
     for name, gradient in mixed.items():
@@ -256,7 +254,9 @@ def test_the_language_model_loss_counts_targets_over_all_micro_batches():
         update={"engine": world.config.engine.model_copy(update={"max_batch_tokens": 1})}
     )
     for settings in (world.config, one_each):
-        loss = language_model_backward(world.trainer.learners.actor, world.actor, rows, settings)
+        passes = encoded_passes(world.actor, rows, settings)
+        assert len(passes) == (1 if settings is world.config else 3)
+        loss = language_model_backward(world.trainer.learners.actor, world.actor, rows, passes, settings)
         world.trainer.learners.actor.clear()
         mask = torch.arange(27)[None] > 0
         logprobs, _ = token_logprobs(world.actor, Pass.of([[5] * 27]), mask, temperature=1.0, max_logits_bytes=1 << 30)

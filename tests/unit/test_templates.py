@@ -13,9 +13,7 @@ from transformers import ByT5Tokenizer, GenerationConfig, PreTrainedTokenizerFas
 
 from chatsmith.config import Config, DataConfig
 from chatsmith.data.chat import (
-    AnswerStream,
     Encoded,
-    decode_answer,
     encode,
     encode_prompts,
     encode_said,
@@ -26,6 +24,7 @@ from chatsmith.data.chat import (
     try_encode_prompts,
 )
 from chatsmith.data.control import control_of
+from chatsmith.engine.text import AnswerStream, decode_answer
 from chatsmith.errors import ConversationError, DataError, ModelError
 from chatsmith.inspection.check import check
 from chatsmith.inspection.readers import Reader
