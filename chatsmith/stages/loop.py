@@ -1,16 +1,18 @@
 """What every stage's loop shares: optimizer, schedule, precision, clipping, and which steps are refused."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from chatsmith.config import OptimizerConfig, RewardConfig, SftConfig
+from chatsmith.config import OptimizerConfig, PairsConfig, RewardConfig, SftConfig
 from chatsmith.data.chat import text_of
 from chatsmith.errors import TrainingStopped
+from chatsmith.models.ema import Ema
 
 MAX_SKIPPED_IN_A_ROW = 3
 EXPLODED = 1000.0  # times the median norm
@@ -18,7 +20,7 @@ FAR_ABOVE_CLIP = 100.0
 MIN_NORMS, REMEMBERED_NORMS = 20, 100
 
 
-def steps_of(settings: SftConfig | RewardConfig, records: int) -> int:
+def steps_of(settings: SftConfig | RewardConfig | PairsConfig, records: int) -> int:
     """Steps of a stage that goes through its records in epochs of batches."""
     return max(1, math.ceil(settings.epochs * records / settings.batch))
 
@@ -100,6 +102,18 @@ class Trainable:
             weight.copy_(state["weights"][name])
             self.parameters[name].copy_(weight)
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+@contextmanager
+def averaged(learner: Trainable, ema: Ema) -> Iterator[None]:
+    """Inside, the model has its averaged weights."""
+    ema.swap(learner.weights)
+    learner.refresh()
+    try:
+        yield
+    finally:
+        ema.swap(learner.weights)
+        learner.refresh()
 
 
 Skipped = Callable[[str, list[str]], None]
