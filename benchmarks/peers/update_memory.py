@@ -39,14 +39,17 @@ def main(way: str) -> None:
     model, config = LlamaForCausalLM(llama(VOCABULARY)).eval(), Config()
     tokens = torch.randint(VOCABULARY, (ROWS, PROMPT_TOKENS + ANSWER_TOKENS))
     mask = (torch.arange(tokens.shape[1]) >= PROMPT_TOKENS).expand_as(tokens)
-    advantages, clip = torch.randn(tokens.shape), {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None}
+    advantages, settings = torch.randn(tokens.shape), Config().rl
+    keys = ("ratio", "surrogate", "aggregate", "clip_low", "clip_high", "dual_clip", "cap")
+    choices = {key: getattr(settings, key) for key in keys} | {"limit": ANSWER_TOKENS}
+    counts = {"count": mask.sum(), "answers": mask.any(1).sum()}
     loaded, cpu_s, wall_s = peak_mib(), time.process_time(), time.perf_counter()
     if way == "full":
         logprobs = full_logprobs(model, tokens)
     else:
         budget = config.engine.max_logits_mib << 20 if way == "chunked" else 1 << 40
         logprobs, _ = token_logprobs(model, Pass.of(tokens.tolist()), mask, temperature=1.0, max_logits_bytes=budget)
-    loss, _ = policy_loss(logprobs, logprobs.detach(), advantages, mask, count=mask.sum(), **clip)
+    loss, _ = policy_loss(logprobs, logprobs.detach(), advantages, mask, **counts, **choices)
     loss.backward()
     result = {
         "mib": peak_mib() - loaded,

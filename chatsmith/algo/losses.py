@@ -15,6 +15,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 KlEstimator = Literal["k1", "k2", "k3"]
+Ratio = Literal["token", "answer"]
+Surrogate = Literal["clip", "cispo"]
+Aggregate = Literal["token", "answer", "constant"]
+
+# An answer's ratio is a mean over its n tokens, which moves by 1/sqrt(n) of what one token's does.
+ANSWER_CLIP_LOW, ANSWER_CLIP_HIGH = 0.12, 0.16  # over sqrt(n): 0.03 and 0.04 for 16 tokens, 0.0038 and 0.005 for 1,000
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
@@ -112,36 +118,67 @@ def policy_loss(
     mask: Tensor,
     *,
     count: Tensor,
-    clip_low: float,
-    clip_high: float,
+    answers: Tensor,
+    ratio: Ratio,
+    surrogate: Surrogate,
+    aggregate: Aggregate,
+    limit: int,
+    clip_low: float | None,
+    clip_high: float | None,
     dual_clip: float | None,
+    cap: float | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """PPO's clipped surrogate: -mean min(A * ratio, A * clip(ratio, 1 - clip_low, 1 + clip_high)).
+    """Minus the mean of a surrogate of A * ratio that holds the policy near the old one.
 
-    With `dual_clip` c > 1 the surrogate of negative advantages is bounded below by c * A.
+    `clip`: min(A * ratio, A * clip(ratio, 1 - clip_low, 1 + clip_high)); with `dual_clip` c > 1 that of negative
+    advantages is bounded below by c * A. `cispo`: min(ratio, cap) * A * logprob, where the ratio has no gradient: a
+    token above the cap still has one.
 
     Args:
-        logprobs: [B, T] of the policy being trained.
+        logprobs: [B, T] of the policy being trained. Rows are whole answers.
         old_logprobs, advantages: [B, T], constants.
         mask: [B, T] bool, tokens that count.
-        count: such tokens in the global mini-batch.
+        count, answers: such tokens, and answers with any, in the global mini-batch.
+        ratio: `token`: of each token; `answer`: the geometric mean over the answer, whose gradient reaches each token.
+        aggregate: what the loss is a mean of. `token`: all tokens alike; `answer`: all answers alike, each the mean of
+            its tokens; `constant`: tokens alike, over `limit` for each answer, so that no length enters.
+        limit: tokens of the longest answer that the run allows; the width of a batch changes from one to the next.
+        clip_low, clip_high: None: `ANSWER_CLIP_LOW` and `ANSWER_CLIP_HIGH` over the root of the answer's length.
+        cap: of `cispo`, the ratio itself.
     Returns:
-        the loss, and `clip_fraction`, `kl_old` (k3, nats per token), `ratio_max`.
-    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7; dual clip: Ye et al. 2020, arXiv:1912.09729, eq. 5.
+        the loss, and per token whatever the aggregate: `clip_fraction` (cispo: tokens above the cap), `kl_old` (k3,
+        nats), and `ratio_max`.
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7; dual clip: Ye et al. 2020, arXiv:1912.09729, eq. 5; answer
+        ratio: Zheng et al. 2025 (GSPO), arXiv:2507.18071; cispo: MiniMax 2025, arXiv:2506.13585. Aggregates: `token`:
+        Yu et al. 2025 (DAPO), arXiv:2503.14476; `answer`: Shao et al. 2024 (GRPO), arXiv:2402.03300; `constant`: Liu et
+        al. 2025 (Dr. GRPO), arXiv:2503.20783.
     """
     log_ratio = torch.where(mask, logprobs - old_logprobs, torch.zeros_like(logprobs))
-    ratio = log_ratio.exp()
-    surrogate = torch.minimum(advantages * ratio, advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
-    if dual_clip is not None:
-        surrogate = torch.where(advantages < 0, torch.maximum(surrogate, dual_clip * advantages), surrogate)
-    loss = -masked_sum(surrogate, mask) / count
+    length = mask.sum(1, keepdim=True).clamp(min=1).to(log_ratio.dtype)  # [B, 1]
+    if ratio == "answer":
+        kept = torch.where(mask, logprobs, torch.zeros_like(logprobs))
+        mean = log_ratio.sum(1, keepdim=True) / length
+        log_ratio = mean.detach() + (kept - kept.detach())  # the value of the mean, the gradient of the token
+    ratios = log_ratio.exp()
+    if surrogate == "clip":
+        low = ANSWER_CLIP_LOW / length.sqrt() if clip_low is None else clip_low
+        high = ANSWER_CLIP_HIGH / length.sqrt() if clip_high is None else clip_high
+        value = torch.minimum(advantages * ratios, advantages * ratios.clamp(min=1 - low).clamp(max=1 + high))
+        if dual_clip is not None:
+            value = torch.where(advantages < 0, torch.maximum(value, dual_clip * advantages), value)
+        clipped = (ratios < 1 - low) | (ratios > 1 + high)
+    else:
+        assert cap is not None, "the configuration gives cispo a cap"
+        value = ratios.detach().clamp(max=cap) * advantages * logprobs
+        clipped = ratios > cap
+    whole = {"token": count, "answer": answers, "constant": answers * limit}[aggregate]
+    loss = -masked_sum(value / length if aggregate == "answer" else value, mask) / whole
     with torch.no_grad():
-        clipped = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
         metrics = {
             "clip_fraction": masked_sum(clipped.float(), mask) / count,
             # KL(old || new): tokens came from the old policy, so it takes the sampling policy's place
             "kl_old": masked_sum(kl_estimate(old_logprobs, logprobs, "k3"), mask) / count,
-            "ratio_max": torch.where(mask, ratio, torch.zeros_like(ratio)).max(),
+            "ratio_max": torch.where(mask, ratios, torch.zeros_like(ratios)).max(),
         }
     return loss, metrics
 

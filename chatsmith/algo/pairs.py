@@ -1,9 +1,9 @@
 """Losses that learn from comparisons or marks without a reward model. Each is a sum over what is given over `count`.
 
 An answer enters by sums over its tokens: `logprobs` [A] under the policy, `reference` [A] under the frozen copy that it
-began as, `tokens` [A] their number, the end of the answer included. `pairs` numbers these answers. A loss takes a
-quantity per answer: `log_ratio` (DPO, KTO), the same `per_token` (length-normalised DPO, IPO), or the log-prob per token
-(SimPO, ORPO). These differ by the answer's length, and so does the size of `beta` that suits them.
+began as, `tokens` [A] their number, the end of the answer included. `pairs` numbers these answers. A loss takes one
+quantity per answer: `log_ratio` (DPO, KTO), the same `per_token` (length-normalised DPO, IPO), or the log-prob per
+token (SimPO, ORPO). They differ by the answer's length, and so does the size of `beta` that suits them.
 """
 
 import torch
@@ -66,7 +66,7 @@ def ipo_loss(ratios: Tensor, pairs: Pairs, *, count: Tensor, beta: float) -> Ten
     """(d - 1 / (2 beta))^2: the lead is to be so much and no more.
 
     Args:
-        ratios: [A] `log_ratio` `per_token`. With sums the same beta would ask for a lead that does not depend on length.
+        ratios: [A] `log_ratio` `per_token`. With sums the same beta asks for a lead that does not grow with length.
     Source: Azar et al. 2023, arXiv:2310.12036, eq. 17; means over tokens as in TRL.
     """
     lead = _lead(ratios, pairs)

@@ -30,6 +30,17 @@ def token_rewards(
     return per_token + torch.where(is_last, rewards[:, None], torch.zeros_like(per_token))
 
 
+def overlong(lengths: Tensor, *, limit: int, share: float) -> Tensor:
+    """A reward between 0 and -1 for answers [B] that come near the limit of their length.
+
+    0 up to limit - c, then falling in a straight line to -1 at the limit, where answers are cut off, with
+    c = share * limit.
+    Source: Yu et al. 2025 (DAPO), arXiv:2503.14476, eq. 13.
+    """
+    buffer = share * limit
+    return ((limit - buffer - lengths) / buffer).clamp(-1, 0)
+
+
 def adapt_kl_coef(kl_coef: float, kl_sequence: float, *, target: float, horizon: int, answers: int) -> float:
     """One step of the proportional controller that holds the KL per answer near `target` nats.
 

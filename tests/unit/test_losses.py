@@ -19,17 +19,13 @@ def count(n: float) -> torch.Tensor:
     return torch.tensor(float(n))
 
 
-def ppo(logprobs, old, advantages, mask, *, clip=0.2, dual_clip=None, n=None):
-    return policy_loss(
-        logprobs,
-        old,
-        advantages,
-        mask,
-        count=count(n or mask.sum()),
-        clip_low=clip,
-        clip_high=clip,
-        dual_clip=dual_clip,
-    )
+PPO = {"ratio": "token", "surrogate": "clip", "aggregate": "token", "limit": 1, "dual_clip": None, "cap": None}
+
+
+def ppo(logprobs, old, advantages, mask, *, clip=0.2, n=None, answers=None, **changes):
+    choices = PPO | {"clip_low": clip, "clip_high": clip} | changes
+    counts = {"count": count(n or mask.sum()), "answers": count(answers or mask.any(1).sum())}
+    return policy_loss(logprobs, old, advantages, mask, **counts, **choices)
 
 
 def test_language_model_loss_by_hand():
@@ -138,6 +134,121 @@ def test_policy_loss_equals_a_naive_loop():
     assert wrong_sign.item() != pytest.approx(float(sum(terms) / len(terms)), abs=1e-6)
 
 
+def t(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+# ratios 1.25, 1 | 1.6; advantages 1, 1 | -2; the second answer has one token
+NEW, OLD = torch.log(t([0.5, 0.25], [0.8, 0.1])), torch.log(t([0.4, 0.25], [0.5, 0.2]))
+ADVANTAGES, MASK = t([1, 1], [-2, -2]), torch.tensor([[True, True], [True, False]])
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        ({}, -(1.2 + 1 - 3.2) / 3),
+        ({"clip_high": 0.28}, -(1.25 + 1 - 3.2) / 3),  # clip-higher lets the token through
+        ({"aggregate": "answer"}, -((1.2 + 1) / 2 - 3.2) / 2),
+        ({"aggregate": "constant", "limit": 2}, -(1.2 + 1 - 3.2) / (2 * 2)),
+        ({"aggregate": "constant", "limit": 5}, -(1.2 + 1 - 3.2) / (2 * 5)),  # of the run, not the width of the batch
+        ({"ratio": "answer", "aggregate": "answer"}, -(math.sqrt(1.25) - 3.2) / 2),
+        ({"ratio": "answer", "aggregate": "answer", "clip": 0.1}, -(1.1 - 3.2) / 2),
+        # 0.16 over the root of two tokens: 1.113137 below sqrt(1.25) = 1.118034
+        ({"ratio": "answer", "aggregate": "answer", "clip": None}, -(1 + 0.16 / math.sqrt(2) - 3.2) / 2),
+        (
+            {"surrogate": "cispo", "cap": 1.28},
+            -(1.25 * math.log(0.5) + math.log(0.25) - 2 * 1.28 * math.log(0.8)) / 3,
+        ),
+    ],
+)
+def test_every_choice_of_the_policy_loss_by_hand(choices, expected):
+    loss, _ = ppo(NEW, OLD, ADVANTAGES, MASK, **choices)
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+    other, _ = ppo(NEW, OLD, -ADVANTAGES, MASK, **choices)
+    assert other.item() != pytest.approx(expected, abs=1e-3)
+
+
+CHOICES = [
+    {"ratio": ratio, "surrogate": surrogate, "aggregate": aggregate, "limit": 7, "cap": 2.0}
+    for ratio in ("token", "answer")
+    for surrogate in ("clip", "cispo")
+    for aggregate in ("token", "answer", "constant")
+]
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=lambda c: "-".join(map(str, c.values())))
+def test_any_cut_into_micro_batches_gives_loss_and_gradient_of_the_whole(choices):
+    torch.manual_seed(5)
+    old, advantages = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
+    mask = torch.arange(5) < torch.tensor([5, 1, 3, 2, 0, 4])[:, None]  # one answer is excluded
+    new = (old + 0.2 * torch.randn(6, 5, dtype=torch.float64)).requires_grad_()
+    whole, metrics = ppo(new, old, advantages, mask, **choices)
+    (gradient,) = torch.autograd.grad(whole, new)
+    for cut in ([range(6)], [range(1), range(1, 6)], [[i] for i in range(6)], [[5, 0], [2, 1], [4, 3]]):
+        rows = [list(part) for part in cut]
+        parts = [ppo(new[r], old[r], advantages[r], mask[r], n=mask.sum(), answers=5, **choices) for r in rows]
+        torch.testing.assert_close(sum(loss for loss, _ in parts), whole)
+        (cut_gradient,) = torch.autograd.grad(sum(loss for loss, _ in parts), new)
+        torch.testing.assert_close(cut_gradient, gradient)
+        torch.testing.assert_close(sum(m["clip_fraction"] for _, m in parts), metrics["clip_fraction"])
+    means = [ppo(new[r], old[r], advantages[r], mask[r], **choices)[0] / 3 for r in ([0, 1], [2, 3], [5, 4])]
+    assert abs(sum(means) - whole) > 1e-4  # each by its own count: the peers' mistake
+
+
+@pytest.mark.parametrize(("ratio", "surrogate"), [("token", "clip"), ("answer", "clip"), ("token", "cispo")])
+def test_the_gradient_of_the_first_update_is_the_policy_gradient(ratio, surrogate):
+    new = OLD.clone().requires_grad_()
+    loss, _ = ppo(new, OLD, ADVANTAGES, MASK, ratio=ratio, surrogate=surrogate, cap=5.0)
+    plain = OLD.clone().requires_grad_()
+    expected = -(ADVANTAGES * plain * MASK).sum() / 3
+    (found,), (true,) = torch.autograd.grad(loss, new), torch.autograd.grad(expected, plain)
+    torch.testing.assert_close(found, true)
+    if surrogate == "clip" and ratio == "token":  # whose value is the mean advantage, which is 0 over a group
+        assert loss.item() == pytest.approx(-(1 + 1 - 2) / 3)
+    assert found.norm() > 0.1
+
+
+def test_the_gradient_of_the_answer_ratio_is_that_of_its_definition():
+    new = NEW.clone().requires_grad_()
+    loss, _ = ppo(new, OLD, ADVANTAGES, MASK, ratio="answer", aggregate="answer", clip_low=0.9, clip_high=9.0)
+    plain = NEW.clone().requires_grad_()
+    mean = ((plain - OLD) * MASK).sum(1) / MASK.sum(1)
+    expected = -(mean.exp() * ADVANTAGES[:, 0]).sum() / 2
+    (found,), (true,) = torch.autograd.grad(loss, new), torch.autograd.grad(expected, plain)
+    torch.testing.assert_close(found, true)
+    # A s / n per token, over two answers
+    torch.testing.assert_close(found[0], -t(1, 1) * math.sqrt(1.25) / 2 / 2)
+
+
+def test_cispo_keeps_a_gradient_where_clipping_has_none():
+    for choices, expected in (({}, 0.0), ({"surrogate": "cispo", "cap": 1.2}, -1.2 / 3)):
+        new = NEW.clone().requires_grad_()
+        ppo(new, OLD, ADVANTAGES, MASK, **choices)[0].backward()
+        assert new.grad[0, 0].item() == pytest.approx(expected)
+
+
+def test_the_cap_of_cispo_is_the_ratio_itself_and_does_not_scale_what_is_below_it():
+    loss, metrics = ppo(OLD, OLD, ADVANTAGES, MASK, surrogate="cispo", cap=5.0)
+    assert loss.item() == pytest.approx(-(ADVANTAGES * OLD * MASK).sum().item() / 3)
+    assert metrics["clip_fraction"] == 0
+    scaled, _ = ppo(OLD, OLD, ADVANTAGES, MASK, surrogate="cispo", cap=0.2)  # an epsilon taken for the cap
+    assert scaled.item() == pytest.approx(0.2 * loss.item())
+
+
+def test_the_bounds_of_an_answers_ratio_follow_its_length():
+    """Token-sized bounds never clip it (trl#3834): the noise of a mean over n tokens is 1/sqrt(n) of a token's."""
+    torch.manual_seed(7)
+    shares = {}
+    for length in (16, 256, 1024):
+        drift = 0.12 * torch.randn(400, length, dtype=torch.float64)
+        mask = torch.ones_like(drift, dtype=torch.bool)
+        for clip in (None, 0.2):
+            _, metrics = ppo(drift, torch.zeros_like(drift), torch.ones_like(drift), mask, ratio="answer", clip=clip)
+            shares[length, clip] = metrics["clip_fraction"].item()
+    assert all(shares[length, 0.2] == 0 for length in (16, 256, 1024))
+    assert all(0.15 < shares[length, None] < 0.35 for length in (16, 256, 1024))  # one deviation below, 4/3 above
+
+
 def test_dual_clip_bounds_the_loss_of_negative_advantages():
     logprobs, old = torch.tensor([[3.0]]), torch.zeros(1, 1)
     mask = torch.ones(1, 1, dtype=torch.bool)
@@ -159,7 +270,8 @@ def test_value_loss_by_hand():
     assert plain.item() == pytest.approx(0.5 * (1.0 + 1.0) / 2, abs=1e-6)
 
 
-def test_an_all_masked_row_changes_nothing_even_if_it_holds_nan():
+@pytest.mark.parametrize("choices", CHOICES, ids=lambda c: "-".join(map(str, c.values())))
+def test_an_all_masked_row_changes_nothing_even_if_it_holds_nan(choices):
     torch.manual_seed(3)
     logprobs, old = torch.randn(3, 4) * 0.1, torch.randn(3, 4) * 0.1
     advantages = torch.randn(3, 4)
@@ -169,8 +281,8 @@ def test_an_all_masked_row_changes_nothing_even_if_it_holds_nan():
     spoiled[2] = float("nan")
     spoiled.requires_grad_(True)
     clean = logprobs.clone().requires_grad_(True)
-    loss, _ = ppo(spoiled, old, advantages, mask)
-    expected, _ = ppo(clean[:2], old[:2], advantages[:2], mask[:2])
+    loss, _ = ppo(spoiled, old, advantages, mask, **choices)
+    expected, _ = ppo(clean[:2], old[:2], advantages[:2], mask[:2], **choices)
     torch.testing.assert_close(loss, expected)
     loss.backward()
     expected.backward()
