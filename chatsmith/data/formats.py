@@ -39,6 +39,7 @@ _MORE_THAN_A_PROMPT = (
 )
 NEEDS: Mapping[Stage, str] = {
     "sft": "an answer that may be imitated",
+    "pairs": "two answers with scores, or a mark",
     "reward": "two answers with scores",
     "rl": "a prompt",
     "ptx": "plain text or an answer",
@@ -106,12 +107,17 @@ def format_names() -> list[str]:
 
 
 def stages_of(record: Record) -> tuple[Stage, ...]:
-    """The stages that a record's fields can serve: sft with an answer, reward with two scored ones, rl, ptx."""
+    """The stages that a record's fields can serve: sft with an answer, reward with two scored ones, pairs with a marked
+    one too, rl, ptx.
+    """
     stages: list[Stage] = []
     good = imitable(record)
     if good:
         stages.append("sft")
-    if good and sum(answer.score is not None for answer in record.answers) >= 2:
+    is_ranked = bool(good) and sum(answer.score is not None for answer in record.answers) >= 2
+    if is_ranked or any(answer.is_marked for answer in record.answers):
+        stages.append("pairs")
+    if is_ranked:
         stages.append("reward")
     if record.prompt:
         stages.append("rl")

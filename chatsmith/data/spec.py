@@ -17,6 +17,7 @@ from chatsmith.errors import ConfigError
 from chatsmith.types import Stage
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
+LEARNING = STAGES[:-1]  # each record goes to one of these; any may be text for mixed training too
 _FORM = "[STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]"
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 

@@ -8,15 +8,17 @@ the order of the records nor new ones move any. The side depends on seed and mes
 import hashlib
 import itertools
 import unicodedata
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chatsmith.data.formats import stages_of
-from chatsmith.data.spec import STAGES
+from chatsmith.data.spec import LEARNING, STAGES
 from chatsmith.errors import ConfigError
 from chatsmith.types import Record, Stage
 
+_SHARES: Mapping[Stage, int] = {"sft": 0, "pairs": 1, "reward": 1, "rl": 2}  # which number of data.split is whose
 POINT = np.dtype([("stage", "f8"), ("side", "f8"), ("copy", "f8"), ("able", "u1")])
 """What the split must know of a record: three numbers in [0, 1), and the stages that it can serve, as bits."""
 
@@ -48,27 +50,29 @@ def held_out(points: NDArray[np.void], fraction: float) -> NDArray[np.bool_]:
 def assign(
     points: NDArray[np.void], *, split: tuple[float, float, float], allowed: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
-    """The bit of the stage that learns from each record; 0 where none of sft, reward and rl may.
+    """The bit of the stage that learns from each record; 0 where none may but ptx.
 
     Args:
-        split: shares of sft, reward and rl, restricted to the stages that a record may go to.
+        split: shares of sft, of reward and pairs each, and of rl, restricted to the stages that a record may go to.
         allowed: [records] those stages, as bits.
     Raises:
         ConfigError: if several stages are allowed and the split gives none of them a share.
     """
     goes_to = np.zeros(len(points), np.uint8)
-    learning = [bit(stage) for stage in STAGES[:3]]
-    for choice in itertools.product((False, True), repeat=3):
-        bits = [stage for stage, chosen in zip(learning, choice, strict=True) if chosen]
-        rows = (allowed & sum(learning)) == sum(bits)
+    share_of = {stage: split[_SHARES[stage]] for stage in LEARNING}
+    every = sum(map(bit, LEARNING))
+    for choice in itertools.product((False, True), repeat=len(LEARNING)):
+        chosen = [stage for stage, is_chosen in zip(LEARNING, choice, strict=True) if is_chosen]
+        bits = list(map(bit, chosen))
+        rows = (allowed & every) == sum(bits)
         if not bits or not rows.any():
             continue
-        shares = [share for share, chosen in zip(split, choice, strict=True) if chosen]
+        shares = [share_of[stage] for stage in chosen]
         if len(bits) > 1 and not sum(shares) > 0:
-            names = ", ".join(stage for stage, chosen in zip(STAGES, choice, strict=False) if chosen)
             raise ConfigError(
-                f"data.split = {list(split)} (sft, reward, rl) gives no share to any of {names}, but some records can "
-                "only go to one of them. Give one a share above 0, or name a single stage before the source."
+                f"data.split = {list(split)} (sft, reward or pairs, rl) gives no share to any of {', '.join(chosen)}, but "
+                "some records can only go to one of them. Give one a share above 0, or name a single stage before the "
+                "source."
             )
         bounds = np.cumsum(shares) if len(bits) > 1 else np.ones(1)
         stage = np.searchsorted(bounds, points["stage"][rows] * bounds[-1], side="right")
