@@ -70,8 +70,8 @@ def assign(
         shares = [share_of[stage] for stage in chosen]
         if len(bits) > 1 and not sum(shares) > 0:
             raise ConfigError(
-                f"data.split = {list(split)} (sft, reward or pairs, rl) gives no share to any of {', '.join(chosen)}, but "
-                "some records can only go to one of them. Give one a share above 0, or name a single stage before the "
+                f"data.split = {list(split)} (sft, reward or pairs, rl) gives no share to any of {', '.join(chosen)}, "
+                "but some records can only go to one of them. Give one a share above 0, or name a single stage before the "
                 "source."
             )
         bounds = np.cumsum(shares) if len(bits) > 1 else np.ones(1)
