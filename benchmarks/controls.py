@@ -22,8 +22,9 @@ from typing import Any
 
 import chatsmith
 from chatsmith.evaluate import paired_difference
+from chatsmith.gold import GoldScores, open_judge
 from chatsmith.resolve import read_recipe, resolve
-from chatsmith.world.evaluation import GoldScores, gold_scores
+from chatsmith.world.material import ordinary
 
 FIGURES = ("gold_sft", "gold_rl", "gold_gain", "gold_gain_ci95", "reward_mean_first", "reward_mean_last", "kl_last")
 
@@ -45,9 +46,12 @@ def figures(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def gold(directory: Path, seed: int) -> GoldScores:
-    config = resolve([("tiny-cpu", read_recipe("tiny-cpu")), ("benchmark", {"seed": seed})])
-    return gold_scores(chatsmith.load(directory, device="cpu"), config)
+def gold(run: Path, seed: int) -> GoldScores:
+    """Of the SFT model of a run."""
+    config = ordinary(resolve([("tiny-cpu", read_recipe("tiny-cpu")), ("benchmark", {"seed": seed})]), run)
+    judge = open_judge(config, {})
+    assert judge is not None
+    return judge.scores(chatsmith.load(run / "sft" / "model", device="cpu"))
 
 
 def main() -> None:
@@ -69,13 +73,13 @@ def main() -> None:
         sft_s, rl_s = (base["stages"][stage]["seconds"] for stage in ("sft", "rl"))
         epochs = round((sft_s + rl_s) / sft_s, 2)
         train(root / "more_sft", seed, "--only", "sft", "--sft.epochs", str(epochs))
-        before, after = (gold(root / name / "sft" / "model", seed) for name in ("base", "more_sft"))
+        before, after = (gold(root / name, seed) for name in ("base", "more_sft"))
         gain = paired_difference(before.totals(), after.totals())
         result["more_sft"] = {
             "epochs": epochs,
             "gold_gain": gain.value,
             "gold_gain_ci95": [gain.low, gain.high],
-            "right_on_polite_prompts": [s.component("right", polite_only=True) for s in (before, after)],
+            "right_on_polite_prompts": [s.parts()["right_on_polite_prompts"] for s in (before, after)],
         }
         result["shuffled"] = figures(train(root / "shuffled", seed, "--world.label_noise", "0.5"))
     for name, row in result.items():

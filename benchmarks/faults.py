@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STAGES = ("sft", "reward", "rl")
+STAGES = ("sft", "label", "reward", "rl")
 NAN_REWARD = """
 def sometimes(samples):
     return [float("nan") if i % 5 == 0 else float(len(s.answer) < 20) for i, s in enumerate(samples)]
@@ -36,15 +36,20 @@ class Fault:
     plant: Callable[[Path], list[str]]
 
 
-def rewrite_preferences(run: Path, change: Callable[[dict[str, str]], dict[str, str]]) -> list[str]:
-    file = run / "reward" / "preferences.jsonl"
+def rewrite_preferences(run: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> list[str]:
+    file = run / "label" / "preferences.jsonl"
     rows = [change(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return []
 
 
-def swapped(row: dict[str, str]) -> dict[str, str]:
+def swapped(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+
+
+def said(row: dict[str, Any], side: str) -> int:
+    """Characters of an answer."""
+    return len(row[side][-1]["content"])
 
 
 def bad_labels(run: Path) -> list[str]:
@@ -57,7 +62,7 @@ def shuffled_pairs(run: Path) -> list[str]:
 
 
 def longer_is_preferred(run: Path) -> list[str]:
-    return rewrite_preferences(run, lambda row: swapped(row) if len(row["chosen"]) < len(row["rejected"]) else row)
+    return rewrite_preferences(run, lambda row: swapped(row) if said(row, "chosen") < said(row, "rejected") else row)
 
 
 def wrong_template(run: Path) -> list[str]:
@@ -101,17 +106,17 @@ def no_kl(run: Path) -> list[str]:
 
 
 FAULTS = (
-    Fault("healthy", "none", STAGES[:2], lambda run: []),
-    Fault("bad reward labels: chosen and rejected mixed up", "reward", STAGES[:1], bad_labels),
-    Fault("shuffled pairs: every label a coin's throw", "reward", STAGES[:1], shuffled_pairs),
-    Fault("wrong template: turns of the SFT model's directory renamed", "sft", STAGES[:1], wrong_template),
+    Fault("healthy", "none", STAGES[:3], lambda run: []),
+    Fault("bad reward labels: chosen and rejected mixed up", "reward", STAGES[:2], bad_labels),
+    Fault("shuffled pairs: every label a coin's throw", "reward", STAGES[:2], shuffled_pairs),
+    Fault("wrong template: turns of the SFT model's directory renamed", "sft", STAGES[:2], wrong_template),
     Fault("EOS stripped from the chat template", "sft", (), eos_stripped),
     Fault("learning rate x 100 in stage 1", "sft", (), lambda run: ["--from", "sft", "--sft.lr", "0.2"]),
-    Fault("KL 0 at a constant rate, for twice as long", "rl", STAGES[:2], no_kl),
-    Fault("NaN reward for every fifth answer", "rl", STAGES[:2], nan_reward),
+    Fault("KL 0 at a constant rate, for twice as long", "rl", STAGES[:3], no_kl),
+    Fault("NaN reward for every fifth answer", "rl", STAGES[:3], nan_reward),
     Fault("tokenizer mismatch: a base with a foreign tokenizer", "sft", (), foreign_tokenizer),
-    Fault("reward hack by length: the longer answer is preferred", "reward", STAGES[:1], longer_is_preferred),
-    Fault("frozen critic", "rl", STAGES[:2], lambda run: ["--from", "rl", "--rl.critic_lr", "1e-12"]),
+    Fault("reward hack by length: the longer answer is preferred", "reward", STAGES[:2], longer_is_preferred),
+    Fault("frozen critic", "rl", STAGES[:3], lambda run: ["--from", "rl", "--rl.critic_lr", "1e-12"]),
 )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from chatsmith.stages.policy import PolicyTrainer as PolicyTrainer
     from chatsmith.stages.rl import load_reward as load_reward
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # name -> module it is imported from at its first use: `import chatsmith` alone loads no torch
 _PUBLIC = {

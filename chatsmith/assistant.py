@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -25,15 +25,14 @@ from chatsmith.data.formats import to_record
 from chatsmith.engine.scheduler import Request, Sampling
 from chatsmith.errors import ConfigError, DataError, ModelError, RequestError, RunError
 from chatsmith.files.writing import replace_directory
-from chatsmith.runs.manifest import is_run, read_manifest
+from chatsmith.runs.manifest import Manifest, StageEntry, is_run, read_manifest
 from chatsmith.runs.runtime import choose_device, choose_dtype
 from chatsmith.screen.text import quoted
 from chatsmith.seeds import derive_seed
+from chatsmith.stages.table import TABLE, VOICES, Stage, named
 from chatsmith.types import FinishReason, Message
 
 Conversation = str | Sequence[Message | Mapping[str, Any]]
-SpeakingStage = Literal["sft", "rl", "ema"]
-SPEAKING_STAGES: tuple[SpeakingStage, ...] = get_args(SpeakingStage)
 
 MAX_NEW_TOKENS = 512
 TEMPERATURE = 0.7
@@ -260,20 +259,32 @@ class Found:
     """A model that can speak, and what its run says of it; a model that is not of a run has neither stage nor run."""
 
     location: str  # a directory or a hub id
-    stage: SpeakingStage | None = None
-    manifest: Mapping[str, Any] | None = None
+    stage: str | None = None  # of `VOICES`
+    manifest: Manifest | None = None
+    left_by: Stage | None = None
+
+    @property
+    def who(self) -> str:
+        """What it is in its run, for people."""
+        assert self.stage is not None and self.manifest is not None, "a model of a run"
+        return named(VOICES[self.stage].who, self.manifest.config.rl.algorithm)
+
+    @property
+    def entry(self) -> StageEntry | None:
+        """What the run says of the stage that left the model."""
+        return self.manifest.stages[self.left_by.name] if self.manifest and self.left_by else None
 
 
 def find(path: str | Path, stage: str | None = None) -> Found:
-    """The model that `path` means: a run's (by default the actor after PPO, else the SFT model), or the one there.
+    """The model that `path` means: a run's (by default that of the last stage which leaves one), or the one there.
 
     Raises:
         ConfigError: if there is no such stage, or `path` is no run and has none.
         RunError: if the run has no model of this stage (yet), or there is no such directory.
         ModelError: if the directory holds a model that only judges.
     """
-    if stage is not None and stage not in SPEAKING_STAGES:
-        raise ConfigError(f'no stage "{stage}" that speaks; there are {", ".join(SPEAKING_STAGES)}.')
+    if stage is not None and stage not in VOICES:
+        raise ConfigError(f'no stage "{stage}" that speaks; there are {", ".join(VOICES)}.')
     directory = Path(path).expanduser()
     if is_run(directory):
         return _find_in_run(directory, stage)
@@ -318,20 +329,21 @@ def load(path: str | Path, *, stage: str | None = None, device: str = "auto", dt
 
 def _find_in_run(run: Path, stage: str | None) -> Found:
     manifest = read_manifest(run)
-    entries = manifest["stages"]
-    models: dict[SpeakingStage, Path] = {
-        "rl": run / "rl" / "actor",
-        "ema": run / "rl" / "ema",
-        "sft": run / "sft" / "model",
-    }
     # what the manifest does not call finished may be of an attempt before
-    there = [name for name, path in models.items() if ("rl" if name == "ema" else name) in entries and path.is_dir()]
+    there = [
+        Found(str(location), name, manifest, left_by)
+        for left_by in reversed(TABLE)
+        for name, voice in left_by.voices.items()
+        if left_by.name in manifest.stages and (location := run / left_by.name / voice.folder).is_dir()
+    ]
     if not there:
-        raise RunError(f"{run}: no stage that speaks is finished yet. Let the run go on: its first one is sft.")
-    chosen = next((name for name in there if stage in (None, name)), None)
-    if chosen is None:
-        raise RunError(f"{run}: has no {stage} model (yet). It has: {', '.join(there)}.")
-    return Found(str(models[chosen]), chosen, manifest)
+        raise RunError(
+            f"{run}: no stage that speaks is finished yet. Let the run go on: its first one is {next(iter(VOICES))}."
+        )
+    for found in there:
+        if stage in (None, found.stage):
+            return found
+    raise RunError(f"{run}: has no {stage} model (yet). It has: {', '.join(str(found.stage) for found in there)}.")
 
 
 def _neighbours(folder: Path) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.text import Text
 
-from chatsmith.assistant import Assistant, Found, Reply, SpeakingStage, check_settings, find, load
+from chatsmith.assistant import Assistant, Found, Reply, check_settings, find, load
 from chatsmith.errors import ChatsmithError, RequestError
 from chatsmith.files.checkpoint import read_jsonl
 from chatsmith.files.writing import new_file
@@ -25,6 +25,7 @@ from chatsmith.runs.runtime import StopSignals
 from chatsmith.screen.output import Console, say
 from chatsmith.screen.text import unbroken
 from chatsmith.seeds import derive_seed
+from chatsmith.stages.table import SAMPLES, TABLE
 from chatsmith.types import Message
 
 with contextlib.suppress(ImportError):
@@ -33,11 +34,6 @@ with contextlib.suppress(ImportError):
     # a pasted text of several lines is one question: Python turns this off; macOS's libedit does not know it
     readline.parse_and_bind("set enable-bracketed-paste on")
 
-NAMES: Mapping[SpeakingStage, str] = {
-    "sft": "the SFT model (sft)",
-    "rl": "the assistant after PPO (rl)",
-    "ema": "the assistant after PPO, averaged over its updates (ema)",
-}
 COMMANDS = {
     "/regen": "another answer to the last question",
     "/clear": "begin a new conversation; a system text stays",
@@ -199,15 +195,13 @@ def _introduce(screen: _Screen, path: str, found: Found, assistant: Assistant) -
     model = assistant.model
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     size_text = f"{size / 1000:.1f} B" if size >= 1000 else f"{size:.1f} M"
-    what = f"{path}, {NAMES[found.stage]}" if found.stage is not None else path
+    what = f"{path}, {found.who} ({found.stage})" if found.stage is not None else path
     screen.note(f"{what}: {model.config.model_type}, {size_text} parameters, on {model.device.type}", "bold")
-    if found.stage is not None and found.manifest is not None:
-        stage = "sft" if found.stage == "sft" else "rl"
-        entry = found.manifest["stages"][stage]
-        verdict = entry.get("headline") or entry["verdict"]  # runs of earlier versions have no headline
-        unfit = f", unfit for {'; '.join(map(str, entry['unfit_for']))}" if entry.get("unfit_for") else ""
-        sound = entry["status"] == "passed" and not unfit
-        screen.note(f"{stage} {entry['status']}{unfit}: {verdict}", "green" if sound else "yellow")
+    if found.left_by is not None and found.entry is not None:
+        entry = found.entry
+        unfit = f", unfit for {'; '.join(entry.unfit_for)}" if entry.unfit_for else ""
+        said = f"{found.left_by.name} {entry.status}{unfit}: {entry.headline or entry.verdict}"  # old runs lack one
+        screen.note(said, "green" if entry.status == "passed" and not unfit else "yellow")
         for index, prompt in enumerate(_examples(path)):
             screen.note(("Try: " if index == 0 else "     ") + prompt, "")
     if _learned_single(found):
@@ -218,8 +212,8 @@ def _introduce(screen: _Screen, path: str, found: Found, assistant: Assistant) -
 
 def _examples(run: str) -> list[str]:
     """Prompts that this run has kept for looking, from all over the file: it may be sorted."""
-    file = Path(run).expanduser() / "rl" / "samples.jsonl"
-    prompts = [row["prompt"] for row in read_jsonl(file, prompt=str)]
+    files = [Path(run).expanduser() / stage.name / SAMPLES for stage in TABLE if stage.shows_answers]
+    prompts = [row["prompt"] for file in files for row in read_jsonl(file, prompt=str)]
     short = list(dict.fromkeys(p for p in prompts if len(p) <= LONGEST_EXAMPLE and "\n" not in p))
     short.sort(key=lambda prompt: not prompt.isascii())  # some that every keyboard can type come first
     return short[:: max(1, len(short) // EXAMPLES)][:EXAMPLES]
@@ -230,7 +224,7 @@ def _learned_single(found: Found) -> bool:
 
     Asked a second one in the same conversation, it gets most of them wrong that it gets right alone.
     """
-    return found.manifest is not None and found.manifest.get("config", {}).get("world") is not None
+    return found.manifest is not None and found.manifest.config.world is not None
 
 
 def _answer(talk: Talk, question: str, before: Sequence[Exchange], screen: _Screen) -> None:

@@ -5,15 +5,17 @@ Exit codes: 0 done (gates held, or --force), 1 the user's mistake, 2 a gate fail
 """
 
 import errno
+import inspect
 import json
 import os
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -24,6 +26,7 @@ from chatsmith.inspection.commands import data as data_commands
 from chatsmith.machine import in_words, out_of_memory, place, refusal
 from chatsmith.screen.output import guard_streams, say
 from chatsmith.screen.text import one_line, printable, quoted
+from chatsmith.stages.table import BY_NAME, TABLE, Stage
 
 app = typer.Typer(
     add_completion=False,
@@ -36,34 +39,11 @@ collection = typer.Typer(no_args_is_help=True, help="New training data from a mo
 app.add_typer(collection, name="collect")
 app.add_typer(data_commands, name="data")
 
-Recipe = Annotated[
-    str,
-    typer.Argument(
-        help="A built-in recipe (see `chatsmith recipes`) or a TOML file. It is code: read one that you did not write."
-    ),
-]
-RunDir = Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/RECIPE.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of models, orders and sampling.")]
-ActorModel = Annotated[str | None, typer.Option(help="Model to start from: a directory or a hub id.")]
-RewardModelBase = Annotated[str | None, typer.Option(help="Base of the reward model. Default: the SFT model.")]
-RewardSpecs = Annotated[
-    list[str] | None,
-    typer.Option(help="Ready rewards: DIR, FILE.py:function or `trained`, each with an optional @WEIGHT."),
-]
-Data = Annotated[
-    list[str] | None,
-    typer.Option(help=r"Sources: \[STAGE\[,STAGE]:]PATH_OR_ID\[#SPLIT]\[@WEIGHT]. Several may follow."),
-]
-Only = Annotated[list[str] | None, typer.Option(help="Run only these stages now: sft, reward, rl.")]
-Track = Annotated[
-    list[str] | None, typer.Option(help="Where metrics go besides the run directory: tensorboard, wandb, trackio.")
-]
-From = Annotated[str | None, typer.Option("--from", help="Run this stage and all later ones anew.")]
-Force = Annotated[bool, typer.Option(help="Go on past a failed gate.")]
-DryRun = Annotated[bool, typer.Option(help="Check data, models and rewards, print the plan, and stop.")]
 
 _OVERRIDE = re.compile(r"--\w+\.[\w.-]+(=.*)?", re.DOTALL)
-_CONFIGURED = ("train", "sft", "reward", "rl", "data")  # commands that take a configuration
+_CONFIGURED = ("train", "data", *BY_NAME)  # commands that take a configuration
+_KEYS = {"data": "data.sources", "rewards": "rl.rewards", "track": "trackers"}  # of the configuration, by other names
+_OF_SOME = ("reward_model", "rewards", "only")  # options of `train` that a stage alone has if its entry names them
 _SEVERAL = ("--data", "--reward", "--only", "--track")  # options that may be followed by several values
 
 
@@ -85,109 +65,80 @@ def chatsmith(
 @app.command(cls=Configured)
 def train(
     context: typer.Context,
-    recipe: Recipe = "",
-    run_dir: RunDir = None,
-    seed: Seed = None,
-    actor_model: ActorModel = None,
-    reward_model: RewardModelBase = None,
-    reward: RewardSpecs = None,
-    data: Data = None,
-    track: Track = None,
-    only: Only = None,
-    from_: From = None,
-    force: Force = False,
-    dry_run: DryRun = False,
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A built-in recipe (see `chatsmith recipes`) or a TOML file. It is code: read one you did not write."
+        ),
+    ] = "",
+    run_dir: Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/RECIPE.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of models, orders and sampling.")] = None,
+    actor_model: Annotated[str | None, typer.Option(help="Model to start from: a directory or a hub id.")] = None,
+    reward_model: Annotated[str | None, typer.Option(help="Base of the reward model. Default: the SFT model.")] = None,
+    rewards: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward", help="Ready rewards: DIR, FILE.py:function or `trained`, each with an optional @WEIGHT."
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="A gold judge: FILE.py:function. Training never sees what it says.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help=r"Sources: \[STAGE\[,STAGE]:]PATH_OR_ID\[#SPLIT]\[@WEIGHT]. Several may follow."),
+    ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(help="Where metrics go besides the run directory: tensorboard, wandb, trackio.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"Run only these stages now: {', '.join(BY_NAME)}.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="Run this stage and all later ones anew.")] = None,
+    force: Annotated[bool, typer.Option(help="Go on past a failed gate.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Check data, models and rewards, print the plan, and stop.")] = False,
     help_all: HelpAll = False,
 ) -> None:
     """Train an assistant: SFT, reward model, PPO. Without arguments: the tiny demo, in minutes on a CPU."""
-    named = {
-        "seed": seed,
-        "actor_model": actor_model,
-        "reward_model": reward_model,
-        "data.sources": data,
-        "rl.rewards": reward,
-        "trackers": track,
-    }
     recipe = recipe or ("" if actor_model else "tiny-cpu")
-    _train(context.obj, recipe, named, run_dir=run_dir, only=only, from_=from_, force=force, dry_run=dry_run)
+    _train(
+        context.obj,
+        recipe,
+        run_dir=run_dir,
+        seed=seed,
+        actor_model=actor_model,
+        reward_model=reward_model,
+        rewards=rewards,
+        judge=judge,
+        data=data,
+        track=track,
+        only=only,
+        from_=from_,
+        force=force,
+        dry_run=dry_run,
+    )
 
 
-@app.command(cls=Configured)
-def sft(
-    context: typer.Context,
-    recipe: Recipe = "",
-    actor_model: ActorModel = None,
-    data: Data = None,
-    run_dir: RunDir = None,
-    seed: Seed = None,
-    track: Track = None,
-    from_: From = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    help_all: HelpAll = False,
-) -> None:
-    """Only stage 1: supervised fine-tuning."""
-    named = {"stages": ["sft"], "seed": seed, "actor_model": actor_model, "data.sources": data, "trackers": track}
-    _train(context.obj, recipe, named, run_dir=run_dir, from_=from_, force=force, dry_run=dry_run)
+def _alone(stage: Stage) -> Callable[..., None]:
+    """The command of one stage: what `train` takes for every stage, and the options of the stage's entry."""
+
+    def command(context: typer.Context, **options: Any) -> None:
+        _train(context.obj, stages=[stage.name], **options)
+
+    parameters = dict(inspect.signature(train).parameters)
+    for name in _OF_SOME:
+        if name not in stage.options:
+            del parameters[name]
+    for name, meaning in stage.options.items():
+        value, option = get_args(parameters[name].annotation)
+        option = copy(option)
+        option.help = meaning
+        parameters[name] = parameters[name].replace(annotation=Annotated[value, option])
+    command.__name__ = stage.name
+    command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    return command
 
 
-@app.command(cls=Configured)
-def reward(
-    context: typer.Context,
-    recipe: Recipe = "",
-    actor_model: Annotated[
-        str | None, typer.Option(help="The SFT model, whose answers give the reward its unit.")
-    ] = None,
-    reward_model: RewardModelBase = None,
-    data: Data = None,
-    run_dir: RunDir = None,
-    seed: Seed = None,
-    track: Track = None,
-    from_: From = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    help_all: HelpAll = False,
-) -> None:
-    """Only stage 2: a reward model from ranked answers."""
-    named = {
-        "stages": ["reward"],
-        "seed": seed,
-        "actor_model": actor_model,
-        "reward_model": reward_model,
-        "data.sources": data,
-        "trackers": track,
-    }
-    _train(context.obj, recipe, named, run_dir=run_dir, from_=from_, force=force, dry_run=dry_run)
-
-
-@app.command(cls=Configured)
-def rl(
-    context: typer.Context,
-    recipe: Recipe = "",
-    actor_model: Annotated[str | None, typer.Option(help="The SFT model: start and reference of PPO.")] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(help=r"Reward models or functions: DIR or FILE.py:function, each \[@WEIGHT]."),
-    ] = None,
-    data: Data = None,
-    run_dir: RunDir = None,
-    seed: Seed = None,
-    track: Track = None,
-    from_: From = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    help_all: HelpAll = False,
-) -> None:
-    """Only stage 3: PPO with ready rewards."""
-    named = {
-        "stages": ["rl"],
-        "seed": seed,
-        "actor_model": actor_model,
-        "rl.rewards": reward,
-        "data.sources": data,
-        "trackers": track,
-    }
-    _train(context.obj, recipe, named, run_dir=run_dir, from_=from_, force=force, dry_run=dry_run)
+for _number, _stage in enumerate(TABLE, 1):
+    app.command(_stage.name, cls=Configured, help=f"Only stage {_number}: {_stage.title}.")(_alone(_stage))
 
 
 @app.command()
@@ -332,8 +283,8 @@ def self_instruct(
         )
 
     from chatsmith.collect.endpoint import Endpoint
-    from chatsmith.collect.progress import Tally
     from chatsmith.collect.self_instruct import self_instruct as collect
+    from chatsmith.collect.tally import Tally
     from chatsmith.screen.console import Screen
 
     asked = Endpoint(endpoint, model, temperature=temperature, max_tokens=max_tokens)
@@ -343,35 +294,38 @@ def self_instruct(
 
 def _train(
     overrides: dict[str, Any],
-    recipe: str,
-    named: dict[str, Any],
+    recipe: str = "",
     *,
     run_dir: Path | None,
+    from_: str | None,
     force: bool,
     dry_run: bool,
     only: Sequence[str] | None = None,
-    from_: str | None = None,
+    help_all: bool = False,
+    **keys: Any,
 ) -> None:
-    from chatsmith.config import STAGES, StageName
-    from chatsmith.resolve import nested, read_recipe, resolve
+    """
+    Args:
+        keys: of the configuration, by their options; None or empty: not given.
+    """
+    from chatsmith.resolve import of_command
 
-    layers = [(recipe, read_recipe(recipe))] if recipe else []
-    given = {key: value for key, value in named.items() if value not in (None, [])}
-    layers += [("command line", nested(given)), ("command line", overrides)]
-    config = resolve(layers)
-    stages: list[StageName] = []
-    for stage in [*(only or STAGES), *([from_] if from_ else [])]:
-        match = next((name for name in STAGES if name == stage), None)
-        if match is None:
-            raise ConfigError(f'no stage "{stage}"; stages are {", ".join(STAGES)}.')
-        stages.append(match)
-    restart_from = stages.pop() if from_ else None
+    notes: list[str] = []
+    config = of_command(
+        recipe, {_KEYS.get(name, name): value for name, value in keys.items()}, overrides, note=notes.append
+    )
+    for stage in filter(None, [*(only or ()), from_]):
+        if stage not in BY_NAME:
+            raise ConfigError(f'no stage "{stage}"; stages are {", ".join(BY_NAME)}.')
+    restart_from = BY_NAME[from_].name if from_ else None
     directory = run_dir or Path("runs") / (Path(recipe).stem or Path(config.actor_model).name)
 
     from chatsmith.intake import say_functions, take_in
     from chatsmith.screen.console import Screen
 
     screen = Screen()
+    for note in notes:
+        screen.line(note, "yellow")
     say_functions(config, rewards=True, say=screen.line)
     if config.data.sources:
         screen.line("Reading the data ...", "dim")
@@ -384,7 +338,7 @@ def _train(
         config,
         directory,
         recipe=recipe or "defaults",
-        only=stages,
+        only=[BY_NAME[stage].name for stage in only or BY_NAME],
         restart_from=restart_from,
         force=force,
         dry_run=dry_run,

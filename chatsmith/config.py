@@ -4,16 +4,53 @@ Defaults are those of a decoder up to 1.3 B parameters; recipes override them an
 made from this file (`make docs`).
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
-StageName = Literal["sft", "reward", "rl"]
-STAGES: tuple[StageName, ...] = ("sft", "reward", "rl")
+StageName = str  # of an entry of stages/table.py
+STAGES: tuple[StageName, ...] = ("sft", "label", "pairs", "reward", "rl")  # that come with chatsmith
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
+Algorithm = Literal["ppo", "rloo", "reinforce++", "reinforce++-baseline", "grpo", "dr-grpo", "dapo", "gspo", "cispo"]
+
+_PLAIN: dict[str, Any] = {
+    "baseline": "critic",
+    "scale": "whiten",
+    "ratio": "token",
+    "surrogate": "clip",
+    "aggregate": "token",
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "cap": None,
+    "kl_in": "reward",
+    "kl_coef": 0.05,
+    "kl_estimator": None,
+    "samples_per_prompt": 1,
+}
+_GROUP: dict[str, Any] = _PLAIN | {"baseline": "group", "scale": "group", "samples_per_prompt": 8}
+_NO_KL: dict[str, Any] = {"kl_in": "loss", "kl_coef": 0.0}
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "ppo": _PLAIN,
+    "rloo": _PLAIN | {"baseline": "others", "scale": "none", "samples_per_prompt": 4},
+    "reinforce++": _PLAIN | {"baseline": "none", "kl_coef": 0.01},
+    "reinforce++-baseline": _PLAIN | {"baseline": "group", "kl_coef": 0.01, "samples_per_prompt": 4},
+    "grpo": _GROUP | {"aggregate": "answer", "kl_in": "loss", "kl_estimator": "k3", "kl_coef": 0.04},
+    "dr-grpo": _GROUP | _NO_KL | {"scale": "none", "aggregate": "constant"},
+    "dapo": _GROUP | _NO_KL | {"clip_high": 0.28, "skip_equal_groups": True, "max_refills": 3, "overlong": 0.2},
+    "gspo": _GROUP | _NO_KL | {"ratio": "answer", "aggregate": "answer", "clip_low": None, "clip_high": None},
+    "cispo": _GROUP
+    | _NO_KL
+    | {"scale": "batch", "surrogate": "cispo", "clip_low": None, "clip_high": None, "cap": 5.0},
+}
+"""What each algorithm of stage 3 sets. A key that is given beside it keeps its value."""
+assert tuple(PRESETS) == get_args(Algorithm)
+
+CRITIC_KEYS = ("critic_lr", "critic_warmup", "gamma", "lam", "returns_lam", "value_clip")
+TOKEN_SIZED = 0.2  # bounds that suit the ratio of a token
 
 
 class Group(BaseModel):
@@ -150,6 +187,18 @@ class SftConfig(OptimizerConfig):
     """`assistant`: its turns; `all`: every token."""
 
 
+class LabelConfig(Group):
+    """Preferences by `judge` between answers of the SFT model, for the reward model; only where `stages` has it."""
+
+    sources: tuple[str, ...] = ()
+    """Prompts that are answered twice, and pairs of answers that are labelled as they stand. Written as `data.sources`,
+    without stage and weight; none: the prompts of rl."""
+    tie: Annotated[float, Field(ge=0)] = 0.0
+    """Difference of the judge's scores up to which there is no preference."""
+    noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of the preferences that are flipped, at most 0.5: people disagree too."""
+
+
 class RewardConfig(OptimizerConfig):
     """Stage 2, the reward model."""
 
@@ -233,10 +282,28 @@ class PairsConfig(OptimizerConfig):
 
 
 class RlConfig(OptimizerConfig):
-    """Stage 3, PPO with a critic. The schedule is over steps, and the same for actor and critic."""
+    """Stage 3. The schedule is over steps, and the same for actor and critic.
+
+    `algorithm` sets twelve keys or more at once, see [algorithms.md](algorithms.md#the-algorithms-of-stage-3); the
+    defaults below are those of `ppo`. Without a critic (`baseline` other than `critic`) its keys have no effect.
+    """
 
     schedule: Literal["cosine", "linear", "constant"] = "constant"
     """After warm-up: `cosine`, `linear` or `constant`."""
+    algorithm: Algorithm = "ppo"
+    """`ppo`, `rloo`, `reinforce++`, `reinforce++-baseline`, `grpo`, `dr-grpo`, `dapo`, `gspo` or `cispo`."""
+    baseline: Literal["critic", "others", "group", "none"] = "critic"
+    """What a reward is compared with: `critic`; the mean of the `others` that answer the prompt, or of their `group`;
+    `none`."""
+    scale: Literal["none", "group", "batch", "whiten"] = "whiten"
+    """Advantages are divided by the deviation of the rewards of a `group` or the `batch`; `whiten`: brought to mean 0
+    and deviation 1 over the tokens of the batch; `none`."""
+    ratio: Literal["token", "answer"] = "token"
+    """Of new to old policy: of each `token`, or of the whole `answer`, as the geometric mean of its tokens."""
+    surrogate: Literal["clip", "cispo"] = "clip"
+    """`clip`: no gradient beyond the bounds; `cispo`: the ratio is capped and tokens keep their gradient."""
+    aggregate: Literal["token", "answer", "constant"] = "token"
+    """The loss is a mean over tokens; over answers; or a sum over answers times `max_new_tokens`."""
     critic_lr: Rate = 5e-5
     """Learning rate of the critic."""
     critic_warmup: Annotated[int, Field(ge=0)] = 0
@@ -247,6 +314,10 @@ class RlConfig(OptimizerConfig):
     """Answers per step."""
     samples_per_prompt: Positive = 1
     """Answers to the same prompt in a step, in one mini-batch where possible; divides `rl.rollouts`."""
+    skip_equal_groups: bool = False
+    """Leave answers out of the update whose prompt got equal rewards for all of its answers."""
+    max_refills: Annotated[int, Field(ge=0)] = 0
+    """How often, at most, a step asks further prompts in place of those that `skip_equal_groups` leaves out."""
     max_new_tokens: Positive = 256
     """Longest answer, in stage 1's greedy check too."""
     temperature: Annotated[float, Field(ge=1e-3)] = 1.0
@@ -265,10 +336,12 @@ class RlConfig(OptimizerConfig):
     """The λ of the advantages."""
     returns_lam: Fraction = 0.95
     """The λ of the critic's returns."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio is clipped at 1 − this."""
-    clip_high: Rate = 0.2
-    """The ratio is clipped at 1 + this."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] | None = 0.2
+    """The ratio is clipped at 1 − this; none, with `ratio = "answer"`: 0.12/√n for an answer of n tokens."""
+    clip_high: Rate | None = 0.2
+    """The ratio is clipped at 1 + this; none, with `ratio = "answer"`: 0.16/√n for an answer of n tokens."""
+    cap: Rate | None = None
+    """Largest ratio of `surrogate = "cispo"`, the ratio itself; none with `clip`."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """Bound on the loss of negative advantages, above 1; none: off."""
     value_clip: Rate | None = 0.2
@@ -290,12 +363,17 @@ class RlConfig(OptimizerConfig):
     kl_horizon: Positive = 10_000
     """Answers over which the controller takes full effect."""
     rewards: tuple[str, ...] = ("trained",)
-    """`trained`, `DIR`, `FILE.py:function`, `package.module:function`, each with an optional `@WEIGHT`; `--reward`."""
+    """`trained`, `DIR`, `FILE.py:function`, `package.module:function`, `http://HOST/PATH`, or one that is ready, see
+    [rewards.md](rewards.md): `number`, `math`, `format`, `constraints`, `constraints-strict`, `repetition`, `overlong`;
+    each with an optional `@WEIGHT`, several multiplied as in `number*format`; `--reward`."""
     score_clip: Rate = 5.0
     """Standardised scores are clipped to ± this."""
     truncated_score: float | Literal["none", "mask"] = -1.0
     """A reward model's standardised score for an answer that hit the limit; `none`: its own score; `mask`: the answer
     is left out."""
+    overlong: Fraction = 0.0
+    """Last share of `max_new_tokens` in which answers lose reward, in a straight line down to −1 at the limit, in place
+    of a `truncated_score` that is a number; 0: off."""
     max_excluded: Fraction = 0.05
     """Share of answers without a finite reward above which the run stops."""
     ptx_coef: Annotated[float, Field(ge=0)] = 0.0
@@ -304,6 +382,13 @@ class RlConfig(OptimizerConfig):
     """Records of such text per optimizer step."""
     eval_prompts: Annotated[int, Field(ge=64)] = 64
     """Held-out prompts scored before and after, at least 64, if there are as many."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        """What is not given is as the algorithm has it."""
+        name = given.get("algorithm", "ppo") if isinstance(given, Mapping) else None
+        return {**PRESETS[name], **given} if isinstance(name, str) and name in PRESETS else given
 
     @model_validator(mode="after")
     def _check(self) -> "RlConfig":
@@ -323,7 +408,68 @@ class RlConfig(OptimizerConfig):
                 'rl.kl_estimator = "k1" in the loss has a gradient of zero in expectation: it would not hold the '
                 'policy. Use "k2" (exact gradient) or "k3" in the loss, or rl.kl_in = "reward"'
             )
+        self._check_groups()
+        self._check_bounds()
         return self
+
+    def _check_groups(self) -> None:
+        compares = (
+            f"rl.baseline = {self.baseline!r}"
+            if self.baseline in ("others", "group")
+            else 'rl.scale = "group"'
+            if self.scale == "group"
+            else "rl.skip_equal_groups"
+            if self.skip_equal_groups
+            else ""
+        )
+        if compares and self.samples_per_prompt < 2:
+            raise ValueError(
+                f"rl.samples_per_prompt = {self.samples_per_prompt}: {compares} compares the answers to a prompt, so "
+                "it takes 2 or more of them. Set it to 4 or 8, or choose an algorithm without groups, such as "
+                'rl.algorithm = "reinforce++"'
+            )
+        if self.scale == "group" and self.kl_in == "reward" and self.kl_coef > 0:
+            raise ValueError(
+                'rl.scale = "group" divides the rewards of each prompt by their deviation, and with rl.kl_in = '
+                f'"reward" the price of KL too: rl.kl_coef = {self.kl_coef} would differ from prompt to prompt. Use '
+                'rl.kl_in = "loss", rl.scale = "none", or rl.kl_coef = 0'
+            )
+        if self.max_refills and not self.skip_equal_groups:
+            raise ValueError(
+                f"rl.max_refills = {self.max_refills} asks further prompts in place of those that rl.skip_equal_groups "
+                "leaves out, and it leaves out none. Set rl.skip_equal_groups = true, or rl.max_refills = 0"
+            )
+
+    def _check_bounds(self) -> None:
+        bounds = {name: getattr(self, name) for name in ("clip_low", "clip_high", "dual_clip")}
+        given = {name: value for name, value in bounds.items() if value is not None}
+        if self.surrogate == "cispo":
+            if self.cap is None:
+                raise ValueError(
+                    'rl.surrogate = "cispo" needs rl.cap, the largest ratio itself: 5 for one update per batch of '
+                    "rollouts, 1.28 to 2 for several"
+                )
+            if given:
+                name, value = next(iter(given.items()))
+                raise ValueError(
+                    f'rl.{name} = {value} does nothing with rl.surrogate = "cispo", whose bound is rl.cap. Set '
+                    f'rl.{name} = "none"'
+                )
+            return
+        if self.cap is not None:
+            raise ValueError(
+                f'rl.cap = {self.cap} does nothing with rl.surrogate = "clip", whose bounds are rl.clip_low and '
+                'rl.clip_high. Set rl.cap = "none", or rl.surrogate = "cispo"'
+            )
+        for name in ("clip_low", "clip_high"):
+            if self.ratio == "token" and bounds[name] is None:
+                raise ValueError(f'rl.{name} = "none" goes with rl.ratio = "answer" alone. Set it, as to 0.2')
+            if self.ratio == "answer" and bounds[name] is not None and bounds[name] >= TOKEN_SIZED:
+                raise ValueError(
+                    f'rl.{name} = {bounds[name]} is the size of a token\'s ratio. With rl.ratio = "answer" it would '
+                    "clip nothing: such a ratio is a mean over n tokens and moves less by 1/sqrt(n). Set it to "
+                    '"none", which follows the length of each answer, or to a smaller number'
+                )
 
 
 class GatesConfig(Group):
@@ -361,7 +507,8 @@ class EngineConfig(Group):
 class WorldConfig(Group):
     """The built-in task world: a model from scratch, demonstrations and preferences made on the spot.
 
-    A recipe with this group takes neither `actor_model` nor `data.sources`. It has no defaults: all keys or none.
+    A recipe with this group takes neither `actor_model` nor `data.sources` nor `judge`: these are files that it writes
+    into the run directory, and a function of chatsmith. It has no defaults: all keys or none.
     """
 
     demonstrations: Positive
@@ -387,23 +534,42 @@ class Config(Group):
 
     seed: int = 1
     """Of models, orders and sampling."""
-    stages: Annotated[tuple[StageName, ...], Field(min_length=1)] = STAGES
-    """Stages that this run has."""
+    stages: Annotated[tuple[StageName, ...], Field(min_length=1)] = ("sft", "reward", "rl")
+    """Stages that this run has, of `sft`, `label`, `pairs`, `reward` and `rl`."""
     actor_model: str = ""
     """Model to start from: directory or hub id; `--actor-model`."""
     reward_model: str = ""
     """Base of stage 2; empty: the SFT model; `--reward-model`."""
+    judge: str = ""
+    """`FILE.py:function` or `package.module:function` that knows how good an answer really is, and that training never
+    sees; see [judge.md](judge.md)."""
+    judge_sources: tuple[str, ...] = ()
+    """Its questions, and pairs of answers by which it looks at the reward model. Written as `data.sources`, without
+    stage and weight; none: the held-out prompts of rl."""
     trackers: tuple[TrackerName, ...] = ()
     """Where metrics go besides the run directory: `tensorboard`, `wandb`, `trackio`; may change when a run is resumed;
     `--track`."""
     data: DataConfig = DataConfig()
     sft: SftConfig = SftConfig()
+    label: LabelConfig = LabelConfig()
     reward: RewardConfig = RewardConfig()
     pairs: PairsConfig = PairsConfig()
     rl: RlConfig = RlConfig()
     gates: GatesConfig = GatesConfig()
     engine: EngineConfig = EngineConfig()
     world: WorldConfig | None = None
+
+    @field_validator("stages")
+    @classmethod
+    def _known(cls, stages: tuple[StageName, ...]) -> tuple[StageName, ...]:
+        from chatsmith.stages.table import BY_NAME  # which says what a stage must know of a configuration
+
+        for place, stage in enumerate(stages):
+            if stage not in BY_NAME:
+                raise ValueError(f'no stage "{stage}"; stages are {", ".join(BY_NAME)}')
+            if stage in stages[:place]:
+                raise ValueError(f'the stage "{stage}" stands there twice. Write it once')
+        return stages
 
 
 GROUPS: dict[str, type[Group]] = {

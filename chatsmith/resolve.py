@@ -1,23 +1,25 @@
 """One configuration out of recipe, options and overrides.
 
 Later sources win: the defaults, a TOML recipe, named command-line options, dotted overrides such as
-`--rl.kl_coef 0.02`. An unknown key is an error that names the nearest known one.
+`--rl.kl_coef 0.02`. An algorithm (`rl.algorithm`) stands for the keys of its preset where it is named: keys that stand
+beside it in the same source, or come later, win over the preset, and the preset wins over what came before. An unknown
+key is an error that names the nearest known one.
 """
 
-import difflib
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from chatsmith.config import GROUPS, Config, SourceConfig
+from chatsmith.config import CRITIC_KEYS, GROUPS, PRESETS, Config, SourceConfig
 from chatsmith.errors import ConfigError
-from chatsmith.screen.text import quoted
+from chatsmith.screen.text import did_you_mean, quoted
 
 LONGEST_RECIPE = 1 << 20  # bytes
+COMMAND_LINE = "command line"
 
 
 def builtin_recipes() -> dict[str, str]:
@@ -43,8 +45,7 @@ def read_recipe(name: str) -> dict[str, Any]:
         return tomllib.loads(recipes[name])
     path = Path(name)
     if not (name.endswith(".toml") or "/" in name) or not path.is_file():
-        near = difflib.get_close_matches(name, recipes, n=1)
-        hint = f'did you mean "{near[0]}"?' if near else "known: " + ", ".join(recipes)
+        hint = did_you_mean(name, recipes) or "known: " + ", ".join(recipes)
         raise ConfigError(f'no recipe or TOML file "{name}"; {hint}')
     try:
         with path.open("rb") as file:
@@ -74,12 +75,12 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             value = next(rest, "")
             if not value or value.startswith("--"):
                 raise ConfigError(f"{name} has no value; write {name} VALUE.")
-        given[key] = _toml_value(value)
+        given[key] = toml_value(value)
     return nested(given)
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"rl.lr": 1} as {"rl": {"lr": 1}}."""
+    """{"data.held_out": 0.1} as {"data": {"held_out": 0.1}}."""
     result: dict[str, Any] = {}
     for key, value in flat.items():
         *groups, last = key.split(".")
@@ -90,20 +91,71 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
+def of_command(
+    recipe: str,
+    options: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    *,
+    note: Callable[[str], None] = lambda text: None,
+) -> Config:
+    """The configuration of a command: its recipe if it has one, its options but those that were not given, overrides.
+
+    Args:
+        options: dotted keys with values; None or an empty list: not given.
+        note: see `resolve`.
+    Raises:
+        ConfigError: see `read_recipe` and `resolve`.
+    """
+    layers = [(recipe, read_recipe(recipe))] if recipe else []
+    given = {key: value for key, value in options.items() if value not in (None, [])}
+    return resolve([*layers, (COMMAND_LINE, nested(given)), (COMMAND_LINE, overrides)], note=note)
+
+
+def resolve(
+    layers: Sequence[tuple[str, Mapping[str, Any]]], *, note: Callable[[str], None] = lambda text: None
+) -> Config:
     """One configuration from (origin, keys) layers, later ones winning key by key.
 
+    Args:
+        note: told of keys of a recipe that have no effect.
     Raises:
         ConfigError: naming the key, the value, the origin, and what would be accepted.
     """
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for origin, keys in layers:
-        for key, value in _flat(keys):
+        flat = dict(_flat(keys))
+        for key in flat:
             _check_key(key, origin)
-            # TOML has no null: "none" turns an optional key off (for the truncated score it is a choice of its own)
-            off = value == "none" and key != "rl.truncated_score"
+        algorithm = flat.get("rl.algorithm")
+        if isinstance(algorithm, str) and algorithm != merged.get("rl.algorithm", "ppo"):
+            for name in PRESETS.get(algorithm, ()):
+                merged.pop(f"rl.{name}", None)
+        for key, value in flat.items():
+            # TOML has no null: "none" turns an optional key off, unless it is a value of the key's own
+            off = value == "none" and "none" not in _choices(key)
             merged[key], origins[key] = None if off else value, origin
+    config = _validated(merged, origins, layers)
+    if idle := _idle(config, merged):
+        typed = [key for key in idle if origins[key] == COMMAND_LINE]
+        why = f'with rl.algorithm = "{config.rl.algorithm}" and rl.baseline = "{config.rl.baseline}" there is no critic'
+        if typed:
+            raise ConfigError(f"{COMMAND_LINE}: {', '.join(typed)}: {why}. Leave it out, or choose another algorithm.")
+        note(f"{origins[idle[0]]}: not used are {', '.join(idle)}: {why}")
+        config = _validated({key: value for key, value in merged.items() if key not in idle}, origins, layers)
+    return config
+
+
+def _idle(config: Config, given: Mapping[str, Any]) -> list[str]:
+    """Keys that are given and have no effect: those of a critic where there is none."""
+    if "rl" not in config.stages or config.rl.baseline == "critic":
+        return []
+    return [f"rl.{name}" for name in CRITIC_KEYS if f"rl.{name}" in given]
+
+
+def _validated(
+    merged: Mapping[str, Any], origins: Mapping[str, str], layers: Sequence[tuple[str, Mapping[str, Any]]]
+) -> Config:
     try:
         return Config.model_validate(nested(merged))
     except ValidationError as error:
@@ -139,8 +191,8 @@ def _source_error(error: ValidationError, sources: Any) -> str:
         where += f' ("{entry["source"]}")'
     key = next(str(tag) for tag in tags if tag in SourceConfig.model_fields or tag in entry)
     if telling["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, SourceConfig.model_fields, n=1)
-        hint = f'did you mean "{near[0]}"?' if near else f"the keys are {', '.join(SourceConfig.model_fields)}."
+        known = SourceConfig.model_fields
+        hint = did_you_mean(key, known) or f"the keys are {', '.join(known)}."
         return f'{where}: unknown key "{key}"; {hint}'
     if telling["type"] == "missing":
         return f'{where} has no "{key}".'
@@ -162,21 +214,30 @@ def known_keys() -> list[str]:
     return own + [f"{name}.{key}" for name, group in GROUPS.items() for key in group.model_fields]
 
 
+def _choices(key: str) -> set[Any]:
+    """The values that a key names one by one."""
+    *groups, name = key.split(".")
+    fields = GROUPS[groups[0]].model_fields if groups else Config.model_fields
+
+    def words(annotation: Any) -> set[Any]:
+        parts = get_args(annotation)
+        return {part for part in parts if isinstance(part, str)}.union(*map(words, parts))
+
+    return words(fields[name].annotation)
+
+
 def _check_key(key: str, origin: str) -> None:
     known = known_keys()
     if key in known:
         return
-    by_last_part = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
-    near = difflib.get_close_matches(key, known, n=1) or by_last_part
-    hint = (
-        f'; did you mean "{near[0]}"?'
-        if near
-        else f"; groups are {', '.join(sorted({k.split('.')[0] for k in known}))}."
-    )
-    raise ConfigError(f'{origin}: unknown key "{key}"{hint}')
+    same_key = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    groups = ", ".join(sorted({name.split(".")[0] for name in known}))
+    hint = did_you_mean(key, known) or did_you_mean(key, same_key[:1], cutoff=0.0) or f"groups are {groups}."
+    raise ConfigError(f'{origin}: unknown key "{key}"; {hint}')
 
 
-def _toml_value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """TOML where it is valid, such as a number or a list, else the text as it stands."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -64,12 +64,16 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Sample:
-    """What a reward function sees: a conversation, the answer to judge, how it ended, and the record it came from."""
+    """What a reward function sees: a conversation, the answer to judge, how it ended, and the record it came from.
+
+    `tokens` is how many were sampled, the end of sequence included; None where nobody counted.
+    """
 
     messages: tuple[Message, ...]
     answer: str
     finish_reason: FinishReason
     record: Record
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,8 @@ class Experience:
     logprobs: "Tensor"  # [B, T] old log-probs
     reference_logprobs: "Tensor"  # [B, T]
     values: "Tensor | None"  # [B, T] old values; None without a critic
-    advantages: "Tensor"  # [B, T] whitened over the valid tokens of the global batch
-    returns: "Tensor | None"  # [B, T] from unwhitened advantages; None without a critic
+    advantages: "Tensor"  # [B, T] scaled as rl.scale says
+    returns: "Tensor | None"  # [B, T] from advantages before scaling; None without a critic
 
     def rows(self, index: Sequence[int]) -> "Experience":
         """The sub-batch of rows `index`, trimmed to its longest row."""

@@ -14,6 +14,7 @@ from chatsmith.data.control import MANY_UNKNOWN
 from chatsmith.evaluate import MIN_PROMPTS, Interval, turning_point
 
 if TYPE_CHECKING:  # which import this
+    from chatsmith.stages.label import LabelReport
     from chatsmith.stages.pairs import PairsReport
     from chatsmith.stages.reward import RewardReport
     from chatsmith.stages.rl import RlReport
@@ -65,7 +66,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge that training does not know says of PPO.
+    """What a judge that training does not know says of stage 3.
 
     `gain` over the SFT model; `last`, the final score; `curve`, (step, the judge's score, reward) on the way.
     """
@@ -76,21 +77,31 @@ class Judged:
 
 
 class _Warnings:
-    """Warnings of a verdict, and what each makes the result unfit for."""
+    """Warnings of a verdict, and what each makes the result unfit for; first those that every stage may begin with."""
 
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.unfit_for: list[str] = []
+    def __init__(self, steps: int, remedy: str, left_out: LeftOut) -> None:
+        self._left_out = left_out
+        self._texts: list[str] = []
+        self._unfit_for: list[str] = []
+        if steps < FEW_STEPS:
+            plural = "s" if steps > 1 else ""
+            self.append("judging the data by it", f"only {steps} optimizer step{plural} of {remedy}")
+        if left_out.of and left_out.too_long > MUCH_LEFT_OUT * left_out.of:
+            self.append(
+                f"{left_out.what} as long as those that were dropped",
+                f"{left_out.too_long / left_out.of:.0%} of the {left_out.what} were dropped as too long: raise "
+                "data.max_tokens, or take a model with a longer context",
+            )
 
     def append(self, unfit_for: str, text: str) -> None:
-        self.texts.append(text)
-        self.unfit_for.append(unfit_for)
+        self._texts.append(text)
+        self._unfit_for.append(unfit_for)
 
-    def verdict(self, problems: list[str], left_out: LeftOut, fact: str, details: str = "") -> Verdict:
+    def verdict(self, problems: list[str], fact: str, details: str = "") -> Verdict:
         """Failed, with all problems first, or passed."""
         rest = "; ".join(filter(None, (fact, details))) if problems else details
-        headline = f"{left_out}{'; '.join(problems) or fact}"
-        return Verdict(not problems, headline, rest, tuple(self.texts), tuple(dict.fromkeys(self.unfit_for)))
+        headline = f"{self._left_out}{'; '.join(problems) or fact}"
+        return Verdict(not problems, headline, rest, tuple(self._texts), tuple(dict.fromkeys(self._unfit_for)))
 
 
 def judge_sft(report: "SftReport", left_out: LeftOut | None = None) -> Verdict:
@@ -100,7 +111,7 @@ def judge_sft(report: "SftReport", left_out: LeftOut | None = None) -> Verdict:
     """
     left_out = left_out or LeftOut(too_long=report.dropped_too_long)
     first, last, guess = report.held_out_loss_first, report.held_out_loss_last, report.guessing_loss
-    warnings = _warnings("sft", report.steps, "more sft.epochs, or a smaller sft.batch", left_out)
+    warnings = _Warnings(report.steps, "sft: more sft.epochs, or a smaller sft.batch", left_out)
     if first > GUESSING_MARGIN * guess:
         warnings.append(
             "building on what these weights knew",
@@ -170,7 +181,22 @@ def judge_sft(report: "SftReport", left_out: LeftOut | None = None) -> Verdict:
     if last < first:
         fact = f"held-out loss fell from {first:.3f} to {last:.3f} nats per token (perplexity {report.perplexity:.2f})"
     unknown = f"{report.unknown_share:.2%} of the tokens are <unk>" if report.unknown_share else ""
-    return warnings.verdict(problems, left_out, fact, unknown)
+    return warnings.verdict(problems, fact, unknown)
+
+
+def judge_label(report: "LabelReport") -> Verdict:
+    """Failed where the reward model would have next to nothing to learn from."""
+    fact = f"{report.different} different preferences between {report.pairs} pairs of answers"
+    left_out = [f"{report.ties} ties"] if report.ties else []
+    left_out += [f"{report.unusable} pairs with an answer that is cut off or empty"] if report.unusable else []
+    details = f"{' and '.join(left_out)} left out" if left_out else ""
+    problems = []
+    if report.different < FEW_PAIRS:
+        problems.append(
+            f"only {report.different} different preferences between {report.pairs} pairs of answers: more prompts, a "
+            "judge that sees more differences, a smaller label.tie, or a larger rl.max_new_tokens"
+        )
+    return Verdict(not problems, problems[0] if problems else fact, details)
 
 
 def judge_reward(
@@ -188,7 +214,7 @@ def judge_reward(
     measured = (
         f"held-out accuracy {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] over {report.pairs} pairs"
     )
-    warnings = _warnings("reward", report.steps, "more reward.epochs, or a smaller reward.batch", left_out)
+    warnings = _Warnings(report.steps, "reward: more reward.epochs, or a smaller reward.batch", left_out)
     if few:
         warnings.append(
             "telling how good it is",
@@ -217,7 +243,7 @@ def judge_reward(
     if blind:
         warnings.append(
             f"judging {', '.join(blind)}",
-            f"it does not see: {', '.join(blind)}. PPO will not improve what its reward does not see",
+            f"it does not see: {', '.join(blind)}. training will not improve what its reward does not see",
         )
     problems = []
     if not accuracy.low > 0.5:
@@ -227,10 +253,10 @@ def judge_reward(
         )
     elif not score_std >= MIN_SCORE_STD:
         problems.append(
-            f"{measured}, but its scores of sampled answers hardly differ (deviation {score_std:.1e}): PPO would have "
-            "no signal. Train longer, or raise reward.lr"
+            f"{measured}, but its scores of sampled answers hardly differ (deviation {score_std:.1e}): training would "
+            "have no signal. Train longer, or raise reward.lr"
         )
-    return warnings.verdict(problems, left_out, "" if problems else measured)
+    return warnings.verdict(problems, "" if problems else measured)
 
 
 def judge_rl(
@@ -241,7 +267,7 @@ def judge_rl(
     gain, means = report.gain(), report.reward_means()
     counted, asked = report.counted_prompts()
     left_out = left_out or LeftOut()
-    warnings = _warnings("rl", report.steps, "a smaller rl.rollouts, or more rl.steps", left_out)
+    warnings = _Warnings(report.steps, "rl: a smaller rl.rollouts, or more rl.steps", left_out)
     best = "EMA" if means["ema"] > means["after"] else "actor"
     if MIN_PROMPTS <= counted < FEW_PROMPTS:
         warnings.append(
@@ -253,6 +279,13 @@ def judge_rl(
             "longer training as it is",
             f"the critic explains nothing (explained variance {report.explained_variance:.2f}): "
             "raise rl.critic_lr or set rl.critic_warmup",
+        )
+    if report.clipped == 0:
+        warnings.append(
+            "several updates per batch of rollouts",
+            "nothing was clipped in any step, so nothing held an update near the policy that gave the answers: lower "
+            'rl.clip_low and rl.clip_high, or raise rl.lr. (With rl.ratio = "answer" leave them out: they follow the '
+            "length of the answers)",
         )
     if after.eos_rate < 0.5:
         warnings.append(
@@ -295,7 +328,7 @@ def judge_rl(
         f"KL {after.kl:.3f} nats per token; the better of actor and EMA is the {best} "
         f"({means['after']:+.3f}, {means['ema']:+.3f})"
     )
-    return warnings.verdict(problems, left_out, fact, details), gain
+    return warnings.verdict(problems, fact, details), gain
 
 
 def judge_pairs(report: "PairsReport", gates: GatesConfig, judged: Judged | None, left_out: LeftOut) -> Verdict:
@@ -306,7 +339,7 @@ def judge_pairs(report: "PairsReport", gates: GatesConfig, judged: Judged | None
     found, before, after = report.implicit, report.before, report.after
     few = found.pairs < FEW_PAIRS
     what = "marked answers" if report.loss == "kto" else "pairs"
-    warnings = _warnings("pairs", report.steps, "more pairs.epochs, or a smaller pairs.batch", left_out)
+    warnings = _Warnings(report.steps, "pairs: more pairs.epochs, or a smaller pairs.batch", left_out)
     if few:
         warnings.append(
             "telling how good it is",
@@ -354,9 +387,7 @@ def judge_pairs(report: "PairsReport", gates: GatesConfig, judged: Judged | None
         f"better answers {found.chosen:+.2f}, worse {found.rejected:+.2f} nats per answer; KL {after.kl:.3f} nats per "
         f"token; answers of {before.length:.0f} -> {after.length:.0f} tokens"
     )
-    return warnings.verdict(
-        problems, left_out, "" if problems and problems[0].startswith(measured) else measured, details
-    )
+    return warnings.verdict(problems, "" if problems and problems[0].startswith(measured) else measured, details)
 
 
 def _out_of_bounds(
@@ -378,21 +409,6 @@ def _out_of_bounds(
             f"{same}"
         )
     return problems
-
-
-def _warnings(stage: str, steps: int, remedy: str, left_out: LeftOut) -> _Warnings:
-    """Those that every stage may begin with."""
-    warnings = _Warnings()
-    if steps < FEW_STEPS:
-        plural = "s" if steps > 1 else ""
-        warnings.append("judging the data by it", f"only {steps} optimizer step{plural} of {stage}: {remedy}")
-    if left_out.of and left_out.too_long > MUCH_LEFT_OUT * left_out.of:
-        warnings.append(
-            f"{left_out.what} as long as those that were dropped",
-            f"{left_out.too_long / left_out.of:.0%} of the {left_out.what} were dropped as too long: raise "
-            "data.max_tokens, or take a model with a longer context",
-        )
-    return warnings
 
 
 def _over_optimised(judged: Judged, reward_last: float) -> str:

@@ -6,7 +6,6 @@ itself tries again after 408, 409, 429, 5xx and lost connections, after as long 
 most).
 """
 
-import asyncio
 import base64
 import importlib.util
 import os
@@ -18,11 +17,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from chatsmith.errors import ConfigError, EndpointError
+from chatsmith.files.replies import LONGEST_QUOTE, RefusedReply, guarded
 from chatsmith.screen.text import one_line
 
 FIRST_TRIES, LATER_TRIES = 3, 9  # a wrong address is known soon; one that has answered is worth half a minute
 FILTERED = ("content_filter", "content_policy_violation", "invalid_prompt")  # codes of OpenAI and Azure
-LONGEST_QUOTE = 300  # characters of what the endpoint says
 LONGEST_BODY = 16 << 20  # bytes; far more than the longest answer with everything around it
 LONGEST_WAIT_S = 900.0  # for a whole reply; the client waits ten minutes for its beginning
 LONGEST_TOKEN = 16  # bytes; longer ones are runs of one character, and none is so long on average
@@ -63,22 +62,6 @@ class Endpoint:
                 )
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-        class Bounded(DefaultAsyncHttpxClient):
-            """Replies up to a length and a time, those of errors too."""
-
-            async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
-                async with asyncio.timeout(LONGEST_WAIT_S):
-                    response = await super().send(request, stream=True, **options)
-                    try:
-                        return type(response)(
-                            response.status_code,
-                            headers=response.headers,
-                            content=await _body(response),
-                            request=request,
-                        )
-                    finally:
-                        await response.aclose()
-
         self.host = _host(url)
         self.model, self.max_tokens = model, max_tokens
         self._temperature = temperature
@@ -91,7 +74,9 @@ class Endpoint:
         self._client = AsyncOpenAI(
             base_url=url,
             api_key=self._key or "none",
-            http_client=Bounded(follow_redirects=False, headers={"Accept-Encoding": "identity"}),
+            http_client=guarded(
+                DefaultAsyncHttpxClient, option="--endpoint", longest=LONGEST_BODY, seconds=LONGEST_WAIT_S
+            ),
         )
 
     async def ask(self, content: str) -> Reply:
@@ -123,8 +108,9 @@ class Endpoint:
                 f"{self.host} did not end its reply within {LONGEST_WAIT_S:.0f} s. Look at its log; lower --parallel "
                 "or --max-tokens; the same command then goes on."
             ) from None
-        except EndpointError as error:
-            raise EndpointError(self.without_key(f"{self.host} {error}")) from None
+        except RefusedReply as error:
+            said = f"{self.host} {error.what}. {error.remedy}; the same command then goes on."
+            raise EndpointError(self.without_key(said)) from None
         except (ValueError, TypeError, AttributeError, RecursionError):  # the body is not JSON, or not of that form
             pass
         self._reached = True
@@ -189,32 +175,6 @@ class Endpoint:
         text = self.without_key(text[: 1000 * LONGEST_QUOTE])
         text = text.replace(self._key, "[the key]") if self._key else text
         return one_line(text)[:LONGEST_QUOTE]
-
-
-async def _body(response: Any) -> bytes:
-    """All of a reply.
-
-    Raises:
-        EndpointError: if it leads elsewhere, is packed, or has no end.
-    """
-    if response.has_redirect_location:
-        where = response.headers["location"][:LONGEST_QUOTE]
-        raise EndpointError(
-            f"sends requests on to {where} ({response.status_code}), which would get the key. "
-            "Give that address to --endpoint if it is meant; the same command then goes on."
-        )
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise EndpointError(
-            "packs its replies, which nobody asked it for. Turn that off; the same command then goes on."
-        )
-    body = bytearray()
-    async for piece in response.aiter_raw():
-        body += piece
-        if len(body) > LONGEST_BODY:
-            raise EndpointError(
-                f"says more than {LONGEST_BODY >> 20} MiB in one reply. Look at its log; the same command then goes on."
-            )
-    return bytes(body)
 
 
 def _counted(count: object, text: str) -> int | None:

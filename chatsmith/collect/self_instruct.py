@@ -20,9 +20,9 @@ from chatsmith.collect import wording
 from chatsmith.collect.endpoint import Endpoint, Reply
 from chatsmith.collect.filters import Known, Language, language, unfit_answer, unfit_instruction
 from chatsmith.collect.journal import Ledger
-from chatsmith.collect.progress import Progress, Tally
+from chatsmith.collect.tally import Progress, Tally
 from chatsmith.data.sources import Source, read_source
-from chatsmith.data.spec import Spec
+from chatsmith.data.spec import STAGES, Spec
 from chatsmith.errors import ChatsmithError, DataError, EndpointError
 from chatsmith.runs.runtime import StopSignals
 from chatsmith.screen.console import Screen
@@ -70,7 +70,8 @@ def self_instruct(
         if ledger:
             screen.line(f"  going on: {len(ledger)} records are there")
         try:
-            with Progress(screen, tally, lambda: stop.received is not None) as progress:
+            progress = Progress(screen, tally, lambda: stop.received is not None)
+            with progress.shown():
                 collection = _Collection(endpoint, texts, spoken, ledger, tally, progress, stop, parallel, seed)
                 asyncio.run(collection.run())
         except _Ended as reason:
@@ -83,7 +84,7 @@ def self_instruct(
     if ended:
         screen.line(f"  {ended}; the same command goes on.", "yellow")
         return 0 if stop.received is None else 128 + stop.received
-    screen.command("chatsmith", "sft", "--actor-model", "MODEL", "--data", output)
+    screen.command("chatsmith", STAGES[0], "--actor-model", "MODEL", "--data", output)
     return 0
 
 

@@ -4,10 +4,31 @@ Orders are functions of (seed, epoch) and nothing else, so that a resumed run co
 """
 
 from collections.abc import Iterator
-
-import numpy as np
+from functools import lru_cache, partial
 
 from chatsmith.seeds import permutation
+
+
+class Order:
+    """Endless indices below `count`, epoch after epoch, each epoch a new permutation.
+
+    Args:
+        drawn: how many have been taken before.
+    """
+
+    def __init__(self, count: int, *, seed: int, drawn: int = 0) -> None:
+        self._permuted = lru_cache(1)(partial(permutation, count, seed))  # of an epoch
+        self._count, self.drawn = count, drawn
+
+    def take(self, size: int) -> list[int]:
+        """The next `size` of them; where an epoch ends, the next one's first follow."""
+        taken: list[int] = []
+        while len(taken) < size:
+            epoch, offset = divmod(self.drawn, self._count)
+            left = self._permuted(epoch)[offset : offset + size - len(taken)].tolist()
+            taken += left
+            self.drawn += len(left)
+        return taken
 
 
 def batches(count: int, *, size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
@@ -16,11 +37,6 @@ def batches(count: int, *, size: int, seed: int, start: int = 0) -> Iterator[lis
     Every epoch is a new permutation; rows that do not fill the last batch of an epoch open the next epoch's first,
     so that every batch has `size` rows and every row is seen once per epoch.
     """
-    epoch, offset = divmod(start * size, count)
-    order = permutation(count, seed, epoch)[offset:]
+    order = Order(count, seed=seed, drawn=start * size)
     while True:
-        while len(order) < size:
-            epoch += 1
-            order = np.concatenate([order, permutation(count, seed, epoch)])
-        yield order[:size].tolist()
-        order = order[size:]
+        yield order.take(size)

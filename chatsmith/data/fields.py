@@ -151,11 +151,9 @@ def is_empty(value: Any) -> bool:
     """Whether a value says nothing: null, blanks, or nothing but such."""
     if isinstance(value, str):
         return value.strip().lower() in _NOTHING
-    return value is None or (isinstance(value, Mapping | list) and all(map(is_empty, _items(value))))
-
-
-def _items(value: Any) -> Any:
-    return value.values() if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return value is None or (isinstance(value, list) and all(map(is_empty, value)))
 
 
 def _is_talk(value: Any) -> bool:

@@ -5,19 +5,16 @@ What a row means is decided in `formats.py`. A row is named "file:line" (.jsonl,
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from chatsmith.data.fields import repeated
 from chatsmith.data.json_rows import is_json, line_rows, list_rows
 from chatsmith.data.lines import CAP, PACKED, Row, lines, too_long
-from chatsmith.data.tables import arrow_rows, parquet_rows
+from chatsmith.data.tables import file_rows
 from chatsmith.errors import DataError
 
-_TEXT = (".json", ".jsonl", ".csv", ".tsv", ".txt")
-_TABLES = (".parquet", ".arrow")
-SUFFIXES = (*_TEXT, *(kind + packed for kind in _TEXT for packed in PACKED), *_TABLES)
-KINDS = f"{', '.join(_TEXT)} (each also with {' or '.join(PACKED)}), {' and '.join(_TABLES)}"
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
 
 
@@ -31,17 +28,7 @@ def read_rows(file: Path) -> Iterator[Row]:
     name = file.name.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
-    if name.endswith(".jsonl"):
-        return line_rows(file)
-    if name.endswith(".json"):
-        return list_rows(file)
-    if name.endswith(".txt"):
-        return _text_rows(file)
-    if name.endswith(".csv"):
-        return _cells(file, ",")
-    if name.endswith(".tsv"):
-        return _cells(file, "\t")
-    return parquet_rows(file) if name.endswith(".parquet") else arrow_rows(file)
+    return next(read(file) for kind, read in (_TEXT | _TABLES).items() if name.endswith(kind))
 
 
 def _text_rows(file: Path) -> Iterator[Row]:
@@ -95,12 +82,24 @@ def _has_paragraphs(file: Path) -> bool:
 def _cells(file: Path, delimiter: str) -> Iterator[Row]:
     """The rows under a line of names. Every cell is text: "007" and "NA" may be answers."""
     csv.field_size_limit(max(CAP, csv.field_size_limit()))  # the default of 128 KiB is less than answers have
-    reading = _Reading(file)
-    reader = csv.reader(reading, delimiter=delimiter, strict=True)
     names: list[str] | None = None
+    begin, size = 1, 0  # of the record that is being read: its first line, and its letters so far
+
+    def read() -> Iterator[str]:
+        nonlocal size
+        for number, text, problem in lines(file):
+            if problem:
+                raise DataError(f"{file}:{number}: {problem}. Skipping cannot help: such a file is read as a whole.")
+            size += len(text) + 1
+            if size > CAP:
+                raise too_long(f"{file}:{begin}", "the record that begins here (perhaps an open quote)")
+            yield text + "\n"
+
+    reader = csv.reader(read(), delimiter=delimiter, strict=True)
     try:
         for cells in reader:
-            origin = reading.finish_record()
+            origin = f"{file}:{begin}"
+            begin, size = reader.line_num + 1, 0
             if not cells:  # a blank line
                 continue
             if names is None:
@@ -113,40 +112,8 @@ def _cells(file: Path, delimiter: str) -> Iterator[Row]:
     except csv.Error as error:
         words = "a quote is opened and never closed" if "unexpected end" in str(error) else str(error)
         raise DataError(
-            f"{reading.finish_record()}: no valid CSV in the record that begins here: {words}. "
-            "Mend it, or export it again."
+            f"{file}:{begin}: no valid CSV in the record that begins here: {words}. Mend it, or export it again."
         ) from None
-
-
-class _Reading:
-    """The lines of a file that makes sense only as a whole; knows where a record over several lines began."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._lines = lines(file)
-        self._number = 0
-        self._begin = 1
-        self._size = 0
-
-    def __iter__(self) -> "_Reading":
-        return self
-
-    def __next__(self) -> str:
-        self._number, text, problem = next(self._lines)
-        if problem:
-            raise DataError(
-                f"{self._file}:{self._number}: {problem}. Skipping cannot help: such a file is read as a whole."
-            )
-        self._size += len(text) + 1
-        if self._size > CAP:
-            raise too_long(f"{self._file}:{self._begin}", "the record that begins here (perhaps an open quote)")
-        return text + "\n"
-
-    def finish_record(self) -> str:
-        """Where the record began whose last line has just been read."""
-        origin = f"{self._file}:{self._begin}"
-        self._begin, self._size = self._number + 1, 0
-        return origin
 
 
 def _check_names(names: list[str], delimiter: str, origin: str) -> None:
@@ -166,3 +133,15 @@ def _check_names(names: list[str], delimiter: str, origin: str) -> None:
             f'{origin}: names a single column "{names[0]}". Are its cells parted by {_DELIMITERS[other]}, '
             f"and not by {_DELIMITERS[delimiter]}? {remedy}."
         )
+
+
+_TEXT: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".json": list_rows,
+    ".jsonl": line_rows,
+    ".csv": partial(_cells, delimiter=","),
+    ".tsv": partial(_cells, delimiter="\t"),
+    ".txt": _text_rows,
+}
+_TABLES: dict[str, Callable[[Path], Iterator[Row]]] = {".parquet": file_rows, ".arrow": file_rows}
+SUFFIXES = (*_TEXT, *(kind + packed for kind in _TEXT for packed in PACKED), *_TABLES)
+KINDS = f"{', '.join(_TEXT)} (each also with {' or '.join(PACKED)}), {' and '.join(_TABLES)}"

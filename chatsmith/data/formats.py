@@ -16,6 +16,7 @@ from typing import Any
 
 from chatsmith.data.fields import Fields, is_empty, is_said, meant, repeated, stands_in, words
 from chatsmith.data.marks import is_mark, is_rank, is_score, mark_of, meaning, the_mark
+from chatsmith.data.spec import ASKING, COMPARING, IMITATING, RANKING, READING
 from chatsmith.data.templates import Template, fill, kind
 from chatsmith.data.turns import (
     alternating,
@@ -38,11 +39,11 @@ _MORE_THAN_A_PROMPT = (
     *("answer", "chosen", "completion", "context", "instances", "output", "rejected", "reply", "response", "selected"),
 )
 NEEDS: Mapping[Stage, str] = {
-    "sft": "an answer that may be imitated",
-    "pairs": "two answers with scores, or a mark",
-    "reward": "two answers with scores",
-    "rl": "a prompt",
-    "ptx": "plain text or an answer",
+    IMITATING: "an answer that may be imitated",
+    COMPARING: "two answers with scores, or a mark",
+    RANKING: "two answers with scores",
+    ASKING: "a prompt",
+    READING: "plain text or an answer",
 }
 _SYSTEM = ("system", "system_prompt")
 _BESIDE = (*_SYSTEM, "context", "history", "input")  # what a prompt may have beside it
@@ -110,26 +111,22 @@ def stages_of(record: Record) -> tuple[Stage, ...]:
     """The stages that a record's fields can serve: sft with an answer, reward with two scored ones, pairs with a marked
     one too, rl, ptx.
     """
-    stages: list[Stage] = []
     good = imitable(record)
-    if good:
-        stages.append("sft")
-    is_ranked = bool(good) and sum(answer.score is not None for answer in record.answers) >= 2
-    if is_ranked or any(answer.is_marked for answer in record.answers):
-        stages.append("pairs")
-    if is_ranked:
-        stages.append("reward")
-    if record.prompt:
-        stages.append("rl")
-    if record.text:
-        stages.append("ptx")
-    return tuple(stages)
+    are_scored = bool(good) and sum(answer.score is not None for answer in record.answers) >= 2
+    serves = {
+        IMITATING: bool(good),
+        COMPARING: are_scored or any(answer.is_marked for answer in record.answers),
+        RANKING: are_scored,
+        ASKING: bool(record.prompt),
+        READING: bool(record.text),
+    }
+    return tuple(stage for stage, can in serves.items() if can)
 
 
 def unable(record: Record, stages: Collection[Stage]) -> list[Stage]:
     """The stages among these that a record cannot serve; an answered prompt is good text too."""
     able = stages_of(record)
-    return [stage for stage in stages if stage not in able and not (stage == "ptx" and "sft" in able)]
+    return [stage for stage in stages if stage not in able and not (stage == READING and IMITATING in able)]
 
 
 def imitable(record: Record) -> tuple[Answer, ...]:
@@ -190,15 +187,18 @@ def _with_fields(fields: frozenset[str]) -> tuple[_Format, ...]:
 @lru_cache(maxsize=1024)
 def _rivals(fitting: tuple[_Format, ...]) -> tuple[_Format, ...]:
     # prompt + chosen + rejected is also "a prompt", and "chosen + rejected": what another one accounts for is no rival
-    return tuple(format for format in fitting if not any(_accounts_for(other, format) for other in fitting))
-
-
-def _accounts_for(format: _Format, other: _Format) -> bool:
-    return other is not format and set(other.required) <= {*format.required, *format.explains}
+    accounted = [(other, {*other.required, *other.explains}) for other in fitting]
+    return tuple(
+        format
+        for format in fitting
+        if not any(names.issuperset(format.required) for other, names in accounted if other is not format)
+    )
 
 
 def _no_format(row: Row) -> DataError:
-    inside = next((name for name, value in row.items() if _is_list_of_objects(value)), None)
+    inside = next(
+        (n for n, v in row.items() if isinstance(v, list) and v and all(isinstance(x, Mapping) for x in v)), None
+    )
     remedy = _likely_mistake(tuple(str(name) for name, value in row.items() if value is not None))
     if not remedy and inside is not None:
         remedy = f'If its records are those of "{inside}", a recipe opens it with rows = "{inside}[]". '
@@ -221,10 +221,6 @@ def _likely_mistake(fields: tuple[str, ...]) -> str:
     most = max((size for size, missing in lacking if len(missing) == 1 < size), default=0)
     missing = sorted({name for size, names in lacking if size == most and len(names) == 1 for name in names})
     return f"Missing is {' or '.join(missing)}. " if missing else ""
-
-
-def _is_list_of_objects(value: object) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(isinstance(item, Mapping) for item in value)
 
 
 def _fields(row: Row) -> str:
@@ -414,11 +410,6 @@ def _order(scores: Sequence[Any]) -> set[tuple[int, int]]:
     return {(i, j) for i, a in numbers for j, b in numbers if a is not None and b is not None and a > b}
 
 
-def _sampled_solutions(row: Fields, prompt: str, answers: str, right: str) -> Record:
-    """Sampled solutions, each marked right or wrong (Qwen2.5-Math)."""
-    return _scored_answers(row, prompt, answers, right)
-
-
 def _better_of_two(row: Row, prompt: str, first: str, second: str, better: str) -> Record:
     """Two answers and the number, 0 or 1, of the better one (SafeRLHF)."""
     if isinstance(row[better], bool) or row[better] not in (0, 1):
@@ -438,10 +429,10 @@ def _weighed(row: Row, prompt: str, first: str, second: str, preference: str) ->
 
 def _passages(row: Row, query: str, positive: str, negative: str) -> Record:
     """A query and passages that answer it or do not (MIRACL): the first of each; some queries have none that does."""
-    templates = {"prompt": "{query}", "chosen": "{positive_passages[0].text}"}
+    asked, best = "{query}", "{positive_passages[0].text}"
     if row[negative] == []:
-        return _one_answer({"prompt": row[query], "answer": fill(templates["chosen"], row)}, "prompt", "answer")
-    return _as(**templates, rejected="{negative_passages[0].text}")(row)
+        return _as(prompt=asked, answer=best)(row)
+    return _as(prompt=asked, chosen=best, rejected="{negative_passages[0].text}")(row)
 
 
 def _one_answer(row: Row, prompt: str, answer: str) -> Record:
@@ -520,85 +511,87 @@ def _ends_as_vicuna_does(row: Row) -> bool:
     return isinstance(row["label"], str) and isinstance(row["prompt"], str) and is_transcript(row["prompt"])
 
 
-# UltraFeedback tells with which system text each answer was sampled
-_ULTRA_FEEDBACK = ("completions[].custom_system_prompt",)
+def _formats(name: str, read: Callable[..., Record], *fields: str, **options: Any) -> list[_Format]:
+    """A format whose fields have several names, each of `fields` one set of them."""
+    return [_Format(name, tuple(names.split()), read, **options) for names in fields]
+
+
 _FORMATS = (
     # UltraFeedback repeats the chosen conversation as `messages`, rm-static the chosen answer as `response`
-    _Format("preference", ("prompt", "chosen", "rejected"), _pair_after_prompt, ("messages", "response")),
-    _Format("preference", ("question", "chosen", "rejected"), _pair_after_prompt),
-    _Format("preference", ("instruction", "chosen", "rejected"), _pair_after_prompt),
-    _Format("preference", ("query", "chosen", "rejected"), _pair_after_prompt),
-    _Format("preference", ("prompt", "response", "rejected_response"), _pair_after_prompt),
-    _Format("preference", ("query", "response", "rejected_response"), _pair_after_prompt),
-    _Format("preference", ("instruction", "response", "rejected_response"), _pair_after_prompt),
-    _Format("preference", ("prompt", "chosen_response", "rejected_response"), _pair_after_prompt),
-    _Format(
-        *("preference", ("context", "chosen", "rejected"), _pair_after_turns),
+    *_formats(
+        *("preference", _pair_after_prompt, "prompt chosen rejected"),
+        explains=("messages", "response"),
+    ),
+    *_formats(
+        *("preference", _pair_after_prompt),
+        *("question chosen rejected", "instruction chosen rejected", "query chosen rejected"),
+        *("prompt response rejected_response", "query response rejected_response"),
+        *("instruction response rejected_response", "prompt chosen_response rejected_response"),
+    ),
+    *_formats(
+        *("preference", _pair_after_turns, "context chosen rejected"),
         fits=lambda row: isinstance(row["context"], list) and not is_empty(row["context"]),
     ),
-    _Format("preference", ("messages", "rejected_response"), _last_turn_and_rejected),
-    _Format("OpenAI preference", ("input", "preferred_output", "non_preferred_output"), _preferred_output),
-    _Format("ShareGPT preference", ("conversations", "chosen", "rejected"), _pair_after_turns),
-    _Format("preference of conversations", ("chosen", "rejected"), _pair, ("messages",)),
-    _Format("preference of conversations", ("chosen_messages", "rejected_messages"), _pair),
-    _Format("scored answers", ("prompt", "answers"), _scored_answers),
-    _Format("scored answers", ("prompt", "responses"), _scored_answers),
-    _Format("scored answers", ("prompt", "completions"), _scored_answers),
-    _Format("scored answers", ("instruction", "completions"), _scored_answers, aside=_ULTRA_FEEDBACK),
-    _Format(
-        "sampled solutions",
-        ("query", "response", "score"),
-        _sampled_solutions,
-        ("question", "answer"),
+    *_formats("preference", _last_turn_and_rejected, "messages rejected_response"),
+    *_formats("OpenAI preference", _preferred_output, "input preferred_output non_preferred_output"),
+    *_formats("ShareGPT preference", _pair_after_turns, "conversations chosen rejected"),
+    *_formats("preference of conversations", _pair, "chosen rejected", explains=("messages",)),
+    *_formats("preference of conversations", _pair, "chosen_messages rejected_messages"),
+    *_formats("scored answers", _scored_answers, "prompt answers", "prompt responses", "prompt completions"),
+    # UltraFeedback tells with which system text each answer was sampled
+    *_formats(
+        *("scored answers", _scored_answers, "instruction completions"),
+        aside=("completions[].custom_system_prompt",),
+    ),
+    # Qwen2.5-Math: each marked right or wrong
+    *_formats(
+        *("sampled solutions", _scored_answers, "query response score"),
+        explains=("question", "answer"),
         fits=lambda row: isinstance(row["response"], list),
         aside=("gt_cot", "pred_score"),
     ),
-    _Format("SafeRLHF", ("prompt", "response_0", "response_1", "better_response_id"), _better_of_two),
-    _Format("AlpacaEval", ("instruction", "output_1", "output_2", "preference"), _weighed),
-    _Format(
+    *_formats("SafeRLHF", _better_of_two, "prompt response_0 response_1 better_response_id"),
+    *_formats("AlpacaEval", _weighed, "instruction output_1 output_2 preference"),
+    *_formats(
         "WebGPT",
-        ("question", "answer_0", "answer_1", "score_0", "score_1"),
         _as(prompt="{question.full_text}", answers=["{answer_0}", "{answer_1}"], scores=["{score_0}", "{score_1}"]),
+        "question answer_0 answer_1 score_0 score_1",
     ),
-    _Format(
+    *_formats(
         "SHP",
-        ("history", "human_ref_A", "human_ref_B", "labels"),
         _as(
             prompt="{history}",
             chosen={"by": "labels", "1": "{human_ref_A}", "0": "{human_ref_B}"},
             rejected={"by": "labels", "1": "{human_ref_B}", "0": "{human_ref_A}"},
         ),
+        "history human_ref_A human_ref_B labels",
     ),
-    _Format("MIRACL", ("query", "positive_passages", "negative_passages"), _passages),
+    *_formats("MIRACL", _passages, "query positive_passages negative_passages"),
     # Stanford Alpaca carries instruction, input and output once more, set in its own template, as `text`
-    _Format("alpaca", ("instruction", "output"), _one_answer, ("text", "input")),
-    _Format("alpaca", ("instruction", "response"), _one_answer),
-    _Format("input and output", ("input", "output"), _one_answer),
+    *_formats("alpaca", _one_answer, "instruction output", explains=("text", "input")),
+    *_formats("alpaca", _one_answer, "instruction response"),
+    *_formats("input and output", _one_answer, "input output"),
     # UltraChat repeats the first user message as `prompt`
-    _Format("chat", ("messages",), _chat, ("prompt",)),
-    _Format("ShareGPT", ("conversations",), _chat, ("prompt",)),
-    _Format("UltraChat", ("data",), _chat, fits=_holds_texts),
-    _Format("question and answer", ("question", "answer"), _one_answer),
-    _Format("question and answer", ("question", "response"), _one_answer),
-    _Format("question and answer", ("query", "response"), _one_answer),
-    _Format("question and answer", ("problem", "solution"), _one_answer, ("answer",)),
-    _Format("question and answer", ("problem", "answer"), _one_answer),
-    _Format("prompt and answer", ("prompt", "answer"), _one_answer),
-    _Format("prompt and answer", ("prompt", "response"), _one_answer),
-    _Format("prompt and answer", ("prompt", "completion"), _one_answer),
+    *_formats("chat", _chat, "messages", explains=("prompt",)),
+    *_formats("ShareGPT", _chat, "conversations", explains=("prompt",)),
+    *_formats("UltraChat", _chat, "data", fits=_holds_texts),
+    *_formats("question and answer", _one_answer, "question answer", "question response", "query response"),
+    *_formats("question and answer", _one_answer, "problem solution", explains=("answer",)),
+    *_formats("question and answer", _one_answer, "problem answer"),
+    *_formats("prompt and answer", _one_answer, "prompt answer", "prompt response", "prompt completion"),
     # a label is an answer only here: beside other prompts it may be a thumb, or what a reward function looks for
-    _Format("prompt and answer", ("prompt", "label"), _one_answer, fits=_ends_as_vicuna_does),
-    _Format("HC3", ("question", "human_answers"), _as(prompt="{question}", answer="{human_answers[0]}")),
+    *_formats("prompt and answer", _one_answer, "prompt label", fits=_ends_as_vicuna_does),
+    *_formats("HC3", _as(prompt="{question}", answer="{human_answers[0]}"), "question human_answers"),
     # its `answer` is a span of the sentence
-    _Format(
-        "JaQuAD", ("question", "sentence", "paragraph"), _as(prompt="{question}", answer="{sentence}"), ("answer",)
+    *_formats(
+        *("JaQuAD", _as(prompt="{question}", answer="{sentence}"), "question sentence paragraph"),
+        explains=("answer",),
     ),
-    _Format("JaQuAD", ("questions", "paragraph"), _as(prompt="{questions[0]}", answer="{paragraph}")),
-    _Format("seed task", ("instruction", "instances"), _only_instance),
-    _Format("user turns", ("turns",), _first_turn),
-    _Format("plain prompt", ("prompt",), _plain_prompt),
-    _Format("plain prompt", ("instruction",), _plain_prompt),
-    _Format("plain text", ("text",), _plain_text),
+    *_formats("JaQuAD", _as(prompt="{questions[0]}", answer="{paragraph}"), "questions paragraph"),
+    *_formats("seed task", _only_instance, "instruction instances"),
+    *_formats("user turns", _first_turn, "turns"),
+    *_formats("plain prompt", _plain_prompt, "prompt", "instruction"),
+    *_formats("plain text", _plain_text, "text"),
 )
 _NAMES = frozenset({*_BESIDE, *(name for format in _FORMATS for name in (*format.required, *format.explains))})
 

@@ -112,16 +112,15 @@ class _Mapped:
             if not isinstance(value, Mapping):
                 raise DataError("the record has no columns to map")
             value = {name: _part(name, fill(template, fields)) for name, template in self._templates.items()}
-        if isinstance(value, Mapping | list):
-            value = self._renamed_in(value)
+        if isinstance(value, Mapping):
+            value = {name: self._renamed(part) for name, part in value.items()}
+        elif isinstance(value, list):
+            value = self._renamed(value)
         record = to_record(value, row.origin, format=self._table.format, used=self._read_here)
         unused = record.unused
         if self._templates:  # what they do not name is known to the user
             unused = (*(name for name in fields.unread() if name not in self._read_here), *unused)
         return replace(self._with_system(record, fields), fields=given, unused=unused)
-
-    def _renamed_in(self, row: Mapping[str, Any] | list[Any]) -> Any:
-        return self._renamed(row) if isinstance(row, list) else {n: self._renamed(part) for n, part in row.items()}
 
     def _renamed(self, part: Any) -> Any:
         """A message, or the messages in a list, under the names that `formats.py` knows; anything else as it is."""

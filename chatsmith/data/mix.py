@@ -14,7 +14,7 @@ import numpy as np
 from chatsmith.data.formats import NEEDS
 from chatsmith.data.records import Chosen
 from chatsmith.data.sources import Source
-from chatsmith.data.spec import STAGES
+from chatsmith.data.spec import IMITATING, READING, STAGES
 from chatsmith.data.split import assign, bit, held_out
 from chatsmith.data.store import Array
 from chatsmith.errors import DataError
@@ -59,18 +59,14 @@ def mix(
     kept = [held_out(source.points, held_out_fraction) for source in sources]
 
     def data(stage: Stage) -> StageData:
-        goes_to = allowed if stage == "ptx" else learning
-        mine = [(place & bit(stage)) > 0 for place in goes_to]
+        mine = [(place & bit(stage)) > 0 for place in (allowed if stage == READING else learning)]
         train = [np.flatnonzero(m & ~k) for m, k in zip(mine, kept, strict=True)]
-        sides = (
-            _blended(sources, train, temperature),
-            [np.flatnonzero(m & k) for m, k in zip(mine, kept, strict=True)],
-        )
-        indices = [
-            np.concatenate([start + rows for start, rows in zip(starts, side, strict=False)] or [starts[:0]])
-            for side in sides
-        ]
-        return StageData(*(Chosen(parts, index, sha256) for index in indices))
+        aside = [np.flatnonzero(m & k) for m, k in zip(mine, kept, strict=True)]
+        return StageData(chosen(_blended(sources, train, temperature)), chosen(aside))
+
+    def chosen(rows: Sequence[Array]) -> Chosen[Record]:
+        index = [start + mine for start, mine in zip(starts, rows, strict=False)]
+        return Chosen(parts, np.concatenate([starts[:0], *index]), sha256)
 
     return {stage: data(stage) for stage in STAGES}
 
@@ -99,7 +95,7 @@ def _allowed(source: Source, stages: Sequence[Stage], on_error: Literal["raise",
     if not named:
         return able & _bits(stages)
     # an answered prompt is good text too, but only where the user says so
-    able = able | np.where(able & bit("sft"), bit("ptx"), 0).astype(np.uint8)
+    able = able | np.where(able & bit(IMITATING), bit(READING), 0).astype(np.uint8)
     here = [stage for stage in named if stage in stages]
     if on_error == "skip":
         return able & _bits(here or named)

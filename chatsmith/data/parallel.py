@@ -72,33 +72,30 @@ def ranges_of(sizes: Array) -> Iterator[range]:
         start = end
 
 
-def in_parallel(work: Callable[[S], T], chunks: Iterable[S], what: str, total: int | None = None) -> Iterator[T]:
+def in_parallel(
+    work: Callable[[S], T], chunks: Iterable[S], what: str, total: int | None = None, *, here: bool = False
+) -> Iterator[T]:
     """`work(chunk)` for each chunk, in order.
 
     Args:
         what: is being done, for the terminal; `total` is how many rows the chunks hold, if that is known.
+        here: in this process alone, for work that remembers.
     Raises:
         DataError: if the system ended one of the processes.
     """
     with progress(what, total) as advance:
-        for size, result in _results(work, iter(chunks)):
+        for size, result in _results(work, iter(chunks), 1 if here else _processes()):
             yield result
             advance(size)
 
 
-def in_turn(work: Callable[[S], T], chunks: Iterable[S], what: str) -> Iterator[T]:
-    """The same in this process, for work that remembers."""
-    with progress(what) as advance:
-        for chunk in chunks:
-            yield work(chunk)
-            advance(len(chunk))
+def _processes() -> int:
+    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES) if sys.platform == "linux" else 1
 
 
-def _results(work: Callable[[S], T], chunks: Iterator[S]) -> Iterator[tuple[int, T]]:
-    first = list(islice(chunks, FEW + 1))
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    processes = min(cores, MOST_PROCESSES) if len(first) > FEW else 1
-    if processes < 2:
+def _results(work: Callable[[S], T], chunks: Iterator[S], processes: int) -> Iterator[tuple[int, T]]:
+    first = list(islice(chunks, FEW + 1)) if processes > 1 else []
+    if len(first) <= FEW:
         yield from ((len(chunk), work(chunk)) for chunk in chain(first, chunks))
         return
     global _work

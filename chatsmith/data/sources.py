@@ -9,7 +9,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from chatsmith.data.files import KINDS, SUFFIXES, read_rows
 from chatsmith.data.formats import NEEDS, unable
 from chatsmith.data.lines import Row
 from chatsmith.data.mapping import Dropped, Reader, reader
-from chatsmith.data.parallel import chunks_of, in_parallel, in_turn
+from chatsmith.data.parallel import chunks_of, in_parallel
 from chatsmith.data.records import Decoded, from_bytes, to_bytes
 from chatsmith.data.spec import Spec
 from chatsmith.data.split import POINT, point
@@ -103,10 +103,17 @@ def read_source(
     named = spec.stages if (on_unfit or on_error) == "skip" else ()
     settings = [str(on_error), str(split_seed), ",".join(named), spec.table.model_dump_json() if spec.table else ""]
 
+    def read_chunk(rows: list[Row]) -> _Read:
+        good, bad = _outcomes(rows, read, on_error, named)
+        said = [repr((r.prompt, [(a.content, a.score) for a in r.answers], r.text, r.fields)) for r, _ in good]
+        points = [point(record, split_seed) for record, _ in good]
+        return _Read([raw for _, raw in good], points, "".join(said).encode(), bad)
+
     def write(writer: Writer) -> dict[str, str]:
         digest = hashlib.sha256()
         for table in tables:
-            _read(table, read, on_error, named, split_seed, writer, digest, in_parallel if not calls else in_turn)
+            found = in_parallel(read_chunk, chunks_of(table.rows), f"Reading {table.name}", here=calls)
+            _write(table.name, found, writer, digest)
             if table.stamp and table.stamp != _stamp(Path(table.name)):
                 raise DataError(f"{table.name}: changed while it was read. Wait until nobody writes it, and try again.")
         return {"sha256": digest.hexdigest()}
@@ -128,25 +135,10 @@ def read_source(
     )
 
 
-def _read(
-    table: _Table,
-    read: Reader,
-    on_error: Literal["raise", "skip"],
-    named: Sequence[Stage],
-    split_seed: int,
-    writer: Writer,
-    digest: Any,
-    run: Callable[..., Iterator["_Read"]],
-) -> None:
-    def read_chunk(rows: list[Row]) -> _Read:
-        good, bad = _outcomes(rows, read, on_error, named)
-        said = [repr((r.prompt, [(a.content, a.score) for a in r.answers], r.text, r.fields)) for r, _ in good]
-        points = [point(record, split_seed) for record, _ in good]
-        return _Read([raw for _, raw in good], points, "".join(said).encode(), bad)
-
+def _write(name: str, found: Iterator[_Read], writer: Writer, digest: Any) -> None:
     count = dropped = 0
     first_bad: Dropped | None = None
-    for chunk in run(read_chunk, chunks_of(table.rows), f"Reading {table.name}"):
+    for chunk in found:
         writer.rows("records", chunk.records)
         writer.numbers("points", chunk.points)
         writer.rows("dropped", [json.dumps(astuple(drop)).encode() for drop in chunk.dropped])
@@ -155,11 +147,11 @@ def _read(
         first_bad = first_bad or next(iter(chunk.dropped), None)
     if first_bad and not count:
         raise DataError(
-            f"{table.name}: none of its {dropped} records can be read, so skipping the bad ones leaves nothing. "
+            f"{name}: none of its {dropped} records can be read, so skipping the bad ones leaves nothing. "
             f"The first: {first_bad.origin}: {first_bad.reason}."
         )
     if not count:
-        raise DataError(f"{table.name} is empty. Give one with records, or take it out of --data.")
+        raise DataError(f"{name} is empty. Give one with records, or take it out of --data.")
 
 
 def _outcomes(

@@ -5,7 +5,6 @@
 Only the text is taken apart here; `sources.py` opens what it names.
 """
 
-import difflib
 import math
 import os
 import re
@@ -14,9 +13,12 @@ from typing import get_args
 
 from chatsmith.config import SourceConfig
 from chatsmith.errors import ConfigError
+from chatsmith.screen.text import did_you_mean
 from chatsmith.types import Stage
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
+# by what each makes of a record: an answer, answers or marks, several answers, its prompt, its text
+IMITATING, COMPARING, RANKING, ASKING, READING = STAGES
 LEARNING = STAGES[:-1]  # each record goes to one of these; any may be text for mixed training too
 _FORM = "[STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]"
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -34,16 +36,6 @@ class Spec:
     split: str | None
     weight: float = 1.0
     table: SourceConfig | None = None
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """One way to cut a spec into its parts; None where a part is absent."""
-
-    stages: str | None
-    location: str
-    split: str | None
-    weight: str | None
 
 
 def as_spec(source: str | SourceConfig) -> Spec:
@@ -67,22 +59,23 @@ def parse_spec(text: str) -> Spec:
         ConfigError: if a stage, the split, the weight or the location is missing or invalid.
     """
     readings = _readings(text)
-    reading = next((reading for reading in readings if _exists(reading.location)), readings[0])
-    if not reading.location:
+    there = (reading for reading in readings if reading[1] and os.path.exists(os.path.expanduser(reading[1])))
+    stages, location, split, weight = next(there, readings[0])
+    if not location:
         raise ConfigError(f'--data "{text}": names no file and no dataset. The form is {_FORM}.')
-    if reading.split == "":
+    if split == "":
         raise ConfigError(f'--data "{text}": nothing follows "#". Write a split, as in "#train", or leave "#" out.')
-    return Spec(_stages(reading.stages, text), reading.location, reading.split, _weight(reading.weight, text))
+    return Spec(_stages(stages, text), location, split, _weight(weight, text))
 
 
-def _readings(text: str) -> list[_Reading]:
-    """All ways to cut the text, those with more parts first."""
+def _readings(text: str) -> list[tuple[str | None, str, str | None, str | None]]:
+    """All ways to cut the text into stages, location, split and weight, None where one is absent; more parts first."""
     heads: list[tuple[str | None, str]] = [(None, text)]
     if ":" in text and not _DRIVE.match(text):
         stages, _, rest = text.partition(":")
         heads.insert(0, (stages, rest))
     return [
-        _Reading(stages, location, split, weight)
+        (stages, location, split, weight)
         for stages, rest in heads
         for before, weight in _cuts(rest, "@")
         for location, split in _cuts(before, "#")
@@ -94,10 +87,6 @@ def _cuts(text: str, mark: str) -> list[tuple[str, str | None]]:
     return [(before, after), (text, None)] if found else [(text, None)]
 
 
-def _exists(location: str) -> bool:
-    return location != "" and os.path.exists(os.path.expanduser(location))
-
-
 def _stages(text: str | None, spec: str) -> tuple[Stage, ...]:
     if text is None:
         return ()
@@ -105,8 +94,8 @@ def _stages(text: str | None, spec: str) -> tuple[Stage, ...]:
     for name in text.split(","):
         stage = next((stage for stage in STAGES if stage == name), None)
         if stage is None:
-            near = difflib.get_close_matches(name.strip().lower(), STAGES, n=1, cutoff=0.4)
-            hint = f'did you mean "{near[0]}"?' if near else f"the stages are {', '.join(STAGES)}."
+            near = did_you_mean(name.strip().lower(), STAGES, cutoff=0.4)
+            hint = near or f"the stages are {', '.join(STAGES)}."
             raise ConfigError(f'--data "{spec}": unknown stage "{name}"; {hint} The form is {_FORM}.')
         if stage in stages:
             raise ConfigError(f'--data "{spec}": stage "{stage}" stands there twice. Write it once.')

@@ -6,7 +6,6 @@ the order of the records nor new ones move any. The side depends on seed and mes
 """
 
 import hashlib
-import itertools
 import unicodedata
 from collections.abc import Mapping
 
@@ -14,11 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chatsmith.data.formats import stages_of
-from chatsmith.data.spec import LEARNING, STAGES
+from chatsmith.data.spec import ASKING, COMPARING, IMITATING, LEARNING, RANKING, STAGES
 from chatsmith.errors import ConfigError
 from chatsmith.types import Record, Stage
 
-_SHARES: Mapping[Stage, int] = {"sft": 0, "pairs": 1, "reward": 1, "rl": 2}  # which number of data.split is whose
+_SHARES: Mapping[Stage, int] = {
+    IMITATING: 0,
+    COMPARING: 1,
+    RANKING: 1,
+    ASKING: 2,
+}  # which number of data.split is whose
 POINT = np.dtype([("stage", "f8"), ("side", "f8"), ("copy", "f8"), ("able", "u1")])
 """What the split must know of a record: three numbers in [0, 1), and the stages that it can serve, as bits."""
 
@@ -59,24 +63,20 @@ def assign(
         ConfigError: if several stages are allowed and the split gives none of them a share.
     """
     goes_to = np.zeros(len(points), np.uint8)
-    share_of = {stage: split[_SHARES[stage]] for stage in LEARNING}
-    every = sum(map(bit, LEARNING))
-    for choice in itertools.product((False, True), repeat=len(LEARNING)):
-        chosen = [stage for stage, is_chosen in zip(LEARNING, choice, strict=True) if is_chosen]
-        bits = list(map(bit, chosen))
-        rows = (allowed & every) == sum(bits)
-        if not bits or not rows.any():
-            continue
-        shares = [share_of[stage] for stage in chosen]
-        if len(bits) > 1 and not sum(shares) > 0:
+    learning = list(map(bit, LEARNING))
+    choices = allowed & sum(learning)
+    for choice in np.unique(choices[choices > 0]):
+        chosen = [i for i, place in enumerate(learning) if choice & place]
+        shares = [split[_SHARES[LEARNING[i]]] if len(chosen) > 1 else 1.0 for i in chosen]
+        if not sum(shares) > 0:
+            names = ", ".join(LEARNING[i] for i in chosen)
             raise ConfigError(
-                f"data.split = {list(split)} (sft, reward or pairs, rl) gives no share to any of {', '.join(chosen)}, "
-                "but some records can only go to one of them. Give one a share above 0, or name a single stage before the "
-                "source."
+                f"data.split = {list(split)} (sft, reward or pairs, rl) gives no share to any of {names}, but "
+                "some records can only go to one of them. Give one a share above 0, or name a stage before the source."
             )
-        bounds = np.cumsum(shares) if len(bits) > 1 else np.ones(1)
+        rows, bounds = choices == choice, np.cumsum(shares)
         stage = np.searchsorted(bounds, points["stage"][rows] * bounds[-1], side="right")
-        goes_to[rows] = np.array(bits, np.uint8)[stage]
+        goes_to[rows] = np.array(learning, np.uint8)[chosen][stage]
     return goes_to
 
 

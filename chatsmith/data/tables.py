@@ -4,6 +4,7 @@ A row holds what JSON can hold. Dates, times and decimal numbers become text; co
 Tables can say in a few bytes that a value stands there a billion times: what they unpack to is counted before it is.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ _MOST_ROWS = 4096  # that become Python values at a time
 _RATIO = 1000  # what a file may unpack to, beyond `_ANY_FILE`; columns that repeat themselves shrink to a 300th
 _ANY_FILE = 1 << 30  # bytes
 _MOST_COUNTED = 1 << 20  # rows that are counted at a time
+_JSON = re.compile(
+    r"null|bool|u?int\d+|halffloat|float|double|(large_)?string(_view)?"
+)  # types of values as JSON has them
 
 
-def parquet_rows(file: Path) -> Iterator[Row]:
-    return table_rows(_parquet_batches(file), str(file), lambda: file.stat().st_size)
-
-
-def arrow_rows(file: Path) -> Iterator[Row]:
-    return table_rows(_arrow_batches(file), str(file), lambda: file.stat().st_size)
+def file_rows(file: Path) -> Iterator[Row]:
+    """The rows of a .parquet or .arrow file."""
+    batches = _parquet_batches if file.name.lower().endswith(".parquet") else _arrow_batches
+    return table_rows(batches(file), str(file), lambda: file.stat().st_size)
 
 
 def dataset_rows(dataset: Any, name: str) -> Iterator[Row]:
@@ -192,17 +194,8 @@ def _is_json(type: Any) -> bool:
 
     if types.is_map(type):  # comes as pairs
         return False
-    if parts := _parts(type):
-        return all(map(_is_json, parts))
-    return bool(
-        types.is_null(type)
-        or types.is_boolean(type)
-        or types.is_integer(type)
-        or types.is_floating(type)
-        or types.is_string(type)
-        or types.is_large_string(type)
-        or types.is_string_view(type)
-    )
+    parts = _parts(type)
+    return all(map(_is_json, parts)) if parts else _JSON.fullmatch(str(type)) is not None
 
 
 def _plain(value: Any) -> Any:

@@ -56,32 +56,13 @@ def fill(template: Template, row: Row) -> Any:
 
 def check(template: Template) -> None:
     """Raises ValueError, saying what is wrong, if a template cannot be read."""
-    if isinstance(template, Mapping):
-        if not isinstance(template.get("by"), str):
-            raise ValueError('a choice names its column as by = "column"')
-        if len(template) == 1:
-            raise ValueError(f'the choice by "{template["by"]}" has nothing to choose from')
-        _steps(str(template["by"]))
-        for value, item in template.items():
-            if value != "by":
-                check(item)
-    elif isinstance(template, str):
-        for path in _paths(template):
-            _steps(path)
-    elif isinstance(template, Sequence):
-        for item in template:
-            check(item)
+    columns(template)
 
 
 def columns(template: Template) -> set[str]:
     """The columns that a template reads."""
-    if isinstance(template, str):
-        paths = list(_paths(template))
-        return {*paths, *(str(_steps(path)[0]) for path in paths)}
-    if isinstance(template, Mapping):
-        by = str(template["by"])
-        return {by, *(name for key, item in template.items() if key != "by" for name in columns(item))}
-    return {name for item in template for name in columns(item)} if isinstance(template, Sequence) else set()
+    paths = list(_paths(template))
+    return {*paths, *(str(_steps(path)[0]) for path in paths)}
 
 
 def at(row: Row, path: str) -> Any:
@@ -157,9 +138,20 @@ def _is_empty(row: Row, path: str) -> bool:
     return value is None or value == [] or (isinstance(value, str) and not value.strip())
 
 
-def _paths(template: str) -> Iterator[str]:
-    for piece in _pieces(template):
-        yield from (part.text for part in piece.parts or (piece,) if part.is_path)
+def _paths(template: Template) -> Iterator[str]:
+    if isinstance(template, Mapping):
+        if not isinstance(template.get("by"), str):
+            raise ValueError('a choice names its column as by = "column"')
+        if len(template) == 1:
+            raise ValueError(f'the choice by "{template["by"]}" has nothing to choose from')
+        yield str(template["by"])
+        template = [item for value, item in template.items() if value != "by"]
+    if isinstance(template, str):
+        for piece in _pieces(template):
+            yield from (part.text for part in piece.parts or (piece,) if part.is_path)
+    elif isinstance(template, Sequence):
+        for item in template:
+            yield from _paths(item)
 
 
 @lru_cache(maxsize=256)

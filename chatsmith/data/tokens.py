@@ -10,7 +10,7 @@ import numpy as np
 
 from chatsmith.data.chat import Encoded
 from chatsmith.data.parallel import in_parallel, ranges_of
-from chatsmith.data.records import sha256_of, sizes_of
+from chatsmith.data.records import Decoded, sha256_of, sizes_of
 from chatsmith.data.store import Array, Entry, Lazy, Ragged, Writer, hash_of, stored
 from chatsmith.errors import ConversationError, DataError
 from chatsmith.types import Record
@@ -44,17 +44,11 @@ def lengths_of(rows: Sequence[Encoded]) -> list[int]:
     return lengths
 
 
-class TokenRows(Lazy[tuple[int, ...]]):
+class TokenRows(Decoded[tuple[int, ...]]):
     """Token ids of prompts, from disk."""
 
     def __init__(self, tokens: Ragged) -> None:
-        self._tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def row(self, index: int) -> tuple[int, ...]:
-        return tuple(self._tokens.row(index).tolist())
+        super().__init__(tokens, lambda raw: tuple(np.frombuffer(raw, np.int32).tolist()))
 
 
 def place_errors(

@@ -1,31 +1,26 @@
 """A look at data must never end what it is for: what goes wrong in it becomes a finding that names the place."""
 
 import traceback
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from chatsmith.errors import ChatsmithError
-from chatsmith.inspection.findings import EXAMPLES, Example, Finding
+from chatsmith.inspection.findings import EXAMPLES, Example, Finding, Severity
 
 T = TypeVar("T")
 _HERE = Path(__file__).parents[1]
-
-
-@dataclass
-class _Failures:
-    tried: int = 0
-    failed: int = 0
-    are_bugs: bool = False
-    examples: list[Example] = field(default_factory=list)
 
 
 class Attempts:
     """Calls what looks at data, and keeps what it raises."""
 
     def __init__(self) -> None:
-        self._failures: dict[str, _Failures] = {}
+        self._tried: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
+        self._bugs: set[str] = set()
+        self._examples: defaultdict[str, list[Example]] = defaultdict(list)
 
     def __call__(self, what: str, where: str, look: Callable[[], T]) -> T | None:
         """What `look` returns; None if it fails.
@@ -34,36 +29,29 @@ class Attempts:
             what: that it fails for, in words of a finding.
             where: the record or the source that it looks at.
         """
-        failures = self._failures.setdefault(what, _Failures())
-        failures.tried += 1
+        self._tried[what] += 1
         try:
             return look()
         except Exception as error:  # whatever it is, training may well go on
-            failures.failed += 1
-            failures.are_bugs |= not isinstance(error, ChatsmithError)
-            if len(failures.examples) < EXAMPLES:
-                failures.examples.append(Example(where, described(error)))
+            self._failed[what] += 1
+            if not isinstance(error, ChatsmithError):
+                self._bugs.add(what)
+            if len(self._examples[what]) < EXAMPLES:
+                self._examples[what].append(Example(where, described(error)))
             return None
 
     def findings(self) -> list[Finding]:
         """One for each kind of failure: an error where nothing at all could be used as it is, else a warning."""
         found = []
-        for what, failures in self._failures.items():
-            if failures.failed:
-                hopeless = failures.failed == failures.tried and not failures.are_bugs
-                remedy = "look at these records, or leave them out"
-                if failures.are_bugs:
-                    remedy = "report it as a bug in chatsmith, with these places; a run is not ended by it"
-                found.append(
-                    Finding(
-                        "error" if hopeless else "warning",
-                        what,
-                        remedy,
-                        failures.failed,
-                        failures.tried,
-                        tuple(failures.examples),
-                    )
+        for what, failed in self._failed.items():
+            severity: Severity = "error" if failed == self._tried[what] else "warning"
+            remedy = "look at these records, or leave them out"
+            if what in self._bugs:
+                severity, remedy = (
+                    "warning",
+                    "report it as a bug in chatsmith, with these places; a run is not ended by it",
                 )
+            found.append(Finding(severity, what, remedy, failed, self._tried[what], tuple(self._examples[what])))
         return found
 
 

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chatsmith.config import Config
-from chatsmith.data.check import SIGNS
 from chatsmith.data.control import MANY_UNKNOWN
 from chatsmith.data.files import KINDS
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData, why_one_sided
+from chatsmith.data.signs import SIGNS
 from chatsmith.data.sources import Source, unread_files
+from chatsmith.data.spec import ASKING
 from chatsmith.errors import ChatsmithError, DataError
 from chatsmith.evaluate import MIN_PROMPTS
 from chatsmith.inspection.attempts import Attempts, described
@@ -46,8 +47,8 @@ from chatsmith.inspection.findings import (
     record_at,
     shortened,
 )
-from chatsmith.inspection.reading import Reader
-from chatsmith.intake import read, share, stages_to_train
+from chatsmith.inspection.readers import Reader
+from chatsmith.intake import read, share, taken
 from chatsmith.screen.text import quoted
 from chatsmith.types import Stage
 
@@ -127,16 +128,14 @@ def facts_of(
     seen = Seen(sum(len(range(0, len(source.records), step)) for source in sources))
     tallies = [tally_of(source, seen, step, attempt) for source in sources]
     places = places_of(data, sources, step)
-    facts = []
-    start = 0
-    for source, tally in zip(sources, tallies, strict=True):
-        end = start + tally.records
-        facts.append(source_facts(source, tally, places[start:end], step))
-        start = end
-    stages: dict[Stage, StageFacts] = {}
-    for stage, sides in data.items():
-        if sides.train or sides.held_out:
-            stages[stage] = stage_facts(stage, sides, readers.get(stage), attempt)
+    ends = np.cumsum([tally.records for tally in tallies], dtype=int)
+    each = zip(sources, tallies, np.split(places, ends), strict=False)  # nothing is left behind the last end
+    facts = tuple(source_facts(source, tally, part, step) for source, tally, part in each)
+    stages = {
+        stage: stage_facts(stage, sides, readers.get(stage), attempt)
+        for stage, sides in data.items()
+        if sides.train or sides.held_out
+    }
     looks: list[Callable[[], Iterable[Finding]]] = [partial(_bad_records, sources, config)]
     looks += [partial(look, source) for source in sources for look in (_of_licence, _unread)]
     looks.append(partial(_of_signs, tallies))
@@ -144,17 +143,16 @@ def facts_of(
         found.append(Finding("error", "nothing to train on", "give a source with records"))
     if data:
         looks.append(partial(_of_stages, config, data, sources, whole_run=whole_run))
-        looks.append(partial(_of_lengths, stages))
-        looks.append(partial(_of_tokens, config, stages))
+        looks += [partial(look, *each, config) for look in (_of_lengths, _of_tokens) for each in stages.items()]
         looks.append(partial(_unused, sources, places, step))
-    looks += [partial(_of_preferences, tallies), partial(_of_marks, tallies), partial(_of_fields, tallies)]
+    looks += [partial(look, tally) for look in (_of_preferences, _of_marks, _of_fields) for tally in tallies]
     if step == 1 and not seen.is_broken:
         found += attempt(COPIES, "", lambda: list(copies(sources, seen, places))) or []
     for look in looks:
         found += attempt("a look at the data that failed", "", partial(_all_of, look)) or []
     found += attempt.findings()
     found.sort(key=lambda finding: (SEVERITIES.index(finding.severity), -finding.count / max(1, finding.of)))
-    return Facts(tuple(facts), stages, shortened(found, sources), "tokens" if readers else "characters", step)
+    return Facts(facts, stages, shortened(found, sources), "tokens" if readers else "characters", step)
 
 
 def _all_of(look: Callable[[], Iterable[Finding]]) -> list[Finding]:
@@ -171,14 +169,12 @@ def _bad_records(sources: Sequence[Source], config: Config) -> Iterator[Finding]
         for source in sources
         for reason in reasons_of(source.dropped)
     ]
-    what = "bad records, which cannot be read"
+    severity: Severity = "warning" if dropped > COPIED * total else "note"
+    remedy = "a run leaves them out and lists them in its manifest"
     if config.data.on_error == "raise":
-        remedy = "mend them, or leave them out with --data.on_error skip: a run stops at the first"
-        yield Finding("error", what, remedy, dropped, total, tuple(examples[: 2 * EXAMPLES]))
-    else:
-        severity: Severity = "warning" if dropped > COPIED * total else "note"
-        remedy = "a run leaves them out and lists them in its manifest"
-        yield Finding(severity, what, remedy, dropped, total, tuple(examples[: 2 * EXAMPLES]))
+        severity, remedy = "error", "mend them, or leave them out with --data.on_error skip: a run stops at the first"
+    what = "bad records, which cannot be read"
+    yield Finding(severity, what, remedy, dropped, total, tuple(examples[: 2 * EXAMPLES]))
 
 
 def _of_licence(source: Source) -> Iterator[Finding]:
@@ -199,13 +195,13 @@ def _of_stages(
     config: Config, data: Mapping[Stage, StageData], sources: Sequence[Source], *, whole_run: bool
 ) -> Iterator[Finding]:
     named = {stage for source in sources for stage in source.spec.stages}
-    for stage in stages_to_train(config):
+    for stage in taken(config, made=False):
         train, held_out = len(data[stage].train), len(data[stage].held_out)
         if train and held_out:
-            if stage == "rl" and held_out < MIN_PROMPTS:
+            if stage == ASKING and held_out < MIN_PROMPTS:
                 severity: Severity = "error" if whole_run or stage in named else "warning"
-                what = f"rl gets {held_out} held-out prompts, and its gate judges from {MIN_PROMPTS} on"
-                yield Finding(severity, what, "raise --data.held_out, or add prompts (--data rl:FILE)")
+                what = f"{stage} gets {held_out} held-out prompts, and its gate judges from {MIN_PROMPTS} on"
+                yield Finding(severity, what, f"raise --data.held_out, or add prompts (--data {stage}:FILE)")
             continue
         if train or held_out or whole_run or stage in named:
             what = f"{stage} gets {train} records to train on and {held_out} held out; it needs both"
@@ -216,35 +212,32 @@ def _of_stages(
             yield Finding("note", what, f"a run with this stage needs another source (--data {stage}:FILE)")
 
 
-def _of_lengths(stages: Mapping[Stage, StageFacts]) -> Iterator[Finding]:
-    for stage, facts in stages.items():
-        if not facts.too_long:
-            continue
+def _of_lengths(stage: Stage, facts: StageFacts, config: Config) -> Iterator[Finding]:
+    if facts.too_long:
         what = f"{stage}: longer than {facts.limit} tokens, and so dropped"
         remedy = "raise --data.max_tokens if the model's context allows it"
-        if stage == "rl":
-            what = f"rl: prompts longer than {facts.limit} tokens, and so dropped: answers need room"
+        if stage == ASKING:
+            what = f"{stage}: prompts longer than {facts.limit} tokens, and so dropped: answers need room"
             remedy += ", or lower --rl.max_new_tokens"
         share_of = facts.too_long / facts.measured
         severity: Severity = "error" if share_of == 1 else "warning" if share_of > TOO_MANY_LONG else "note"
         yield Finding(severity, what, remedy, facts.too_long, facts.measured)
 
 
-def _of_tokens(config: Config, stages: Mapping[Stage, StageFacts]) -> Iterator[Finding]:
+def _of_tokens(stage: Stage, facts: StageFacts, config: Config) -> Iterator[Finding]:
     severity: Severity
-    for stage, facts in stages.items():
-        if facts.unknown:
-            what = f"{stage}: <unk> tokens, for letters that the vocabulary does not have: all are read as the same one"
-            remedy = "take a base model whose tokenizer knows these letters, or falls back to bytes"
-            severity = "warning" if facts.unknown >= MANY_UNKNOWN * facts.tokens else "note"
-            yield Finding(severity, what, remedy, facts.unknown, facts.tokens)
-        if facts.refused:
-            what = f"{stage}: records that the chat template or the tokenizer of the model cannot carry as they are"
+    if facts.unknown:
+        what = f"{stage}: <unk> tokens, for letters that the vocabulary does not have: all are read as the same one"
+        remedy = "take a base model whose tokenizer knows these letters, or falls back to bytes"
+        severity = "warning" if facts.unknown >= MANY_UNKNOWN * facts.tokens else "note"
+        yield Finding(severity, what, remedy, facts.unknown, facts.tokens)
+    if facts.refused:
+        what = f"{stage}: records that the chat template or the tokenizer of the model cannot carry as they are"
+        severity, remedy = "warning", "mend them: a run leaves them out"
+        if config.data.on_error == "raise":
             remedy = "mend them, or leave them out with --data.on_error skip: a run stops at the first"
-            severity = "error" if config.data.on_error == "raise" else "warning"
-            if severity == "warning":
-                remedy = "mend them: a run leaves them out"
-            yield Finding(severity, what, remedy, len(facts.refused), facts.measured, facts.refused[:EXAMPLES])
+            severity = "error"
+        yield Finding(severity, what, remedy, len(facts.refused), facts.measured, facts.refused[:EXAMPLES])
 
 
 def _unused(sources: Sequence[Source], places: NDArray[np.uint16], step: int) -> Iterator[Finding]:
@@ -277,33 +270,28 @@ def _of_signs(tallies: Sequence[Tally]) -> Iterator[Finding]:
             )
 
 
-def _of_preferences(tallies: Sequence[Tally]) -> Iterator[Finding]:
-    for tally in tallies:
-        for word, count in (("longer", tally.longer), ("shorter", tally.shorter)):
-            if tally.pairs >= FEW_PAIRS and count >= ONE_SIDED * tally.pairs:
-                what = f"{name_of(tally.source)}: the better answer is the {word} one"
-                remedy = "add pairs where it is not: a reward model may learn length and nothing else"
-                yield Finding("warning", what, remedy, count, tally.pairs)
+def _of_preferences(tally: Tally) -> Iterator[Finding]:
+    for word, count in (("longer", tally.longer), ("shorter", tally.shorter)):
+        if tally.pairs >= FEW_PAIRS and count >= ONE_SIDED * tally.pairs:
+            what = f"{name_of(tally.source)}: the better answer is the {word} one"
+            remedy = "add pairs where it is not: a reward model may learn length and nothing else"
+            yield Finding("warning", what, remedy, count, tally.pairs)
 
 
-def _of_marks(tallies: Sequence[Tally]) -> Iterator[Finding]:
-    for tally in tallies:
-        if tally.bad:
-            what = f"{name_of(tally.source)}: answers marked bad, which are never imitated"
-            remedy = "their prompts serve rl; the answers keep their marks"
-            yield Finding("note", what, remedy, tally.bad, tally.bad + tally.answered)
-        if tally.lone:
-            what = f"{name_of(tally.source)}: answers with a score and no other answer beside them"
-            remedy = (
-                "stage 1 learns all of them, the worst too: leave those out, or put the answers of a prompt together"
-            )
-            yield Finding("warning", what, remedy, tally.lone, tally.records)
+def _of_marks(tally: Tally) -> Iterator[Finding]:
+    if tally.bad:
+        what = f"{name_of(tally.source)}: answers marked bad, which are never imitated"
+        remedy = "their prompts serve rl; the answers keep their marks"
+        yield Finding("note", what, remedy, tally.bad, tally.bad + tally.answered)
+    if tally.lone:
+        what = f"{name_of(tally.source)}: answers with a score and no other answer beside them"
+        remedy = "stage 1 learns all of them, the worst too: leave those out, or put the answers of a prompt together"
+        yield Finding("warning", what, remedy, tally.lone, tally.records)
 
 
-def _of_fields(tallies: Sequence[Tally]) -> Iterator[Finding]:
-    for tally in tallies:
-        if tally.unused:
-            named = [f"{name} ({count:,})" for name, count in tally.unused.most_common(LISTED_FIELDS)]
-            more = f" and {len(tally.unused) - LISTED_FIELDS} more" if len(tally.unused) > LISTED_FIELDS else ""
-            what = f"{name_of(tally.source)}: fields that no part of a record is made of: {', '.join(named)}{more}"
-            yield Finding("note", what, "reward functions find them in record.fields; a mapping can use them")
+def _of_fields(tally: Tally) -> Iterator[Finding]:
+    if tally.unused:
+        named = [f"{name} ({count:,})" for name, count in tally.unused.most_common(LISTED_FIELDS)]
+        more = f" and {len(tally.unused) - LISTED_FIELDS} more" if len(tally.unused) > LISTED_FIELDS else ""
+        what = f"{name_of(tally.source)}: fields that no part of a record is made of: {', '.join(named)}{more}"
+        yield Finding("note", what, "reward functions find them in record.fields; a mapping can use them")

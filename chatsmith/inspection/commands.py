@@ -1,12 +1,12 @@
 """`chatsmith data check` and `chatsmith data show`. Everything heavy is imported inside."""
 
 import sys
-import tomllib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chatsmith.data.spec import STAGES
 from chatsmith.errors import ConfigError
 from chatsmith.screen.output import say
 
@@ -48,7 +48,7 @@ def check(
     config = _config(context.obj, specs, map, recipe, actor_model, reward_model)
 
     from chatsmith.inspection.check import check as look
-    from chatsmith.inspection.reading import readers
+    from chatsmith.inspection.readers import readers
     from chatsmith.inspection.terminal import draw_facts
     from chatsmith.intake import say_functions
     from chatsmith.screen.console import Screen
@@ -67,7 +67,9 @@ def show(
     specs: Specs = None,
     count: Annotated[int, typer.Option("-n", min=1, help="How many records.")] = 5,
     map: Map = None,
-    stage: Annotated[str, typer.Option(help="As which stage sees them: sft, reward, rl or ptx.")] = "sft",
+    stage: Annotated[
+        str, typer.Option(help=f"As which stage sees them: {', '.join(STAGES[:-1])} or {STAGES[-1]}.")
+    ] = STAGES[0],
     recipe: Recipe = "",
     actor_model: Model = None,
     reward_model: RewardBase = None,
@@ -77,7 +79,6 @@ def show(
     """Show records token by token as a stage sees them, and which tokens it learns."""
     config = _config(context.obj, specs, map, recipe, actor_model, reward_model)
 
-    from chatsmith.data.spec import STAGES
     from chatsmith.intake import read, say_functions, share
 
     seen_by = next((name for name in STAGES if name == stage), None)
@@ -94,7 +95,7 @@ def show(
     dealt = share(config, sources)
 
     from chatsmith.inspection import show as showing
-    from chatsmith.inspection.reading import readers
+    from chatsmith.inspection.readers import readers
     from chatsmith.inspection.terminal import draw_legend, draw_view
 
     reader = readers(config)[seen_by]
@@ -118,16 +119,19 @@ def _config(
     actor_model: str | None,
     reward_model: str | None,
 ) -> "Config":
-    from chatsmith.resolve import nested, read_recipe, resolve
+    from chatsmith.resolve import of_command, toml_value
 
     if map and not specs:
         raise ConfigError("--map says what the columns of sources are: name these as SPECs before it.")
-    mapping = dict(_mapped(entry) for entry in map or ())
+    mapping = {}
+    for entry in map or ():
+        key, found, text = entry.partition("=")
+        if not found or not key:
+            raise ConfigError(f'--map "{entry}": write KEY=VALUE, as in --map prompt="{{question}}".')
+        mapping[key] = toml_value(text)
     sources = [{"source": spec, **mapping} for spec in specs or ()] if mapping else specs
-    given = {"data.sources": sources or None, "actor_model": actor_model, "reward_model": reward_model}
-    named = nested({key: value for key, value in given.items() if value is not None})
-    layers = [(recipe, read_recipe(recipe))] if recipe else []
-    config = resolve([*layers, ("command line", named), ("command line", overrides)])
+    options = {"data.sources": sources, "actor_model": actor_model, "reward_model": reward_model}
+    config = of_command(recipe, options, overrides)
     if config.world is not None:
         raise ConfigError(f"{recipe}: a recipe with a [world] group makes its own data; there is none to look at yet.")
     if not specs and not recipe:
@@ -135,14 +139,3 @@ def _config(
     if sys.stderr.isatty():
         say("Reading ...", error=True)  # torch and transformers alone take seconds
     return config
-
-
-def _mapped(entry: str) -> tuple[str, Any]:
-    """A key and its value: TOML where it is valid (a choice, a list), else the text as it stands."""
-    key, found, text = entry.partition("=")
-    if not found or not key:
-        raise ConfigError(f'--map "{entry}": write KEY=VALUE, as in --map prompt="{{question}}".')
-    try:
-        return key, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, text

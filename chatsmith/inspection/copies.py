@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from chatsmith.data.check import excerpt
 from chatsmith.data.duplicates import BANDS, near_duplicates, similarity, sketch, words
 from chatsmith.data.formats import best_answer, imitable
 from chatsmith.data.mix import StageData
+from chatsmith.data.signs import excerpt
 from chatsmith.data.sources import Source
-from chatsmith.data.spec import LEARNING, STAGES
+from chatsmith.data.spec import IMITATING, LEARNING, STAGES
 from chatsmith.inspection.findings import COPIED, EXAMPLES, Example, Finding, Severity, example, question, record_at
 from chatsmith.types import Record, Stage
 
@@ -30,7 +30,8 @@ class Seen:
         self._count = 0
         self._waiting: list[list[str]] = []
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record) -> int:
+        """Note a record; returns how many there are."""
         asked = words(question(record))
         answer = best_answer(record).content if imitable(record) else ""
         self.whole[self._count] = hash((record.prompt, record.answers, record.text))
@@ -41,6 +42,7 @@ class Seen:
         if len(self._waiting) == BATCH or self._count == len(self.sketches):
             self.sketches[self._count - len(self._waiting) : self._count] = sketch(self._waiting)
             self._waiting = []
+        return self._count
 
 
 def places_of(data: Mapping[Stage, StageData], sources: Sequence[Source], step: int) -> NDArray[np.uint16]:
@@ -129,8 +131,9 @@ def _leaks(
         remedy = "drop one of the two: what is measured on them is memory" + (
             "" if is_error else "; so few of them hardly change a figure" * (len(leaking) <= COPIED * len(kept))
         )
-        pairs = [(int(i), int(trained[np.argmax(key[trained] == key[i])])) for i in leaking[:OTHERS_COMPARED]]
-        ranked = sorted(pairs, key=lambda pair: -_similarity(sources, *pair))[: EXAMPLES - 1]
+        pairs = _pairs(leaking[:OTHERS_COMPARED], trained, key)
+        asked_in = {i: words(question(record_at(sources, i))) for pair in pairs for i in pair}
+        ranked = sorted(pairs, key=lambda pair: -similarity(asked_in[pair[0]], asked_in[pair[1]]))[: EXAMPLES - 1]
         examples = tuple(example for pair in ranked for example in _both(sources, *pair))
         yield Finding("error" if is_error else "warning", what, remedy, len(leaking), len(kept), examples)
 
@@ -160,22 +163,22 @@ def _shared_answers(
     sources: Sequence[Source], answers: NDArray[np.int64], root: NDArray[np.int64], places: NDArray[np.uint16]
 ) -> Iterator[Finding]:
     """Held-out answers of stage 1 that it learns as the answer to another question."""
-    kept = np.flatnonzero((places & bit("sft", 1) > 0) & (answers != 0))
-    trained = np.flatnonzero((places & bit("sft", 0) > 0) & (answers != 0))
+    kept = np.flatnonzero((places & bit(IMITATING, 1) > 0) & (answers != 0))
+    trained = np.flatnonzero((places & bit(IMITATING, 0) > 0) & (answers != 0))
     shared = kept[np.isin(answers[kept], answers[trained]) & ~np.isin(root[kept], root[trained])]
     if not len(shared):
         return
-    pairs = [(int(i), int(trained[np.argmax(answers[trained] == answers[i])])) for i in shared[:1]]
-    examples = tuple(example for pair in pairs for example in _both(sources, *pair))
-    what = "sft: held-out answers that are trained on, word by word, as answers to other questions"
+    examples = tuple(_both(sources, *_pairs(shared[:1], trained, answers)[0]))
+    what = f"{IMITATING}: held-out answers that are trained on, word by word, as answers to other questions"
     severity: Severity = "warning" if len(shared) > COPIED * len(kept) else "note"
     yield Finding(
         severity, what, "a standard answer in many records is learned by heart", len(shared), len(kept), examples
     )
 
 
-def _similarity(sources: Sequence[Source], one: int, two: int) -> float:
-    return similarity(*(words(question(record_at(sources, i))) for i in (one, two)))
+def _pairs(kept: NDArray[np.int64], trained: NDArray[np.int64], key: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Of each held-out record its number, and the first of those trained on that has the same key."""
+    return [(int(i), int(trained[np.argmax(key[trained] == key[i])])) for i in kept]
 
 
 def _both(sources: Sequence[Source], one: int, two: int) -> list[Example]:

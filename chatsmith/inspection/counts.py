@@ -9,17 +9,17 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from chatsmith.data.check import script, signs
 from chatsmith.data.formats import best_answer, imitable
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mapping import Dropped
 from chatsmith.data.mix import StageData
+from chatsmith.data.signs import script, signs
 from chatsmith.data.sources import Source
-from chatsmith.data.spec import STAGES
+from chatsmith.data.spec import READING, STAGES
 from chatsmith.inspection.attempts import Attempts
 from chatsmith.inspection.copies import Seen, bit
 from chatsmith.inspection.findings import EXAMPLES, Example, question
-from chatsmith.inspection.reading import Length, Measured, Reader, character_lengths, measured
+from chatsmith.inspection.readers import Measured, Reader, character_lengths, measured
 from chatsmith.screen.text import quoted
 from chatsmith.types import Record, Stage
 
@@ -113,14 +113,9 @@ def tally_of(source: Source, seen: Seen, step: int, attempt: Attempts) -> Tally:
         record = source.records[index]
         tally.records += 1
         if not seen.is_broken:
-            seen.is_broken = attempt(COPIES, record.origin, partial(_seen, seen, record)) is None
+            seen.is_broken = attempt(COPIES, record.origin, partial(seen.add, record)) is None
         attempt(LOOKED_AT, record.origin, partial(_count, tally, record))
     return tally
-
-
-def _seen(seen: Seen, record: Record) -> bool:
-    seen.add(record)
-    return True
 
 
 def _count(tally: Tally, record: Record) -> None:
@@ -180,28 +175,22 @@ def reasons_of(dropped: Iterable[Dropped]) -> list[Reason]:
 def stage_facts(stage: Stage, sides: StageData, reader: Reader | None, attempt: Attempts) -> StageFacts:
     def look(batch: list[Record]) -> Measured:
         if reader is None:
-            return Measured(character_lengths(stage, batch), 0, 0, 0, [])
+            return Measured(character_lengths(stage, batch))
         return measured(stage, batch, reader)
 
     records = sides.train or sides.held_out
     chosen = range(0, len(records), -(-len(records) // MEASURED))
-    lengths: list[Length] = []
-    dropped = tokens = unknown = 0
-    refused: list[Example] = []
+    parts: list[Measured] = []
     for start in range(0, len(chosen), BATCH):
         batch = [records[index] for index in chosen[start : start + BATCH]]
         try:
-            parts = [look(batch)]
+            parts.append(look(batch))
         except Exception:  # by themselves, to find the one
             alone = [attempt(f"{stage}: {MEASURED_RECORDS}", r.origin, partial(look, [r])) for r in batch]
-            parts = [part for part in alone if part is not None]
-        for part in parts:
-            lengths += part.lengths
-            dropped += part.too_long
-            tokens, unknown = tokens + part.tokens, unknown + part.unknown
-            refused += [Example(origin, reason) for origin, reason in part.refused]
+            parts += [part for part in alone if part is not None]
+    lengths = [length for part in parts for length in part.lengths]
     named = {"prompt": [x.prompt for x in lengths], "answer": [x.answer for x in lengths if x.answer]}
-    if stage == "ptx":
+    if stage == READING:
         named = {"text": [x.whole for x in lengths]}
     elif named["answer"]:
         named["whole"] = [x.whole for x in lengths]
@@ -210,11 +199,11 @@ def stage_facts(stage: Stage, sides: StageData, reader: Reader | None, attempt: 
         held_out=len(sides.held_out),
         lengths={name: _histogram(values) for name, values in named.items() if values},
         measured=len(chosen) if reader else 0,
-        too_long=dropped,
+        too_long=sum(part.too_long for part in parts),
         limit=reader.limit if reader else 0,
-        tokens=tokens,
-        unknown=unknown,
-        refused=tuple(refused),
+        tokens=sum(part.tokens for part in parts),
+        unknown=sum(part.unknown for part in parts),
+        refused=tuple(Example(*each) for part in parts for each in part.refused),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from chatsmith.data.check import excerpt
+from chatsmith.data.signs import excerpt
 from chatsmith.data.sources import Source
 from chatsmith.types import Record
 

@@ -1,9 +1,9 @@
 """What a run writes down about its data: `data.json`, from a look whose cost does not grow with the data."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,28 @@ from chatsmith.errors import DataError
 from chatsmith.files.checkpoint import finite, save_text
 from chatsmith.inspection.attempts import Attempts
 from chatsmith.inspection.check import Facts, facts_of
-from chatsmith.inspection.reading import Reader, readers
+from chatsmith.inspection.readers import Reader, readers
 from chatsmith.inspection.show import View, sample, view
-from chatsmith.intake import share, stages_to_train
+from chatsmith.intake import share, taken
 from chatsmith.types import Record, Stage
 
 FILE = "data.json"
 MOST = 50_000  # records that a run looks at
+SHOWN = 3  # findings, on the screen
 MOST_TOKENS = 400  # of one row of an example
 LOOK = "the data could not be looked at"
 TRIED = 20  # records of which the first that is short enough is the example
+
+
+def look(config: Config, sources: Sequence[Source], directory: Path, say: Callable[[str], None]) -> None:
+    """Once per run, what the data looks like; a person reads it in the report."""
+    if (directory / FILE).exists():
+        return
+    wrong = [finding for finding in write_facts(config, sources, directory).findings if finding.severity != "note"]
+    for finding in wrong[:SHOWN]:
+        say(f"data: {finding.what} ({finding.count} of {finding.of})" if finding.of else finding.what)
+    if len(wrong) > SHOWN:
+        say(f"data: {len(wrong) - SHOWN} more in {FILE} and the report")
 
 
 def write_facts(config: Config, sources: Sequence[Source], directory: Path) -> Facts:
@@ -49,7 +61,7 @@ def _examples(config: Config, sources: Sequence[Source], attempt: Attempts) -> l
     """Of each stage the first of some records that is short enough to be shown whole, or else the first."""
     reading, data = readers(config), share(config, sources)
     examples = []
-    for stage in stages_to_train(config):
+    for stage in taken(config):
         if data[stage].train:
             records = sample(data, stage, TRIED, seed=config.seed)
             what = f"{stage}: examples that cannot be shown"
@@ -74,12 +86,7 @@ def _fits(view: View) -> bool:
 def _written(view: View) -> dict[str, Any]:
     """A view with its tokens as [text, is learned, is special], the first ones of each row."""
     rows = [
-        {
-            "title": row.title,
-            "fate": row.fate,
-            "count": len(row.tokens),
-            "tokens": [[token.text, token.is_learned, token.is_special] for token in row.tokens[:MOST_TOKENS]],
-        }
+        asdict(row) | {"count": len(row.tokens), "tokens": list(map(astuple, row.tokens[:MOST_TOKENS]))}
         for row in view.rows
     ]
-    return {"stage": view.stage, "where": view.where, "note": view.note, "rows": rows}
+    return asdict(view) | {"rows": rows}

@@ -12,8 +12,9 @@ from chatsmith.data.chat import Encoded, encode_texts, token_texts
 from chatsmith.data.formats import stages_of, unable
 from chatsmith.data.mix import StageData
 from chatsmith.data.sources import Source
+from chatsmith.data.spec import STAGES
 from chatsmith.errors import DataError
-from chatsmith.inspection.reading import Reader
+from chatsmith.inspection.readers import Reader
 from chatsmith.seeds import derive_seed
 from chatsmith.stages.reward import encode_ranked
 from chatsmith.stages.rollout import encode_questions
@@ -100,48 +101,56 @@ def view(record: Record, stage: Stage, reader: Reader, config: Config) -> View:
     Raises:
         ModelError: if the chat template cannot be used.
     """
-    make = {"sft": _answered, "reward": _ranked, "rl": _asked, "ptx": _text if record.text else _answered}[stage]
+    reading = _text if record.text else _answered
+    make = dict(zip(STAGES, (_answered, _compared, _ranked, _asked, reading), strict=True))[stage]
     rows, note = make(record, reader, config)
     return View(stage, record.origin, tuple(rows), note)
 
 
 def _answered(record: Record, reader: Reader, config: Config) -> tuple[list[Row], str]:
     (row,), _ = encode_best_answers(reader.tokenizer, [record], stops=reader.stops, max_tokens=sys.maxsize)
-    _, dropped = encode_best_answers(reader.tokenizer, [record], stops=reader.stops, max_tokens=reader.limit)
     row = Encoded(row.tokens, targets_of(row, config.sft.loss_on))
     title = f"the best of {len(record.answers)} answers" if len(record.answers) > 1 else ""
-    return [Row(title, _tokens(reader.tokenizer, row), _too_long(row.tokens, reader) if dropped else "")], ""
+    return [Row(title, _tokens(reader.tokenizer, row), _fate(row.tokens, reader))], ""
 
 
-def _ranked(record: Record, reader: Reader, config: Config) -> tuple[list[Row], str]:
-    (ranked,), _ = encode_ranked(reader.tokenizer, [record], stops=reader.stops, max_tokens=sys.maxsize)
-    _, dropped = encode_ranked(reader.tokenizer, [record], stops=reader.stops, max_tokens=reader.limit)
+def _compared(record: Record, reader: Reader, config: Config) -> tuple[list[Row], str]:
+    return _ranked(record, reader, config, least=1, how="log-probs of the answers are compared with those before")
+
+
+def _ranked(
+    record: Record,
+    reader: Reader,
+    config: Config,
+    *,
+    least: int = 2,
+    how: str = "the score is read at the last token",
+) -> tuple[list[Row], str]:
+    options: dict[str, Any] = {"stops": reader.stops, "max_tokens": sys.maxsize, "least": least}
+    (ranked,), _ = encode_ranked(reader.tokenizer, [record], **options)
     question = _prompt(record, reader)
     rows = []
     for number, (tokens, score) in enumerate(zip(ranked.rows, ranked.scores, strict=True), 1):
         is_answer = [place >= len(question) for place in range(len(tokens))]
-        fate = _too_long(tokens, reader) if len(tokens) > reader.limit else ""
-        rows.append(
-            Row(f"answer {number}, score {score:g}", _tokens(reader.tokenizer, Encoded(tokens, is_answer)), fate)
-        )
-    if dropped:
-        return rows, "dropped: fewer than two answers are short enough"
+        title = f"answer {number}, score {score:g}"
+        rows.append(Row(title, _tokens(reader.tokenizer, Encoded(tokens, is_answer)), _fate(tokens, reader)))
     kept = [number for number, row in enumerate(rows) if not row.fate]
+    if len(kept) < least:
+        return rows, f"dropped: fewer than {'two answers are' if least == 2 else 'one answer is'} short enough"
     pairs = pairs_of([[ranked.scores[number] for number in kept]])
     named = [
         f"{kept[better] + 1} {'>' if target == 1 else '='} {kept[worse] + 1}"
         for better, worse, target in zip(*(x.tolist() for x in (pairs.better, pairs.worse, pairs.target)), strict=True)
     ]
     weight = f", each with weight 1/{len(named)}" if len(named) > 1 else ""
-    return rows, f"the score is read at the last token; pairs: {', '.join(named)}{weight}"
+    return rows, f"{how}; pairs: {', '.join(named) or 'none'}{weight}"
 
 
 def _asked(record: Record, reader: Reader, config: Config) -> tuple[list[Row], str]:
     question = _prompt(record, reader)
-    kept = encode_questions(reader.tokenizer, [record], stops=reader.stops, max_tokens=reader.limit).tokens
     row = Encoded(question, [False] * len(question))
     note = f"here the policy answers, in up to {config.rl.max_new_tokens} tokens, and learns from all of its own"
-    return [Row("", _tokens(reader.tokenizer, row), "" if kept else _too_long(question, reader))], note
+    return [Row("", _tokens(reader.tokenizer, row), _fate(question, reader))], note
 
 
 def _text(record: Record, reader: Reader, config: Config) -> tuple[list[Row], str]:
@@ -155,8 +164,8 @@ def _prompt(record: Record, reader: Reader) -> list[int]:
     return list(prompts.tokens[0])
 
 
-def _too_long(tokens: Sequence[int], reader: Reader) -> str:
-    return f"dropped: {len(tokens)} tokens, and the limit is {reader.limit}"
+def _fate(tokens: Sequence[int], reader: Reader) -> str:
+    return f"dropped: {len(tokens)} tokens, and the limit is {reader.limit}" if len(tokens) > reader.limit else ""
 
 
 def _tokens(tokenizer: Any, row: Encoded) -> tuple[Token, ...]:

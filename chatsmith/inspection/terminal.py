@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.padding import Padding
 from rich.text import Text
 
+from chatsmith.data.spec import ASKING, RANKING
 from chatsmith.inspection.check import Facts
 from chatsmith.inspection.counts import SourceFacts, StageFacts
 from chatsmith.inspection.findings import SEVERITIES, Finding, Severity
@@ -91,7 +92,7 @@ def _draw_stages(console: Console, facts: Facts) -> None:
 def _draw_lengths(console: Console, name: Stage, stage: StageFacts, bins: range, wide: int) -> None:
     for row, (what, histogram) in enumerate(stage.lengths.items()):
         line = Text(f"{name if row == 0 else '':<8}", style="bold").append(f"{what:<8}", style="not bold")
-        is_limited = stage.limit and what == ("prompt" if name == "rl" else "whole")
+        is_limited = stage.limit and what == ("prompt" if name == ASKING else "whole")
         most = max(histogram.counts)
         for number in bins:
             count = histogram.counts[number] if number < len(histogram.counts) else 0
@@ -130,7 +131,9 @@ def draw_view(console: Console, view: "View") -> None:
     console.print(head.append(f"  {view.stage}", style="not bold"), soft_wrap=True)
     for row in view.rows:
         learned = sum(token.is_learned for token in row.tokens)
-        count = f"{len(row.tokens)} tokens" + (f", {learned} of them {_learned(view)}" if learned else "")
+        count = f"{len(row.tokens)} tokens" + (
+            f", {learned} of them {'the answer' if view.stage == RANKING else 'learned'}" if learned else ""
+        )
         _line(console, f"{row.title}: {count}" if row.title else count, "dim")
         if row.fate:
             _line(console, row.fate, "bold red")
@@ -138,10 +141,6 @@ def draw_view(console: Console, view: "View") -> None:
     if view.note:
         _line(console, f"→ {view.note}", "dim")
     console.print()
-
-
-def _learned(view: "View") -> str:
-    return "the answer" if view.stage == "reward" else "learned"
 
 
 def draw_legend(console: Console) -> None:

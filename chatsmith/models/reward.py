@@ -6,8 +6,9 @@ None (or NaN, or inf) excludes a sample from training and is counted.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from chatsmith.functions import load_function
 from chatsmith.models.critic import Critic, critic_from_actor, critic_from_reward_model
 from chatsmith.models.load import context_length, load_reward_model, load_stop_ids, load_tokenizer, same_tokenizer
 from chatsmith.models.scoring import passes_of, sequence_scores
+from chatsmith.rewards.ready import ready
+from chatsmith.rewards.spec import factors, is_code
 from chatsmith.types import Message, Sample
 
 RewardFunction = Callable[[list[Sample]], list[float | None]]
@@ -101,17 +104,63 @@ class Reward:
     mean: float | None = None
     std: float | None = None
 
+    def reasons(self) -> Counter[str]:
+        """Why answers of the last call got no number, where that is known."""
+        return Counter(getattr(self.function, "reasons", ()))
+
+
+@dataclass
+class Product:
+    """Several rewards as one: the product of their raw values, none where one of them gave none."""
+
+    factors: Sequence[Reward]
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def __call__(self, samples: list[Sample]) -> list[float | None]:
+        """
+        Raises:
+            RewardError: also where a factor is below 0: two of them would make a good answer of a bad one.
+        """
+        values = [call(factor, samples) for factor in self.factors]
+        self.reasons = sum((factor.reasons() for factor in self.factors), Counter())
+        for factor, given in zip(self.factors, values, strict=True):
+            least = min((value for value in given if math.isfinite(value)), default=0.0)
+            if least < 0:
+                raise RewardError(
+                    f"reward {factor.name!r} gave {least:g} as a factor, which must be 0 or more. Add it to the "
+                    "others instead, with a weight."
+                )
+        return [math.prod(row) for row in zip(*values, strict=True)]
+
 
 def load_ready_reward(
-    target: str, weight: float, *, name: str | None, dtype: torch.dtype, device: torch.device, max_tokens_per_pass: int
+    target: str,
+    weight: float,
+    *,
+    name: str | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_tokens_per_pass: int,
+    max_new_tokens: int,
 ) -> Reward:
-    """A reward that the user named: a reward model directory, `FILE.py:function` or `package.module:function`.
+    """A reward that the user named: one of `rewards.spec.READY`, an address, `FILE.py:function` or
+    `package.module:function`, several of these with a * between them, or the directory of a reward model.
 
     Raises:
         ConfigError: if it is none of these.
         ModelError: if the directory holds no reward model, or one without `score_mean` and `score_std`.
+        RewardError: if nothing answers at the address.
     """
-    if ":" in target and not Path(target).is_dir():
+    parts = factors(target)
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "max_tokens_per_pass": max_tokens_per_pass}
+    options["max_new_tokens"] = max_new_tokens
+    if len(parts) > 1:
+        product = Product([load_ready_reward(part, 1.0, name=part, **options) for part in parts])
+        return Reward(name or target, product, weight)
+    found = ready(target, limit=max_new_tokens)
+    if found is not None:
+        return Reward(name or target.rpartition("//")[2], found, weight)
+    if is_code(target):
         return Reward(name or target.rpartition(":")[2], load_function(target, kind="reward"), weight)
     tokenizer = load_tokenizer(target)
     model = load_reward_model(target, tokenizer, dtype=dtype, device=device)
@@ -141,6 +190,8 @@ def call(reward: Reward, samples: list[Sample]) -> list[float]:
     """
     try:
         values = reward.function(samples)
+    except RewardError:
+        raise
     except (Exception, SystemExit) as error:
         raise RewardError(
             f"reward {reward.name!r} raised {type(error).__name__}: {error}. Return None for a sample it cannot judge."

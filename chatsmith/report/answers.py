@@ -1,76 +1,42 @@
-"""Answers as the page shows them: before and after PPO, the best and the worst, during training, of two runs."""
+"""Answers as the page shows them: before and after, the best and the worst, during training, of two runs."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from chatsmith.report.reading import RecordedRun, Row, number
+from chatsmith.stages.table import VOICES
 
 OPEN_ANSWERS = 10
 EXTREMES = 5
 MOST_CHARACTERS = 4000  # of one text
 PAGE_CHARACTERS = 300_000  # of all prompts and answers in one list
-POLICIES = {"sft": "SFT", "rl": "PPO", "ema": "PPO, averaged"}
+ENDS = {"stop": "ended by itself", "length": "cut off"}
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Who said what, for which reward (NaN where there is none); `right` where a gold judge knows."""
-
-    who: str
-    text: str
-    reward: float
-    kind: str
-    right: bool | None
+Asked = dict[str, Any]  # a prompt, and answers to it
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A prompt and answers to it, side by side."""
-
-    prompt: str
-    answers: tuple[Answer, ...]
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A list of prompts: some in sight, the others folded, some only in the file."""
-
-    shown: list[Asked]
-    folded: list[Asked]
-    left_out: int
-
-    @property
-    def marked(self) -> bool:
-        """Whether a gold judge has marked any of the answers."""
-        return any(answer.right is not None for each in (*self.shown, *self.folded) for answer in each.answers)
-
-
-def before_and_after(run: RecordedRun) -> Answered | None:
+def before_and_after(run: RecordedRun) -> dict[str, Any]:
     """The held-out prompts with the answers of every policy of the run."""
-    return _within_page([_asked(row) for row in run.samples if isinstance(row.get("prompt"), str)])
+    return _within_page([_asked(row, _policies(run)) for row in run.samples if isinstance(row.get("prompt"), str)])
 
 
 def extremes(run: RecordedRun) -> dict[str, list[Asked]]:
-    """PPO's answers with the highest and the lowest rewards, none in both."""
-    rows = sorted(
-        (row for row in run.samples if math.isfinite(number(row.get("rl_reward")))),
-        key=lambda row: -number(row["rl_reward"]),
-    )
+    """The trained model's answers with the highest and the lowest rewards, none in both."""
+    reward = f"{run.voice}_reward"
+    rewarded = (row for row in run.samples if math.isfinite(number(row.get(reward))))
+    ranked = sorted(rewarded, key=lambda row: -number(row[reward]))
+    rows = [_asked(row, {run.voice: _policies(run)[run.voice]}) for row in ranked]
     count = min(EXTREMES, len(rows) // 2)
-    if not count:
-        return {}
-    worst = reversed(rows[-count:])
-    return {
-        f"The {count} with the highest reward": [_asked(row, ("rl",)) for row in rows[:count]],
-        f"The {count} with the lowest": [_asked(row, ("rl",)) for row in worst],
-    }
+    best, worst = rows[:count], rows[::-1][:count]
+    titles = f"The {count} with the highest reward", f"The {count} with the lowest"
+    return dict(zip(titles, (best, worst), strict=True)) if count else {}
 
 
-def same_prompts(one: RecordedRun, two: RecordedRun) -> Answered | None:
-    """Prompts that both runs were asked, with PPO's answers of both."""
+def same_prompts(one: RecordedRun, two: RecordedRun) -> dict[str, Any]:
+    """Prompts that both runs were asked, with the trained models' answers."""
     there: dict[str, list[Row]] = {}
     for row in two.samples:
         there.setdefault(str(row.get("prompt")), []).append(row)
@@ -79,8 +45,8 @@ def same_prompts(one: RecordedRun, two: RecordedRun) -> Answered | None:
         prompt = str(row.get("prompt"))
         if there.get(prompt):
             other = there[prompt].pop(0)
-            answers = (_answer(row, "rl", one.name, "one"), _answer(other, "rl", two.name, "two"))
-            asked.append(Asked(short(prompt), answers))
+            answers = (_answer(row, one.voice, one.name, "one"), _answer(other, two.voice, two.name, "two"))
+            asked.append({"prompt": short(prompt), "answers": answers})
     return _within_page(asked)
 
 
@@ -89,29 +55,36 @@ def during_training(run: RecordedRun) -> list[tuple[int, list[Asked]]]:
     rows = [row for row in run.answers if math.isfinite(number(row.get("step"))) and "answer" in row]
     steps = []
     for step, group in groupby(rows, key=lambda row: int(row["step"])):
-        asked = [
-            Asked(short(row.get("prompt", "")), (_answer(row | {"rl": row["answer"]}, "rl", _end(row), "rl"),))
-            for row in group
-        ]
-        kept = _within_page(asked)
-        if kept is not None:
-            steps.append((step, kept.shown + kept.folded))
+        kept = _within_page([_asked(row, {"answer": ENDS.get(str(row.get("end")), "answer")}) for row in group])
+        steps.append((step, kept["shown"] + kept["folded"]))
     return steps
 
 
-def _end(row: Row) -> str:
-    return {"stop": "ended by itself", "length": "cut off"}.get(str(row.get("end")), "answer")
+def _policies(run: RecordedRun) -> dict[str, str]:
+    """The keys of answers, each with who gave it, for people."""
+    return {name: voice.short.replace("PPO", run.algorithm) for name, voice in VOICES.items()}
 
 
-def _asked(row: Row, policies: Iterable[str] = tuple(POLICIES)) -> Asked:
-    answers = tuple(_answer(row, key, POLICIES[key], key) for key in policies if isinstance(row.get(key), str))
-    return Asked(short(row.get("prompt", "")), answers)
+def _asked(row: Row, whose: Mapping[str, str]) -> Asked:
+    """A prompt with the answers that there are.
+
+    Args:
+        whose: the keys of answers, each with who gave it, for people.
+    """
+    answers = [_answer(row, key, who, key) for key, who in whose.items() if isinstance(row.get(key), str)]
+    return {"prompt": short(row.get("prompt", "")), "answers": answers}
 
 
-def _answer(row: Row, key: str, who: str, kind: str) -> Answer:
-    reward = row.get(f"{key}_reward", row.get("reward"))
+def _answer(row: Row, key: str, who: str, kind: str) -> dict[str, Any]:
+    """Who said what, for which reward (NaN where there is none); `right` where a gold judge knows."""
     right = row.get(f"{key}_right")
-    return Answer(who, short(row.get(key, "")), number(reward), kind, right if isinstance(right, bool) else None)
+    return {
+        "who": who,
+        "text": short(row.get(key, "")),
+        "reward": number(row.get(f"{key}_reward", row.get("reward"))),
+        "kind": kind,
+        "right": right if isinstance(right, bool) else None,
+    }
 
 
 def short(text: Any) -> str:
@@ -120,13 +93,18 @@ def short(text: Any) -> str:
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} … (of {len(text)} characters)"
 
 
-def _within_page(asked: Sequence[Asked]) -> Answered | None:
-    """As many as the page has room for, the first ones in sight."""
+def _within_page(asked: Sequence[Asked]) -> dict[str, Any]:
+    """As many as the page has room for: some in sight, the others folded, some only in the file; empty if none.
+
+    Any of them is `marked` where a gold judge has marked an answer.
+    """
     kept: list[Asked] = []
     room = PAGE_CHARACTERS
     for each in asked:
-        room -= 200 + len(each.prompt) + sum(len(answer.text) for answer in each.answers)
+        room -= 200 + len(each["prompt"]) + sum(len(answer["text"]) for answer in each["answers"])
         if room < 0 and kept:
             break
         kept.append(each)
-    return Answered(kept[:OPEN_ANSWERS], kept[OPEN_ANSWERS:], len(asked) - len(kept)) if kept else None
+    parts = {"shown": kept[:OPEN_ANSWERS], "folded": kept[OPEN_ANSWERS:], "left_out": len(asked) - len(kept)}
+    marked = any(answer["right"] is not None for each in kept for answer in each["answers"])
+    return parts | {"marked": marked} if kept else {}

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
 from chatsmith.evaluate import CLEAR_CHANGE, turning_point
 from chatsmith.report import figures
 from chatsmith.report.figures import Line
-from chatsmith.report.reading import RecordedRun, number, numbers
-from chatsmith.stages.table import BY_NAME, TABLE
+from chatsmith.report.reading import Curve, RecordedRun, algorithms
+from chatsmith.stages.table import PAIRS, REWARD, RL, SFT, Stage
 
 RUN_COLOURS = ("one", "two")  # of runs beside each other, and of two metrics of one run
 
@@ -19,123 +20,48 @@ RUN_COLOURS = ("one", "two")  # of runs beside each other, and of two metrics of
 class Chart:
     """One small diagram: metrics of a stage over its steps, each with its short name."""
 
-    stage: str
-    title: str
-    about: str
+    stage: Stage
+    title: str  # by which the template has words for it
     metrics: tuple[tuple[str, str], ...]
-    unit: str = ""
     percent: bool = False
     log: bool = False
     floor: float | None = None
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A diagram with its caption."""
-
-    title: str
-    about: str
-    unit: str
-    svg: Markup
-    keys: tuple[tuple[str, str, bool], ...] = ()  # name, colour, dashed
-    last: str = ""
+    is_reward: bool = False  # one of several, named by the user
 
 
 CHARTS = (
+    Chart(SFT, "SFT loss", (("sft/loss", "training"), ("sft/held_out_loss", "held out"))),
+    Chart(PAIRS, "Loss over pairs", (("pairs/loss", "training"),)),
     Chart(
-        "sft",
-        "SFT loss",
-        "How surprised the model is by good answers; held-out ones it never trained on.",
-        (("sft/loss", "training"), ("sft/held_out_loss", "held out")),
-        unit="nats per token",
-    ),
-    Chart("reward", "Reward model loss", "Of pairs of answers; 0.69 is guessing.", (("reward/loss", "training"),)),
-    Chart(
-        "reward",
-        "Reward model accuracy",
-        "Training pairs in which the better answer scores higher.",
-        (("reward/accuracy", "accuracy"),),
+        PAIRS,
+        "Pairs told apart",
+        (("pairs/held_out_accuracy", "held out"), ("pairs/accuracy", "training")),
         percent=True,
     ),
-    Chart(
-        "rl",
-        "Reward",
-        "What PPO maximises, without the price of KL, on the prompts it trains on: the figures of the verdict are of "
-        "held-out ones. Where a reward model gives it, 0 is the mean of its scores over the SFT model's answers, and 1 "
-        "their standard deviation.",
-        (("rl/reward_mean", "reward"),),
-    ),
-    Chart(
-        "rl",
-        "KL per token",
-        "How far the policy was from the SFT model before each step's update (k3, never negative). The verdict's KL is "
-        "the finished policy's, on held-out prompts.",
-        (("rl/kl", "KL"),),
-        unit="nats",
-    ),
-    Chart(
-        "rl",
-        "KL per answer",
-        "Summed over each answer, as the penalty counts it (k1): not the KL per token times the length.",
-        (("rl/kl_sequence", "KL"),),
-        unit="nats",
-    ),
-    Chart(
-        "rl",
-        "Entropy",
-        "How open the choice of the next token is. Near 0 it always says the same.",
-        (("rl/entropy", "entropy"),),
-        unit="nats per token",
-    ),
-    Chart("rl", "Answer length", "With the token that ends it.", (("rl/answer_length", "length"),), unit="tokens"),
-    Chart(
-        "rl",
-        "How answers end",
-        "By themselves, or cut off at the limit.",
-        (("rl/eos_rate", "by themselves"), ("rl/truncation_rate", "cut off")),
-        percent=True,
-    ),
-    Chart(
-        "rl",
-        "Explained variance",
-        "How much of the outcome the critic foresees: 1 is all, below 0 is worse than no critic.",
-        (("rl/explained_variance", "critic"),),
-        floor=-1.1,
-    ),
-    Chart(
-        "rl",
-        "Clip fraction",
-        "Tokens on which one step changed the policy by more than it may.",
-        (("rl/clip_fraction", "tokens"),),
-        percent=True,
-    ),
-    Chart(
-        "rl",
-        "Gradient norm",
-        "Before clipping.",
-        (("rl/grad_norm_actor", "actor"), ("rl/grad_norm_critic", "critic")),
-        log=True,
-    ),
-    Chart(
-        "rl",
-        "Loss on mixed-in text",
-        "Whether the model forgets language while it learns to please.",
-        (("rl/ptx_loss", "loss"),),
-        unit="nats per token",
-    ),
+    Chart(PAIRS, "Likelihood gained", (("pairs/chosen", "better answers"), ("pairs/rejected", "worse answers"))),
+    Chart(REWARD, "Reward model loss", (("reward/loss", "training"),)),
+    Chart(REWARD, "Reward model accuracy", (("reward/accuracy", "accuracy"),), percent=True),
+    Chart(RL, "Reward", (("rl/reward_mean", "reward"),)),
+    Chart(RL, "KL per token", (("rl/kl", "KL"),)),
+    Chart(RL, "KL per answer", (("rl/kl_sequence", "KL"),)),
+    Chart(RL, "Entropy", (("rl/entropy", "entropy"),)),
+    Chart(RL, "Answer length", (("rl/answer_length", "length"),)),
+    Chart(RL, "How answers end", (("rl/eos_rate", "by themselves"), ("rl/truncation_rate", "cut off")), percent=True),
+    Chart(RL, "Explained variance", (("rl/explained_variance", "critic"),), floor=-1.1),
+    Chart(RL, "Clip fraction", (("rl/clip_fraction", "tokens"),), percent=True),
+    Chart(RL, "Gradient norm", (("rl/grad_norm_actor", "actor"), ("rl/grad_norm_critic", "critic")), log=True),
+    Chart(RL, "Loss on mixed-in text", (("rl/ptx_loss", "loss"),)),
 )
-GOLD = Chart(
-    "rl", "Gold score", "Of held-out tasks, by a judge in code that training never sees.", (("gold/total", ""),)
-)
-RARE = ("sft/held_out_loss", "gold/total")  # measured a few times per stage
+GOLD = Chart(RL, "Gold score", (("gold/total", ""),))
+RARE = ("sft/held_out_loss", "pairs/held_out_accuracy", "gold/total")  # measured a few times per stage
 
 
-def draw(chart: Chart, runs: Sequence[RecordedRun]) -> Drawn | None:
-    """The chart of one run, or of two in two colours; None where no run has its metrics."""
+def draw(chart: Chart, runs: Sequence[RecordedRun]) -> dict[str, Any]:
+    """The chart of one run, or of two in two colours, with its keys and last value; empty where no run has it."""
     lines, keys, last = [], [], []
     for run_index, run in enumerate(runs):
         for index, (metric, name) in enumerate(chart.metrics):
-            x, y = gold_curve(run) if metric == "gold/total" else run.column(chart.stage, metric)
+            x, y = gold_curve(run) if metric == "gold/total" else run.column(chart.stage.name, metric)
             if not any(map(math.isfinite, y)):
                 continue
             colour = RUN_COLOURS[run_index if len(runs) > 1 else index]
@@ -146,130 +72,85 @@ def draw(chart: Chart, runs: Sequence[RecordedRun]) -> Drawn | None:
             settled = figures.running_mean(y) if figures.is_noisy(y) else y  # as the eye reads the bold curve
             last.append(next(value for value in reversed(settled) if math.isfinite(value)))
     if not lines:
-        return None
+        return {}
     shown = "" if len(chart.metrics) > 1 or len(runs) > 1 else f"{last[0]:.0%}" if chart.percent else f"{last[0]:.3g}"
-    name = f"{chart.stage} {chart.title} {chart.metrics[0][0]}"
+    name = f"{chart.stage.name} {chart.title} {chart.metrics[0][0]}"
     svg = figures.curves(name, lines, percent=chart.percent, log=chart.log, floor=chart.floor)
-    return Drawn(chart.title, chart.about, chart.unit, Markup(svg), tuple(dict.fromkeys(keys)), shown)
+    return {"chart": chart, "svg": svg, "key": list(dict.fromkeys(keys)), "last": shown}
 
 
-def curves(runs: Sequence[RecordedRun], *, with_gold: bool) -> dict[str, list[Drawn]]:
-    """The diagrams of the stages before PPO, and of PPO; a group without any is left out."""
-    charts = (*((GOLD,) if with_gold else ()), *CHARTS, *_rewards(runs))
-    drawn: dict[str, list[Drawn]] = {stage.phase: [] for stage in TABLE}
-    for chart in charts:
-        figure = draw(chart, runs)
-        if figure is not None:
-            drawn[BY_NAME[chart.stage].phase].append(figure)
-    return {group: figures for group, figures in drawn.items() if figures}
+def curves(runs: Sequence[RecordedRun], *, with_gold: bool) -> dict[str, list[dict[str, Any]]]:
+    """The diagrams in two groups, before the last stage and of it; a group without any is left out."""
+    ends, last = [run.answering for run in runs], algorithms(runs)
+    groups: dict[str, list[dict[str, Any]]] = {f"Before {last}": []}
+    for chart in (*([GOLD] if with_gold else []), *CHARTS, *_rewards(runs)):
+        if figure := draw(chart, runs):
+            groups.setdefault(last if chart.stage in ends else f"Before {last}", []).append(figure)
+    return {title: figures for title, figures in groups.items() if figures}
 
 
 def _rewards(runs: Sequence[RecordedRun]) -> list[Chart]:
     """One chart per reward where a run has several."""
-    names = dict.fromkeys(key for run in runs for row in run.metrics["rl"] for key in row if key.startswith("reward/"))
-    about = "Mean raw value of one of the rewards that make up the reward."
-    return [Chart("rl", name.removeprefix("reward/"), about, ((name, ""),)) for name in names] if len(names) > 1 else []
+    names = dict.fromkeys(key for run in runs for key in run.metrics[RL.name].curves if key.startswith("reward/"))
+    charts = [Chart(RL, name.removeprefix("reward/"), ((name, ""),), is_reward=True) for name in names]
+    return charts if len(charts) > 1 else []
 
 
-def gold_curve(run: RecordedRun) -> tuple[list[float], list[float]]:
+def gold_curve(run: RecordedRun) -> Curve:
     """Steps taken and gold score then; the last point is the finished policy's."""
-    x, y = run.column("rl", "gold/total")
-    end, last = run.number("stages", "rl", "report", "steps"), run.number("summary", "gold_rl")
-    if math.isfinite(end) and math.isfinite(last):
-        x, y = [*x, end], [*y, last]
-    return x, y
+    x, y = run.column(RL.name, "gold/total")
+    end, last = run.entry(RL).report.steps, run.manifest.summary.gold_rl
+    return ([*x, end], [*y, last]) if end and math.isfinite(last) else (x, y)
 
 
-@dataclass(frozen=True)
-class SecondAct:
-    """Reward and what it was good for, or what it cost, over the same steps."""
+def second_act(run: RecordedRun) -> dict[str, Any]:
+    """Reward and what it was good for, or what it cost, over the same steps.
 
-    title: str
-    text: str
-    wide: Markup
-    narrow: Markup
-
-
-def second_act(run: RecordedRun) -> SecondAct | None:
-    """Reward with the gold score where there is a judge, else with the KL; None without PPO."""
-    steps, rewards = run.column("rl", "rl/reward_mean")
-    if sum(map(math.isfinite, rewards)) < 2:
-        return None
-    x, y = gold_curve(run)
-    points = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b)]
-    turn = None
-    if len(points) > 1:
-        title, labels = "Reward and gold score", ("reward", "gold score")
-        # the verdict ends with the held-out reward, too
-        held_out = run.number("summary", "reward_mean_last")
-        turn, text = _judge_says(points, steps, rewards, held_out)
-        first, before = points[0][1], run.number("summary", "gold_sft")
-        if math.isfinite(before) and f"{first:.3f}" != f"{before:.3f}":
-            text += (
-                f" On the way one answer to each question is judged, at the ends two: the curve begins at {first:.3f}, "
-                f"the figures of the SFT model say {before:.3f}."
-            )
-        other = Line([a for a, _ in points], [b for _, b in points], "two", marked=True)
-    else:
-        title, labels = "Reward, and its price", ("reward", "KL per answer, nats")
-        text = (
-            "No judge stands beside this run, so a rising reward alone does not say that answers became better. "
-            "The further the policy goes from the SFT model (KL), the more of the gain may be a flaw of the reward."
-        )
-        other = Line(*run.column("rl", "rl/kl_sequence"), "two")
-        if sum(map(math.isfinite, other.y)) < 2:
-            return None
-    reward = Line(steps, rewards, "one")
+    Beside the reward stands the gold score where there is a judge, else the KL; empty without stage 3.
+    """
+    steps, rewards = run.column(RL.name, "rl/reward_mean")
+    known = [(step, reward) for step, reward in zip(steps, rewards, strict=True) if math.isfinite(reward)]
+    points = [(step, score) for step, score in zip(*gold_curve(run), strict=True) if math.isfinite(score)]
+    judged = len(points) > 1
+    other = points if judged else list(zip(*run.column(RL.name, "rl/kl_sequence"), strict=True))
+    if len(known) < 2 or sum(math.isfinite(value) for _, value in other) < 2:
+        return {}
+    last = run.manifest.summary.reward_mean_last  # the verdict ends with the held-out reward, too
+    curve = [(step, gold, min(known, key=lambda pair: abs(pair[0] - step))[1]) for step, gold in points]
+    turn = turning_point(curve, points[-1][1], last if math.isfinite(last) else known[-1][1]) if judged else None
+    x, y = zip(*other, strict=True)
+    lines = Line(steps, rewards, "one"), Line(x, y, "two", marked=judged)
+    labels = ("reward", "gold score" if judged else "KL per answer, nats")
     wide, narrow = (
-        Markup(figures.second_act(f"second act {size[0]}", size, reward, other, labels, turn))
+        figures.second_act(f"second act {size[0]}", size, *lines, labels, turn[0] if turn else None)
         for size in (figures.WIDE, figures.NARROW)
     )
-    return SecondAct(title, text, wide, narrow)
-
-
-def _judge_says(
-    points: Sequence[tuple[float, float]], steps: Sequence[float], rewards: Sequence[float], reward_last: float
-) -> tuple[float | None, str]:
-    """From which step on the gold score fell while the reward rose, and the story in words."""
-    first, last = points[0][1], points[-1][1]
-    finite = [(step, reward) for step, reward in zip(steps, rewards, strict=True) if math.isfinite(reward)]
-    curve = [(step, gold, min(finite, key=lambda pair: abs(pair[0] - step))[1]) for step, gold in points]
-    turn = turning_point(curve, last, reward_last if math.isfinite(reward_last) else finite[-1][1])
-    intro = "The gold judge is code that training never sees. "
-    if turn is not None:
-        step, best, _ = turn
-        return step, intro + (
-            f"Over-optimised: the gold score was best after {step:.0f} steps ({best:.3f}) and fell to {last:.3f}, "
-            "while the reward went on rising. What PPO maximised there is a flaw of the reward."
-        )
-    if last - first > CLEAR_CHANGE:
-        return None, intro + f"It agrees with the reward: the gold score went from {first:.3f} to {last:.3f}."
-    return None, intro + f"It sees little of what the reward sees: gold score {first:.3f} before, {last:.3f} after."
+    facts = {"ends": (points[0][1], points[-1][1]) if judged else (), "turn": turn, "clear_change": CLEAR_CHANGE}
+    return facts | {"wide": wide, "narrow": narrow}
 
 
 def frontier(runs: Sequence[RecordedRun]) -> Markup | None:
     """Reward over KL per answer, step by step."""
     paths = []
     for colour, run in zip(RUN_COLOURS, runs, strict=False):
-        rows = [(number(row.get("rl/kl_sequence")), number(row.get("rl/reward_mean"))) for row in run.metrics["rl"]]
-        if sum(math.isfinite(kl + reward) for kl, reward in rows) > 1:
-            paths.append(Line([kl for kl, _ in rows], [reward for _, reward in rows], colour))
-    return Markup(figures.frontier("frontier", paths)) if paths else None
+        rewards = dict(zip(*run.column(RL.name, "rl/reward_mean"), strict=True))
+        steps, kl = run.column(RL.name, "rl/kl_sequence")
+        path = Line(kl, [rewards.get(step, math.nan) for step in steps], colour)
+        if sum(math.isfinite(x + y) for x, y in zip(path.x, path.y, strict=True)) > 1:
+            paths.append(path)
+    return figures.frontier("frontier", paths) if paths else None
 
 
 def margins(run: RecordedRun, colour: str) -> Markup | None:
     """Histogram of the reward model's margins on held-out pairs."""
-    counts = numbers(run.get("stages", "reward", "report", "margins", "counts"))
-    edges = numbers(run.get("stages", "reward", "report", "margins", "edges"))
-    if not counts or len(edges) != len(counts) + 1 or sorted(set(edges)) != edges:
-        return None
-    return Markup(figures.margins(f"margins {colour}", counts, edges, colour))
+    counts, edges = run.entry(REWARD).report.margins.counts, run.entry(REWARD).report.margins.edges
+    is_whole = counts and len(edges) == len(counts) + 1 and sorted(set(edges)) == edges
+    return figures.margins(f"margins {colour}", counts, edges, colour) if is_whole else None
 
 
 def reliability(run: RecordedRun, colour: str) -> Markup | None:
     """The reward model's reliability diagram on held-out pairs."""
-    rows = run.get("stages", "reward", "report", "reliability")
-    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    groups = [(number(row.get("confidence")), number(row.get("accuracy")), number(row.get("pairs"))) for row in rows]
-    groups = [group for group in groups if all(map(math.isfinite, group)) and group[2] > 0]
-    return Markup(figures.reliability(f"reliability {colour}", groups, colour)) if groups else None
+    rows = run.entry(REWARD).report.reliability
+    groups = [(row.confidence, row.accuracy, row.pairs) for row in rows if row.pairs]
+    groups = [group for group in groups if all(map(math.isfinite, group))]
+    return figures.reliability(f"reliability {colour}", groups, colour) if groups else None

@@ -7,11 +7,13 @@ bytes. matplotlib is imported when something is drawn, and its global state is l
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 Size = tuple[int, int]
 SMALL: Size = (322, 196)
@@ -25,32 +27,20 @@ NOISY_FROM = 24  # points
 
 # drawn in place of the colours, see _svg
 _SENTINELS = {name: f"#01fe{index:02x}" for index, name in enumerate(COLOURS)}
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.size": 11.5,
-    "text.parse_math": False,
-    "axes.unicode_minus": True,
-    "axes.edgecolor": _SENTINELS["rule"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.labelcolor": _SENTINELS["muted"],
-    "axes.formatter.useoffset": False,
     "axes.xmargin": 0.02,
     "axes.ymargin": 0.08,
-    "grid.color": _SENTINELS["rule"],
+    "axes.grid.axis": "y",
     "grid.linewidth": 0.7,
-    "xtick.color": _SENTINELS["muted"],
-    "ytick.color": _SENTINELS["muted"],
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "ytick.minor.size": 0,
-    "xtick.minor.size": 0,
-    "lines.solid_capstyle": "round",
-    "lines.solid_joinstyle": "round",
+    **dict.fromkeys(("axes.unicode_minus", "axes.grid", "axes.axisbelow"), True),
+    **dict.fromkeys(("lines.solid_capstyle", "lines.solid_joinstyle"), "round"),
+    **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
+    **dict.fromkeys(("text.parse_math", "axes.formatter.useoffset"), False),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), _SENTINELS["rule"]),
+    **dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), _SENTINELS["muted"]),
+    **{f"{axis}tick.{kind}.size": 0 for axis in "xy" for kind in ("major", "minor")},
 }
 
 
@@ -65,15 +55,14 @@ class Line:
     marked: bool = False  # with a dot per value, for curves of few measurements
 
 
-def curves(name: str, lines: Sequence[Line], *, percent: bool, log: bool, floor: float | None) -> str:
+def curves(name: str, lines: Sequence[Line], *, percent: bool, log: bool, floor: float | None) -> Markup:
     """One small diagram over steps; noisy curves are thin, with their running mean in bold.
 
     Args:
         name: makes the ids inside the SVG unique on the page.
         floor: the value axis begins no lower than this.
     """
-
-    def paint(axes: Any) -> None:
+    with _drawn(name, SMALL) as (axes, buffer):
         for line in lines:
             _paint_line(axes, line)
         if log and all(value > 0 for line in lines for value in line.y if math.isfinite(value)):
@@ -81,23 +70,20 @@ def curves(name: str, lines: Sequence[Line], *, percent: bool, log: bool, floor:
             _plain_log_labels(axes)
         else:
             _value_axis(axes, percent)
-        low, _ = axes.get_ylim()
-        if floor is not None and low < floor:
+        if floor is not None and axes.get_ylim()[0] < floor:
             axes.set_ylim(bottom=floor)
-        _step_axis(axes, ticks=5)
+        _steps(axes, 5)
+    return _svg(buffer, SMALL)
 
-    return _draw(name, SMALL, paint)
 
-
-def second_act(name: str, size: Size, reward: Line, other: Line, labels: tuple[str, str], turn: float | None) -> str:
+def second_act(name: str, size: Size, reward: Line, other: Line, labels: tuple[str, str], turn: float | None) -> Markup:
     """Two curves over steps in one field, each with its own scale.
 
     Args:
         labels: fixed names of the left and the right scale.
         turn: from this step on, `other` falls while the reward rises.
     """
-
-    def paint(axes: Any) -> None:
+    with _drawn(name, size, right=44, top=34) as (axes, buffer):
         twin = axes.twinx()
         twin.grid(False)
         twin.spines["bottom"].set_visible(False)
@@ -108,41 +94,24 @@ def second_act(name: str, size: Size, reward: Line, other: Line, labels: tuple[s
             each.tick_params(axis="y", colors=colour)
             each.set_title(label, loc=side, color=colour, fontweight="bold", pad=12)
         if turn is not None:
-            end = max(other.x)
-            axes.axvspan(turn, end, color=_SENTINELS["bad"], alpha=0.08, linewidth=0)
-            axes.annotate(
-                "reward up, judge down",
-                (end, 0),
-                xycoords=("data", "axes fraction"),
-                xytext=(-6, 8),
-                textcoords="offset points",
-                ha="right",
-                color=_SENTINELS["bad"],
-            )
-        _step_axis(axes, ticks=9 if size is WIDE else 5)
-
-    return _draw(name, size, paint, right=44, top=34)
+            end, bad = max(other.x), _SENTINELS["bad"]
+            axes.axvspan(turn, end, color=bad, alpha=0.08, linewidth=0)
+            note = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "right", "color": bad}
+            axes.annotate("reward up, judge down", (end, 0), xytext=(-6, 8), **note)
+        _steps(axes, 9 if size is WIDE else 5)
+    return _svg(buffer, size)
 
 
-def frontier(name: str, paths: Sequence[Line]) -> str:
+def frontier(name: str, paths: Sequence[Line]) -> Markup:
     """Where policies went between KL (x) and reward (y): joined points, the early ones pale."""
-
-    def paint(axes: Any) -> None:
+    with _drawn(name, TALL, top=24) as (axes, buffer):
         for path in paths:
             points = [(x, y) for x, y in zip(*_thinned(path.x, path.y, 120), strict=True) if math.isfinite(x + y)]
-            if not points:
-                continue
-            x, y = zip(*points, strict=True)
-            axes.plot(x, y, color=_SENTINELS[path.colour], linewidth=1, alpha=0.35)
+            colour = _SENTINELS[path.colour]
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1, alpha=0.35)
             for index, point in enumerate(points):
-                axes.plot(
-                    *point,
-                    "o",
-                    markersize=6,
-                    markeredgewidth=0,
-                    color=_SENTINELS[path.colour],
-                    alpha=1 - 0.8 * (len(points) - 1 - index) / len(points),
-                )
+                alpha = 1 - 0.8 * (len(points) - 1 - index) / len(points)
+                axes.plot(*point, "o", markersize=6, markeredgewidth=0, color=colour, alpha=alpha)
             if len(points) > 1:
                 note = {"textcoords": "offset points", "fontsize": 11, "color": _SENTINELS["ink"]}
                 axes.annotate("last step", points[-1], xytext=(0, 9), ha="right", **note)
@@ -151,16 +120,13 @@ def frontier(name: str, paths: Sequence[Line]) -> str:
         axes.margins(0.07, 0.16)
         _value_axis(axes, percent=False)
         axes.xaxis.set_major_locator(_locator(5))
-        axes.set_xlabel("KL to the SFT model, nats per answer", loc="right")
-        axes.set_title("reward", loc="left", color=_SENTINELS["muted"], fontsize=11.5, pad=6)
-
-    return _draw(name, TALL, paint, top=24)
+        _label(axes, "KL to the SFT model, nats per answer", "reward")
+    return _svg(buffer, TALL)
 
 
-def margins(name: str, counts: Sequence[float], edges: Sequence[float], colour: str) -> str:
+def margins(name: str, counts: Sequence[float], edges: Sequence[float], colour: str) -> Markup:
     """Histogram of margins; those below 0 are pairs that the reward model gets wrong."""
-
-    def paint(axes: Any) -> None:
+    with _drawn(name, TALL, top=24) as (axes, buffer):
         widths = np.diff(edges)
         centres = np.asarray(edges[:-1]) + widths / 2
         colours = [_SENTINELS["bad" if centre < 0 else colour] for centre in centres]
@@ -168,20 +134,17 @@ def margins(name: str, counts: Sequence[float], edges: Sequence[float], colour: 
         axes.axvline(0, color=_SENTINELS["ink"], linewidth=1)
         axes.yaxis.set_major_locator(_locator(4, whole=True))
         axes.xaxis.set_major_locator(_locator(6))
-        axes.set_xlabel("score of the better answer − score of the worse", loc="right")
-        axes.set_title("pairs", loc="left", color=_SENTINELS["muted"], fontsize=11.5, pad=6)
-
-    return _draw(name, TALL, paint, top=24)
+        _label(axes, "score of the better answer − score of the worse", "pairs")
+    return _svg(buffer, TALL)
 
 
-def reliability(name: str, groups: Sequence[tuple[float, float, float]], colour: str) -> str:
+def reliability(name: str, groups: Sequence[tuple[float, float, float]], colour: str) -> Markup:
     """How often pairs are right against how sure the model was.
 
     Args:
         groups: confidence, accuracy and number of pairs.
     """
-
-    def paint(axes: Any) -> None:
+    with _drawn(name, TALL, top=24) as (axes, buffer):
         confidence, accuracy, pairs = zip(*groups, strict=True)
         axes.plot((0.5, 1), (0.5, 1), color=_SENTINELS["muted"], linewidth=1, dashes=(4, 3))
         axes.plot(confidence, accuracy, color=_SENTINELS[colour], linewidth=1.2, alpha=0.5)
@@ -192,10 +155,8 @@ def reliability(name: str, groups: Sequence[tuple[float, float, float]], colour:
         axes.set_ylim(min(0.4, *accuracy) - 0.04, 1.05)
         _value_axis(axes, percent=True)
         axes.xaxis.set_major_formatter(_percent())
-        axes.set_xlabel("how sure it was", loc="right")
-        axes.set_title("how often it was right", loc="left", color=_SENTINELS["muted"], fontsize=11.5, pad=6)
-
-    return _draw(name, TALL, paint, top=24)
+        _label(axes, "how sure it was", "how often it was right")
+    return _svg(buffer, TALL)
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
@@ -211,7 +172,7 @@ def running_mean(values: Sequence[float]) -> list[float]:
     half = np.minimum(max(1, len(array) // 24), index // 3)
     first, last = index - half, np.minimum(index + half + 1, len(array))
     means = (sums[last] - sums[first]) / np.maximum(counts[last] - counts[first], 1)
-    return [float(mean) if is_known else math.nan for mean, is_known in zip(means, known, strict=True)]
+    return list(map(float, np.where(known, means, math.nan)))
 
 
 def is_noisy(values: Sequence[float]) -> bool:
@@ -222,14 +183,10 @@ def is_noisy(values: Sequence[float]) -> bool:
 
 def _paint_line(axes: Any, line: Line, *, strong: bool = False) -> None:
     x, y = _thinned(line.x, line.y, MOST_POINTS)
-    style: dict[str, Any] = {"color": _SENTINELS[line.colour]}
-    if line.dashed:
-        style["dashes"] = (4, 2)
+    style = {"color": _SENTINELS[line.colour]} | ({"dashes": (4, 2)} if line.dashed else {})
     width = 2.6 if strong else 2.0
-    if line.marked or len(x) == 1:
-        kept = [
-            (a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b)
-        ]  # joined over gaps: it is measured rarely
+    if line.marked or len(x) == 1:  # joined over gaps: it is measured rarely
+        kept = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b)]
         axes.plot(*zip(*kept, strict=True), "o-", linewidth=width, markersize=4.5, markeredgewidth=0, **style)
     elif is_noisy(y):
         axes.plot(x, y, linewidth=0.9, alpha=0.38, **style)
@@ -243,8 +200,8 @@ def _thinned(x: Sequence[float], y: Sequence[float], most: int) -> tuple[list[fl
     if len(x) <= most:
         return list(x), list(y)
     groups = [group for group in np.array_split(np.column_stack((x, y)), most) if np.isfinite(group).all(1).any()]
-    means = [np.nanmean(group, axis=0) for group in groups]
-    return [float(mean[0]) for mean in means], [float(mean[1]) for mean in means]
+    means = np.array([np.nanmean(group, axis=0) for group in groups])
+    return means[:, 0].tolist(), means[:, 1].tolist()
 
 
 def _value_axis(axes: Any, percent: bool) -> None:
@@ -253,7 +210,12 @@ def _value_axis(axes: Any, percent: bool) -> None:
         axes.yaxis.set_major_formatter(_percent())
 
 
-def _step_axis(axes: Any, *, ticks: int) -> None:
+def _label(axes: Any, across: str, upwards: str) -> None:
+    axes.set_xlabel(across, loc="right")
+    axes.set_title(upwards, loc="left", color=_SENTINELS["muted"], fontsize=11.5, pad=6)
+
+
+def _steps(axes: Any, ticks: int) -> None:
     axes.xaxis.set_major_locator(_locator(ticks, whole=True))
     axes.set_xlabel("step", loc="right")
 
@@ -280,31 +242,26 @@ def _percent() -> Any:
     return FuncFormatter(lambda value, _: f"{100 * value:.3g}%".replace("-", "−"))
 
 
-def _draw(name: str, size: Size, paint: Callable[[Any], None], *, right: int = 10, top: int = 10) -> str:
-    """Let `paint` draw into fresh axes, and give the drawing as an SVG element."""
+@contextmanager
+def _drawn(name: str, size: Size, *, right: int = 10, top: int = 10) -> Iterator[tuple[Any, io.StringIO]]:
+    """Fresh axes to draw into, and where the drawing lies afterwards."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    width, height = size
-    left, bottom = 44, 40
+    (width, height), left, bottom = size, 44, 40
+    buffer = io.StringIO()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # the user's own settings must not change the page
         matplotlib.rcParams.update(_STYLE | {"svg.hashsalt": name} | ({"font.size": 13} if size is WIDE else {}))
         figure = Figure(figsize=(width / 72, height / 72), facecolor="none")
-        paint(
-            figure.add_axes(
-                (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height),
-                facecolor="none",
-            )
-        )
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", metadata=nothing)
-    return _svg(buffer.getvalue(), size)
+        place = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+        yield figure.add_axes(place, facecolor="none"), buffer
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
 
 
-def _svg(text: str, size: Size) -> str:
+def _svg(buffer: io.StringIO, size: Size) -> Markup:
     """The bare element: CSS variables for colours, the page's font, no ids but those that are referred to."""
+    text = buffer.getvalue()
     body = text[text.index(">", text.index("<svg")) + 1 :]
     body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)  # a style would hold for the whole page
     body = re.sub(r'<g id="[^"]*"', "<g", body)
@@ -313,4 +270,4 @@ def _svg(text: str, size: Size) -> str:
     for name, sentinel in _SENTINELS.items():
         body = body.replace(sentinel, f"var(--{name})")
     body = re.sub(r"\s*\n\s*", "\n", body)
-    return f'<svg viewBox="0 0 {size[0]} {size[1]}" aria-hidden="true">{body.strip()}'
+    return Markup(f'<svg viewBox="0 0 {size[0]} {size[1]}" aria-hidden="true">{body.strip()}')

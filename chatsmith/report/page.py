@@ -7,7 +7,6 @@ all of it, and a policy in the page forbids whatever is not style.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from chatsmith.errors import RunError
 from chatsmith.files.checkpoint import save_text
 from chatsmith.report import answers, charts, sections
 from chatsmith.report.data import checked
-from chatsmith.report.reading import RecordedRun, harmless, number, numbers, read_run
-from chatsmith.report.sections import STAGE_NAMES
+from chatsmith.report.reading import RecordedRun, harmless, read_run
 from chatsmith.report.settings import code, command, differences, settings
-from chatsmith.report.tokens import token_by_token
+from chatsmith.report.tokens import share, token_by_token, visible
 from chatsmith.screen.text import duration
+from chatsmith.stages.table import RL, TABLE, Stage
 
 
 def write_report(run_directory: Path, output: Path | None = None) -> Path:
@@ -31,9 +30,7 @@ def write_report(run_directory: Path, output: Path | None = None) -> Path:
         RunError: if there is no run, or the page cannot be written.
     """
     run = read_run(run_directory)
-    path = _file(output or run_directory / "report.html")
-    save_text(path, _render("page.html", _page(run)))
-    return path
+    return _write(output or run_directory / "report.html", "page.html", _page(run))
 
 
 def write_comparison(run_directory: Path, other_directory: Path, output: Path | None = None) -> Path:
@@ -44,20 +41,14 @@ def write_comparison(run_directory: Path, other_directory: Path, output: Path | 
     """
     one, two = read_run(run_directory), read_run(other_directory)
     name = re.sub(r"[^\w.-]+", "-", two.name)
-    path = _file(output or run_directory / f"report-vs-{name}.html")
-    save_text(path, _render("comparison.html", _comparison(one, two)))
-    return path
+    return _write(output or run_directory / f"report-vs-{name}.html", "comparison.html", _comparison(one, two))
 
 
-def _file(path: Path) -> Path:
-    if path.is_dir():
-        raise RunError(f"{path}: a directory. Give --output a file.")
-    return path
-
-
-def _render(template: str, context: Mapping[str, Any]) -> str:
+def _write(path: Path, template: str, context: Mapping[str, Any]) -> Path:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    if path.is_dir():
+        raise RunError(f"{path}: a directory. Give --output a file.")
     environment = Environment(
         loader=PackageLoader("chatsmith.report", ""),
         autoescape=True,
@@ -66,9 +57,18 @@ def _render(template: str, context: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         finalize=lambda value: harmless(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
-    filters = {"signed": _signed, "percent": _percent, "plain": _plain, "duration": _duration, "typeset": _typeset}
-    environment.filters |= filters
-    return environment.get_template(template).render(context)
+    environment.filters |= {
+        "signed": lambda value, digits=3: _written(value, f"+.{digits}f"),
+        "plain": lambda value, digits=3: _written(value, f".{digits}f"),
+        "percent": lambda value: f"{100 * value:.1f} %" if math.isfinite(value) else "–",
+        "duration": lambda seconds: duration(seconds) if math.isfinite(seconds) else "",
+        "perplexity": lambda loss: f"{math.exp(min(loss, 50)):.2f}",
+        "typeset": _typeset,
+        "share": share,
+        "visible": visible,
+    }
+    save_text(path, environment.get_template(template).render(context))
+    return path
 
 
 def _page(run: RecordedRun) -> dict[str, Any]:
@@ -80,7 +80,6 @@ def _page(run: RecordedRun) -> dict[str, Any]:
         "reward": sections.reward(run),
         "gold": sections.gold(run),
         "before_after": answers.before_and_after(run),
-        "reward_unit": _reward_unit(run),
         "tokens": token_by_token(run),
         "training": answers.during_training(run),
         "time": sections.time(run),
@@ -88,190 +87,85 @@ def _page(run: RecordedRun) -> dict[str, Any]:
         "checked": checked(run),
         "settings": settings(run),
         "run": run,
-        "facts": _facts(run),
         "headline": _drawn([_headline(run)])[0],
-        "cards": [card for stage in run.stages() if (card := _card(run, stage))],
+        "cards": [card for stage in run.stages if (card := _card(run, stage))],
         "extremes": answers.extremes(run),
         "command": command(run),
         "code": code(run),
-        "versions": _versions(run),
     }
 
 
 def _comparison(one: RecordedRun, two: RecordedRun) -> dict[str, Any]:
     runs = [one, two]
-    verdicts = [(stage, [_card(run, stage) for run in runs]) for stage in STAGE_NAMES]
+    coloured = list(zip(runs, charts.RUN_COLOURS, strict=True))
+    verdicts = [[_card(run, stage) for run in runs] for stage in TABLE]
     return {
-        "runs": list(zip(runs, charts.RUN_COLOURS, _drawn([_headline(run) for run in runs]), strict=True)),
-        "verdicts": [(STAGE_NAMES[stage], cards) for stage, cards in verdicts if any(cards)],
+        "runs": [(*each, line) for each, line in zip(coloured, _drawn([_headline(run) for run in runs]), strict=True)],
+        "verdicts": [cards for cards in verdicts if any(cards)],
         "differences": differences(one, two),
         "curves": charts.curves(runs, with_gold=True),
         "frontier": charts.frontier(runs),
-        "margins": [
-            (run, colour, figure)
-            for run, colour in zip(runs, charts.RUN_COLOURS, strict=True)
-            if (figure := charts.margins(run, colour))
-        ],
+        "margins": [(*each, figure) for each in coloured if (figure := charts.margins(*each))],
         "same_prompts": answers.same_prompts(one, two),
     }
 
 
-@dataclass(frozen=True)
-class Card:
-    """A stage's verdict."""
-
-    title: str
-    status: str
-    text: str
-    warnings: list[str]
-    seconds: float
-    unfit_for: str = ""
-
-    @property
-    def kind(self) -> str:
-        """The status, or that a warning stands beside a passed one."""
-        return "warned" if self.status == "passed" and self.unfit_for else self.status
+def _card(run: RecordedRun, stage: Stage) -> dict[str, Any]:
+    """The verdict of a finished stage, or how far an unfinished one came; empty before it began."""
+    card: dict[str, Any] = {"title": stage.heading.replace("PPO", run.algorithm), "entry": run.entry(stage)}
+    if stage.name in run.manifest.stages:
+        return card | {"kind": card["entry"].shown, "warnings": card["entry"].warnings}
+    steps, planned = run.metrics[stage.name].steps, run.manifest.config.rl.steps if stage is RL else None
+    said = f"{steps}{f' of {planned}' if planned is not None else ''} steps so far, no verdict"
+    kind = "running" if run.status == "running" else "unfinished"
+    return card | {"kind": kind, "said": said, "warnings": run.warnings[stage.name]} if steps else {}
 
 
-def _card(run: RecordedRun, stage: str) -> Card | None:
-    """The verdict of a finished stage, or how far an unfinished one came; None before it began."""
-    entry = run.get("stages", stage)
-    if isinstance(entry, dict):
-        return Card(
-            STAGE_NAMES[stage],
-            str(entry.get("status", "finished")),
-            str(entry.get("verdict") or ""),
-            _texts(entry.get("warnings")),
-            number(entry.get("seconds")),
-            "; ".join(_texts(entry.get("unfit_for"))),
+def _headline(run: RecordedRun) -> dict[str, Any]:
+    """The one figure, and where it has an interval, the ends of its line: zero, low, value, high.
+
+    It is the gain by the best judge there is (gold, else the held-out reward), else what the last stage measured; empty
+    where there is none.
+    """
+    summary = run.manifest.summary
+    first, last, reward = summary.reward_mean_first, summary.reward_mean_last, summary.reward_gain_ci95
+    found: list[dict[str, Any]] = [
+        {"kind": kind, "before": before, "after": after, "ends": (0.0, interval[0], gain, interval[1])}
+        for kind, before, after, gain, interval in (
+            ("gold", summary.gold_sft, summary.gold_rl, summary.gold_gain, summary.gold_gain_ci95),
+            ("reward", first, last, last - first, reward),
         )
-    rows = run.metrics[stage]
-    if not rows:
-        return None
-    planned = run.number("config", "rl", "steps") if stage == "rl" else math.nan
-    of = f" of {planned:.0f}" if math.isfinite(planned) else ""
-    status = "running" if run.status == "running" else "unfinished"
-    return Card(STAGE_NAMES[stage], status, f"{len(rows)}{of} steps so far, no verdict", run.warnings[stage], math.nan)
+    ]
+    for stage in reversed(run.stages):
+        share = run.entry(stage).report.accuracy
+        ends = (0.5, share.low, share.value, share.high)
+        found.append({"kind": "accuracy", "stage": stage, "ends": ends})
+    for each in found:
+        zero, low, value, high = each["ends"]
+        if math.isfinite(low + value + high):
+            worse = high < zero and each["kind"] != "accuracy"
+            return each | {"value": value, "tone": "good" if low > zero else "bad" if worse else "even"}
+    first, last = summary.sft_loss_first, summary.sft_loss_last
+    fell = {"before": first, "after": last, "value": last - first, "tone": "good" if last < first else "bad"}
+    return fell | {"kind": "loss", "ends": ()} if math.isfinite(first + last) else {}
 
 
-def _texts(value: Any) -> list[str]:
-    return [str(text) for text in value] if isinstance(value, list) else []
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The one figure, its interval, and the same as positions in percent of a line, which two runs may share."""
-
-    figure: str
-    what: str
-    text: str
-    tone: str  # good, bad, even
-    low: str = ""
-    high: str = ""
-    measured: tuple[float, float, float, float] | None = None  # zero, low, value, high
-    track: tuple[float, float, float, float] | None = None  # the same on the line
-    judge: str = ""
-
-
-def _headline(run: RecordedRun) -> Headline | None:
-    """The gain by the best judge there is: gold, else the held-out reward, else what the last stage measured."""
-    before, after = run.number("summary", "gold_sft"), run.number("summary", "gold_rl")
-    interval = numbers(run.get("summary", "gold_gain_ci95"))
-    gain = run.number("summary", "gold_gain")
-    judge = run.get("stages", "rl", "final_judge")
-    judge = str(judge) if judge else ""
-    if math.isfinite(gain) and len(interval) == 2:
-        text = f"Mean gold score on held-out tasks: {before:.3f} with the SFT model, {after:.3f} after PPO."
-        return _gain(gain, interval, "gain in gold score", text, judge)
-    before, after = run.number("summary", "reward_mean_first"), run.number("summary", "reward_mean_last")
-    interval = numbers(run.get("summary", "reward_gain_ci95"))
-    if math.isfinite(after - before) and len(interval) == 2:
-        unit = _reward_unit(run)
-        text = (
-            f"Mean reward on held-out prompts: {_signed(before)} with the SFT model, {_signed(after)} after PPO"
-            f"{f', {unit}' if unit else ''}."
-        )
-        return _gain(after - before, interval, "gain in held-out reward", text, judge)
-    accuracy = run.get("stages", "reward", "report", "accuracy")
-    value, low, high = (
-        number(accuracy.get(key)) if isinstance(accuracy, dict) else math.nan for key in ("value", "low", "high")
-    )
-    if math.isfinite(value + low + high):
-        tone = "good" if low > 0.5 else "even"
-        text = "Held-out preferences that the reward model gets right; guessing gets 50 %."
-        interval_text = (_percent(low), _percent(high))
-        what = "accuracy of the reward model"
-        return Headline(_percent(value), what, text, tone, *interval_text, (0.5, low, value, high))
-    first, last = run.number("summary", "sft_loss_first"), run.number("summary", "sft_loss_last")
-    if math.isfinite(first + last):
-        tone = "good" if last < first else "bad"
-        text = f"From {first:.3f} to {last:.3f} nats per token: perplexity {math.exp(min(last, 50)):.2f}."
-        return Headline(_signed(last - first, 2), "change of the held-out loss", text, tone)
-    return None
-
-
-def _reward_unit(run: RecordedRun) -> str:
-    """What a reward of 1 is; empty where the run does not say."""
-    return str(run.get("stages", "rl", "report", "reward_unit") or "")
-
-
-def _gain(gain: float, interval: Sequence[float], what: str, text: str, judge: str) -> Headline:
-    low, high = interval
-    tone = "good" if low > 0 else "bad" if high < 0 else "even"
-    word = {"good": "Better.", "bad": "Worse.", "even": "No clear difference."}[tone]
-    measured = (0.0, low, gain, high)
-    return Headline(_signed(gain), what, f"{word} {text}", tone, _signed(low), _signed(high), measured, judge=judge)
-
-
-def _drawn(headlines: Sequence[Headline | None]) -> list[Headline | None]:
-    """The headlines with their tracks; those that measure the same have one scale, which holds all with some room."""
-    drawn: list[Headline | None] = []
+def _drawn(headlines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The headlines with their ends (zero, low, value, high) in percent of a line, which two that measure the same
+    share, and which holds all with some room."""
+    drawn = []
     for headline in headlines:
-        if headline is None or headline.measured is None:
-            drawn.append(headline)
-            continue
-        alike = [each.measured for each in headlines if each and each.measured and each.what == headline.what]
-        left, right = min(map(min, alike)), max(map(max, alike))
+        alike = [x for each in headlines if each and each["kind"] == headline.get("kind") for x in each["ends"]]
+        left, right = min(alike, default=0.0), max(alike, default=0.0)
         room = 0.12 * (right - left) or 1.0
         scale = 100 / (right - left + 2 * room)
-        zero, low, value, high = (round((x - left + room) * scale, 2) for x in headline.measured)
-        drawn.append(replace(headline, track=(zero, low, value, high)))
+        track = [round((x - left + room) * scale, 2) for x in headline.get("ends", ())]
+        drawn.append(headline and headline | {"track": track})
     return drawn
 
 
-def _facts(run: RecordedRun) -> list[str]:
-    """The line under the name: recipe, model, seed, duration."""
-    recipe, model, seed = run.get("recipe"), run.get("config", "actor_model"), run.get("config", "seed")
-    seconds = run.number("summary", "seconds")
-    return [
-        *([f"recipe {recipe}"] if recipe and recipe != "defaults" else []),
-        *([str(model)] if model else ["a model from scratch"] if run.get("config", "world") else []),
-        *([f"seed {seed}"] if seed is not None else []),
-        *([duration(seconds)] if math.isfinite(seconds) else []),
-    ]
-
-
-def _versions(run: RecordedRun) -> list[tuple[str, str]]:
-    versions = run.get("versions")
-    rows = [(str(name), str(value)) for name, value in versions.items()] if isinstance(versions, dict) else []
-    others = (("commit", run.get("commit")), ("threads", run.get("threads")))
-    return rows + [(name, str(value)) for name, value in others if value is not None]
-
-
-def _signed(value: float, digits: int = 3) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
-
-
-def _plain(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %" if math.isfinite(value) else "–"
-
-
-def _duration(seconds: float) -> str:
-    return duration(seconds) if math.isfinite(seconds) else ""
+def _written(value: float, form: str) -> str:
+    return f"{value:{form}}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def _typeset(text: str) -> str:

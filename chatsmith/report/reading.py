@@ -4,53 +4,86 @@ import io
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chatsmith.config import STAGES
 from chatsmith.errors import RunError
 from chatsmith.files.received import LONGEST_LINES, parse_json, read_bytes
-from chatsmith.runs.listing import find_runs
-from chatsmith.runs.manifest import is_run, load_manifest
+from chatsmith.runs.listing import status_of
+from chatsmith.runs.manifest import Manifest, StageEntry, is_run, read_manifest
 from chatsmith.screen.text import quoted
+from chatsmith.stages.table import RL, SAMPLES, TABLE, Stage, named
 
 Row = dict[str, Any]
+Curve = tuple[list[float], list[float]]  # steps and values; a value that was not finite is NaN
 
 # They change the order in which the text around them is read, or reach beyond the text they stand in.
 _DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @dataclass(frozen=True)
+class Metrics:
+    """What a stage logged: how many steps, and each metric over those that have it."""
+
+    steps: int = 0
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+
+
+@dataclass
 class RecordedRun:
     """What a run directory says about itself."""
 
     name: str
     directory: Path
     status: str
-    manifest: Mapping[str, Any]
-    metrics: Mapping[str, list[Row]]  # per stage
-    warnings: Mapping[str, list[str]]  # per stage, of what was logged while it ran
-    samples: list[Row]  # held-out prompts, answered before and after PPO
-    answers: list[Row]  # given during PPO
+    manifest: Manifest
+    metrics: dict[str, Metrics] = field(default_factory=dict)  # per stage
+    warnings: dict[str, list[str]] = field(default_factory=dict)  # per stage, of what was logged while it ran
+    samples: list[Row] = field(default_factory=list)  # held-out prompts, answered before and after `answering`
+    answers: list[Row] = field(default_factory=list)  # given during that stage
 
-    def get(self, *keys: str) -> Any:
-        """The manifest's value at a path of keys, or None."""
-        return dig(self.manifest, *keys)
+    @property
+    def stages(self) -> list[Stage]:
+        """Those that the run has, finished or not."""
+        return [stage for stage in TABLE if stage.name in self.manifest.config.stages]
 
-    def number(self, *keys: str) -> float:
-        """The manifest's number at a path of keys, or NaN."""
-        return number(self.get(*keys))
+    @property
+    def answering(self) -> Stage:
+        """The last one that leaves answers of before and after."""
+        return next((stage for stage in reversed(self.stages) if stage.shows_answers), RL)
 
-    def column(self, stage: str, metric: str) -> tuple[list[float], list[float]]:
-        """Steps and values of a metric, from the rows that have it; values that were not finite are NaN."""
-        rows = [row for row in self.metrics[stage] if metric in row and math.isfinite(number(row.get("step")))]
-        return [number(row["step"]) for row in rows], [number(row[metric]) for row in rows]
+    @property
+    def training(self) -> str:
+        """What that stage does, by its name for people."""
+        return named(self.answering.short, self.manifest.config.rl.algorithm)
 
-    def stages(self) -> list[str]:
-        """The stages that the run has, finished or not."""
-        asked = self.get("config", "stages")
-        return [stage for stage in STAGES if not isinstance(asked, list) or stage in asked]
+    @property
+    def voice(self) -> str:
+        """The name of its model."""
+        return next(iter(self.answering.voices))
+
+    @property
+    def algorithm(self) -> str:
+        """What its third stage does, by its name for people."""
+        return named("PPO", self.manifest.config.rl.algorithm)
+
+    def entry(self, stage: Stage) -> StageEntry:
+        """What the manifest says of a stage."""
+        return self.manifest.stages.get(stage.name, StageEntry())
+
+    def column(self, stage: str, metric: str) -> Curve:
+        return self.metrics[stage].curves.get(metric, ([], []))
+
+    def finite(self, stage: str, metric: str) -> list[float]:
+        """The values of a metric that are numbers."""
+        return [value for value in self.column(stage, metric)[1] if math.isfinite(value)]
+
+
+def algorithms(runs: Sequence[RecordedRun]) -> str:
+    """The names of what these runs do in their last stage, each once."""
+    return " and ".join(dict.fromkeys(run.training for run in runs))
 
 
 def read_run(directory: Path) -> RecordedRun:
@@ -64,23 +97,26 @@ def read_run(directory: Path) -> RecordedRun:
             f"{quoted(directory)}: no run of chatsmith, it holds no manifest.json. `chatsmith runs DIRECTORY` lists "
             "runs."
         )
-    load_manifest(directory)
-    entry = find_runs(directory)[0]
-    if entry.problem:
-        raise RunError(f"{quoted(directory)}: {entry.problem.removesuffix('.')}.")
-    return RecordedRun(
-        name=directory.name,
-        directory=directory,
-        status=str(entry.manifest["status"]),
-        manifest=entry.manifest,
-        metrics={stage: read_rows(directory / stage / "metrics.jsonl") for stage in STAGES},
-        warnings={
-            stage: [str(row["warning"]) for row in read_rows(directory / stage / "warnings.jsonl") if "warning" in row]
-            for stage in STAGES
-        },
-        samples=read_rows(directory / "rl" / "samples.jsonl"),
-        answers=read_rows(directory / "rl" / "answers.jsonl"),
-    )
+    manifest = read_manifest(directory)
+    run = RecordedRun(directory.name, directory, status_of(directory, manifest), manifest)
+    for stage in TABLE:
+        run.metrics[stage.name] = _columns(read_rows(directory / stage.name / "metrics.jsonl"))
+        warned = read_rows(directory / stage.name / "warnings.jsonl")
+        run.warnings[stage.name] = [str(row["warning"]) for row in warned if "warning" in row]
+    run.samples += read_rows(directory / run.answering.name / SAMPLES)
+    run.answers += read_rows(directory / run.answering.name / "answers.jsonl")
+    return run
+
+
+def _columns(rows: Sequence[Row]) -> Metrics:
+    curves: dict[str, Curve] = {}
+    for row in rows:
+        step = number(row.get("step"))
+        for name, value in row.items() if math.isfinite(step) else ():
+            steps, values = curves.setdefault(name, ([], []))
+            steps.append(step)
+            values.append(number(value))
+    return Metrics(len(rows), curves)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -95,29 +131,9 @@ def read_rows(path: Path) -> list[Row]:
         return []
     rows = []
     for line in io.BytesIO(text):
-        try:
-            row = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
-def count_lines(path: Path) -> int | None:
-    try:
-        return read_bytes(path, limit=LONGEST_LINES, refuse=RunError).count(b"\n")
-    except FileNotFoundError:
-        return None
-
-
-def dig(value: Any, *keys: str) -> Any:
-    """The value at a path of keys, or None where there is none."""
-    for key in keys:
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(key)
-    return value
+        with suppress(ValueError):
+            rows.append(parse_json(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def number(value: Any) -> float:
@@ -130,14 +146,7 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def numbers(value: Any) -> list[float]:
-    """A list of finite numbers, or an empty one if it is anything else."""
-    items = [number(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else []
-    return items if all(map(math.isfinite, items)) else []
-
-
 def harmless(text: str) -> str:
     """Text without control characters, changes of writing direction and halves of characters."""
-    return "".join(
-        "�" if c in _DIRECTION or (c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cs")) else c for c in text
-    )
+    refused = {c for c in set(text) - {"\n", "\t"} if c in _DIRECTION or unicodedata.category(c) in ("Cc", "Cs")}
+    return "".join("�" if c in refused else c for c in text)

@@ -2,194 +2,101 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
+from chatsmith.errors import RunError
+from chatsmith.files.received import LONGEST_LINES, read_bytes
 from chatsmith.report import charts
-from chatsmith.report.reading import RecordedRun, Row, count_lines, number, numbers
-from chatsmith.stages.table import TABLE
+from chatsmith.report.reading import RecordedRun
+from chatsmith.runs.manifest import Share
+from chatsmith.stages.table import REWARD, RL, TABLE
 
-STAGE_NAMES: dict[str, str] = {stage.name: stage.heading for stage in TABLE}
-COMPONENTS = {
-    "right": "right",
-    "polite": "polite",
-    "concise": "concise",
-    "ended": "ended by itself",
-    "right_on_polite_prompts": "right, on polite prompts",
-}
+COMPONENTS = {"ended": "ended by itself", "right_on_polite_prompts": "right, on polite prompts"}
 PHASES = {"rollout": "generating", "score": "scoring", "estimate": "advantages", "update": "updating", "other": "other"}
 LISTED_DROPS = 20
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A share with its interval (NaN where there is none)."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    is_rule: bool  # to compare with, not a model
-
-
-def _bar(name: str, value: Any, *, is_rule: bool = False) -> Bar | None:
-    """From a number, or from an object with `value`, `low`, `high`."""
-    if not isinstance(value, dict):
-        value = {"value": value}
-    value, low, high = (number(value.get(key)) for key in ("value", "low", "high"))
-    bar = Bar(name, value, low, high, is_rule)
-    return bar if 0 <= bar.value <= 1 else None
-
-
-def _bars(named: Any) -> list[Bar]:
-    pairs = named.items() if isinstance(named, dict) else ()
-    return [bar for name, value in pairs if (bar := _bar(str(name), value))]
-
-
 def reward(run: RecordedRun) -> dict[str, Any]:
     """Figures of the reward model; empty if there are none."""
-    report = run.get("stages", "reward", "report")
-    if not isinstance(report, dict):
-        return {}
-    rule = str(report.get("length_rule") or "")
-    overall = [
-        _bar("reward model", report.get("accuracy")),
-        _bar(f"rule “{rule}”", report.get("length_rule_accuracy"), is_rule=True),
-    ]
-    by_source = _bars(report.get("accuracy_by_source"))
+    entry = run.entry(REWARD)
+    report = entry.report
+    by_source = report.accuracy_by_source if len(report.accuracy_by_source) > 1 else {}
     groups = {
-        "Held-out preferences": [bar for bar in overall if bar],
-        "By source": by_source if len(by_source) > 1 else [],
-        "By aspect": _bars(run.get("stages", "reward", "accuracy_by_aspect")),
+        "Held-out preferences": {
+            "reward model": report.accuracy,
+            f"rule “{report.length_rule}”": report.length_rule_accuracy,
+        },
+        "By source": by_source,
+        "By aspect": {name: Share(value=value) for name, value in entry.accuracy_by_aspect.items()},
     }
+    shown = {title: [(n, bar) for n, bar in bars.items() if 0 <= bar.value <= 1] for title, bars in groups.items()}
+    figures = (
+        ("correlation of score and length", report.length_correlation, "{:+.2f}"),
+        ("calibration error", report.calibration_error, "{:.2f}"),
+        ("held-out pairs", report.pairs, "{:.0f}"),
+    )
     found = {
-        "bars": {name: bars for name, bars in groups.items() if bars},
+        "bars": {title: bars for title, bars in shown.items() if bars},
         "margins": charts.margins(run, "one"),
         "reliability": charts.reliability(run, "one"),
-        "figures": [
-            (name, text)
-            for name, value, text in (
-                ("correlation of score and length", number(report.get("length_correlation")), "{:+.2f}"),
-                ("calibration error", number(report.get("calibration_error")), "{:.2f}"),
-                ("held-out pairs", number(report.get("pairs")), "{:.0f}"),
-            )
-            if math.isfinite(value)
-            for text in (text.format(value).replace("-", "−"),)
-        ],
+        "figures": [(n, text.format(x).replace("-", "−")) for n, x, text in figures if math.isfinite(x)],
     }
     return found if any(found.values()) else {}
 
 
 def gold(run: RecordedRun) -> list[tuple[str, float, float]]:
-    """Name, SFT and PPO of each part of the gold score, the whole last."""
-    summary = run.get("summary")
-    components = summary.get("gold_components") if isinstance(summary, dict) else None
-    rows = [
-        (COMPONENTS.get(name, str(name).replace("_", " ")), numbers(pair))
-        for name, pair in (components.items() if isinstance(components, dict) else ())
-    ]
-    rows.append(("gold score", [run.number("summary", "gold_sft"), run.number("summary", "gold_rl")]))
-    rows.append(("gold score, greedy answers", numbers(run.get("summary", "gold_greedy"))))
-    return [(name, pair[0], pair[1]) for name, pair in rows if len(pair) == 2 and math.isfinite(sum(pair))]
+    """Name, before and after of each part of the gold score, the whole last."""
+    summary = run.manifest.summary
+    parts = {COMPONENTS.get(name, name.replace("_", " ")): pair for name, pair in summary.gold_components.items()}
+    parts |= {"gold score": [summary.gold_sft, summary.gold_rl], "gold score, greedy answers": summary.gold_greedy}
+    return [(name, before, after) for name, (before, after) in parts.items() if math.isfinite(before + after)]
 
 
 def time(run: RecordedRun) -> dict[str, Any]:
-    """Seconds per stage, and where PPO's went; empty if nothing is known."""
-    stages = [(STAGE_NAMES[stage], run.number("stages", stage, "seconds")) for stage in STAGE_NAMES]
-    known = [(name, seconds) for name, seconds in stages if seconds > 0]
-    total = run.number("summary", "seconds")
-    rest = total - sum(seconds for _, seconds in known)
-    if known and rest > 0:
-        known.append(("the rest: data, measuring, saving", rest))
-    rows = run.metrics["rl"]
-    phases = [(name, sum(_values(rows, f"time/{phase}_s"))) for phase, name in PHASES.items()]
-    speeds = [
-        ("generating", _mean(rows, "rollout/tokens_per_s"), "{:,.0f} tokens/s"),
-        ("updating", _mean(rows, "update/tokens_per_s"), "{:,.0f} tokens/s"),
-        ("whole PPO step", _mean(rows, "step/tokens_per_s"), "{:,.0f} tokens/s"),
-        ("of the machine’s peak", _mean(rows, "step/mfu"), "{:.0%}"),
-        ("memory at its peak", max(_values(rows, "memory/peak_gib"), default=math.nan), "{:.2f} GiB"),
-    ]
+    """Seconds per stage, and where those of stage 3 went; empty if nothing is known."""
+    taken = [(stage.heading.replace("PPO", run.algorithm), run.entry(stage).seconds) for stage in TABLE]
+    stages = [(name, seconds) for name, seconds in taken if seconds > 0]
+    rest = run.manifest.summary.seconds - sum(seconds for _, seconds in stages)
+    if stages and rest > 0:
+        stages.append(("the rest: data, measuring, saving", rest))
+    speeds = (
+        ("generating", "rollout/tokens_per_s", "{:,.0f} tokens/s", fmean),
+        ("updating", "update/tokens_per_s", "{:,.0f} tokens/s", fmean),
+        (f"whole {run.algorithm} step", "step/tokens_per_s", "{:,.0f} tokens/s", fmean),
+        ("of the machine’s peak", "step/mfu", "{:.0%}", fmean),
+        ("memory at its peak", "memory/peak_gib", "{:.2f} GiB", max),
+    )
+    measured = ((name, run.finite(RL.name, metric), text, of) for name, metric, text, of in speeds)
     found = {
-        "stages": known,
-        "phases": [(name, seconds) for name, seconds in phases if seconds > 0],
-        "speeds": [(name, text.format(value)) for name, value, text in speeds if math.isfinite(value)],
+        "stages": stages,
+        "phases": [(name, s) for each, name in PHASES.items() if (s := sum(run.finite(RL.name, f"time/{each}_s"))) > 0],
+        "speeds": [(name, text.format(of(values))) for name, values, text, of in measured if values],
     }
     return found if any(found.values()) else {}
 
 
-def _values(rows: Sequence[Row], metric: str) -> list[float]:
-    return [value for row in rows if math.isfinite(value := number(row.get(metric)))]
-
-
-def _mean(rows: Sequence[Row], metric: str) -> float:
-    values = _values(rows, metric)
-    return sum(values) / len(values) if values else math.nan
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data source: what was read of it, and what was not."""
-
-    name: str
-    records: str
-    licence: str
-    reasons: list[tuple[str, int]]
-    dropped: list[tuple[str, str]]  # origin and reason of the first ones
-    left_out: int
-
-
 def data(run: RecordedRun) -> dict[str, Any]:
     """Sources, what the task world made, and records too long for a stage; empty if nothing is recorded."""
-    entries = run.get("data")
-    made = [
-        (name, count)
-        for name, path in (
-            ("demonstrations", "data/demonstrations.jsonl"),
-            ("prompts for PPO", "data/prompts.jsonl"),
-            ("preferences", "reward/preferences.jsonl"),
-        )
-        if (count := count_lines(run.directory / path))
-    ]
-    too_long = {
-        STAGE_NAMES[stage]: max(
-            (
-                number(value)
-                for value in (
-                    run.get("stages", stage, "dropped_too_long"),
-                    run.get("stages", stage, "report", "dropped_too_long"),
-                )
-                if number(value) > 0
-            ),
-            default=0,
-        )
-        for stage in STAGE_NAMES
+    files = {
+        "demonstrations": "data/demonstrations.jsonl",
+        f"prompts for {run.algorithm}": "data/prompts.jsonl",
+        "preferences": "label/preferences.jsonl",
     }
+    made = [(name, count) for name, file in files.items() if (count := _lines(run, file))]
+    entries = ((stage.heading.replace("PPO", run.algorithm), run.entry(stage)) for stage in TABLE)
+    too_long = [(name, max(entry.dropped_too_long, entry.report.dropped_too_long)) for name, entry in entries]
+    reasons = [(source, Counter(one.reason for one in source.dropped)) for source in run.manifest.data]
     found = {
-        "sources": [_source(entry) for entry in entries if isinstance(entry, dict)]
-        if isinstance(entries, list)
-        else [],
-        "made": made if run.get("config", "world") else [],
-        "noise": run.number("config", "world", "label_noise"),
-        "too_long": [(name, int(count)) for name, count in too_long.items() if count],
+        "sources": [(source, counted.most_common(LISTED_DROPS)) for source, counted in reasons],
+        "made": made if run.manifest.config.world else [],
+        "too_long": [(name, count) for name, count in too_long if count],
     }
-    return found if found["sources"] or found["made"] or found["too_long"] else {}
+    return found | {"listed": LISTED_DROPS} if any(found.values()) else {}
 
 
-def _source(entry: Row) -> Source:
-    listed = entry.get("dropped")
-    dropped = [
-        (str(one.get("origin", "")), str(one.get("reason", "")))
-        for one in (listed if isinstance(listed, list) else [])
-        if isinstance(one, dict)
-    ]
-    records, licence = number(entry.get("records")), entry.get("licence")
-    return Source(
-        str(entry.get("spec", "")),
-        f"{records:,.0f}" if math.isfinite(records) else "",
-        str(licence) if licence else "the source states none",
-        Counter(reason for _, reason in dropped).most_common(LISTED_DROPS),
-        dropped[:LISTED_DROPS],
-        max(0, len(dropped) - LISTED_DROPS),
-    )
+def _lines(run: RecordedRun, file: str) -> int:
+    try:
+        return read_bytes(run.directory / file, limit=LONGEST_LINES, refuse=RunError).count(b"\n")
+    except FileNotFoundError:
+        return 0

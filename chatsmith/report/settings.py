@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from chatsmith.config import Config
@@ -23,66 +22,46 @@ _NAMED = {
 _ABSENT = object()
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One key; `default` is empty where the value is the default."""
+def settings(run: RecordedRun) -> dict[str, list[dict[str, Any]]]:
+    """The recorded configuration, group by group; the keys without a group come first, under an empty name.
 
-    key: str
-    value: str
-    default: str
-    by_hand: bool  # differs from what the recipe says
-
-
-def settings(run: RecordedRun) -> dict[str, list[Setting]]:
-    """The recorded configuration, group by group; the keys without a group come first, under an empty name."""
-    recorded, defaults, recipe = (
-        _flat(run.get("config")),
-        _flat(Config().model_dump(mode="json")),
-        _recipe(str(run.get("recipe") or "defaults")),
-    )
-    groups: dict[str, list[Setting]] = {"": []} if recorded else {}
+    Of each key its value, the default where that is another, and whether it differs from what the recipe says.
+    """
+    recorded, defaults = _flat(run.manifest.config.whole()), _flat(Config().model_dump(mode="json"))
+    recipe = _recipe(run.manifest.recipe or "defaults")
+    groups: dict[str, list[dict[str, Any]]] = {"": []}
     for key, value in recorded.items():
         group, _, name = key.rpartition(".")
-        differs = key in defaults and defaults[key] != value
-        groups.setdefault(group, []).append(
-            Setting(
-                name,
-                toml(value),
-                toml(defaults[key]) if differs else "",
-                recipe is not None and recipe.get(key, _ABSENT) != value,
-            )
-        )
+        default = toml(defaults[key]) if key in defaults and defaults[key] != value else ""
+        by_hand = recipe is not None and recipe.get(key, _ABSENT) != value
+        row = {"key": name, "value": toml(value), "default": default, "by_hand": by_hand}
+        groups.setdefault(group, []).append(row)
     return {group: rows for group, rows in groups.items() if rows}
 
 
-def differences(one: RecordedRun, two: RecordedRun) -> list[tuple[str, str, str]]:
+def differences(one: RecordedRun, two: RecordedRun) -> list[tuple[str, ...]]:
     """Keys in which two runs differ, with both values."""
-    here, there = _flat(one.get("config")), _flat(two.get("config"))
+    here, there = _flat(one.manifest.config.whole()), _flat(two.manifest.config.whole())
     keys = [key for key in {**here, **there} if here.get(key, _ABSENT) != there.get(key, _ABSENT)]
-    return [(key, _said(here, key), _said(there, key)) for key in keys]
-
-
-def _said(flat: Mapping[str, Any], key: str) -> str:
-    return toml(flat[key]) if key in flat else "–"
+    return [(key, *[toml(flat[key]) if key in flat else "–" for flat in (here, there)]) for key in keys]
 
 
 def command(run: RecordedRun) -> str:
     """The command that repeats the run in a new directory; empty if nothing of a configuration is recorded."""
-    words = repeated(run.get("config"), str(run.get("recipe") or "defaults"))
+    words = repeated(run.manifest.config.whole(), run.manifest.recipe or "defaults")
     force = ["--force"] if run.status == "forced" else []
     return shell(["chatsmith", *words, "--run-dir", f"runs/{run.name}-again", *force]) if words else ""
 
 
 def code(run: RecordedRun) -> str:
     """The functions that this command would run, which a stranger's run may have chosen; empty if there are none."""
-    sources, rewards = run.get("config", "data", "sources"), run.get("config", "rl", "rewards")
-    tables = [source for source in sources if isinstance(source, Mapping)] if isinstance(sources, list) else []
-    named = [table.get("function") for table in tables]
-    named += [reward for reward in rewards if ":" in str(reward)] if isinstance(rewards, list) else []
-    return ", ".join(str(name) for name in named if name)
+    config = run.manifest.config
+    named = [source.get("function") for source in config.data.sources if isinstance(source, Mapping)]
+    rewards = [reward for reward in config.rl.rewards if ":" in reward]
+    return ", ".join(str(name) for name in [*named, *rewards, config.judge] if name)
 
 
-def repeated(config: Any, recipe: str) -> list[str]:
+def repeated(config: Mapping[str, Any], recipe: str) -> list[str]:
     """The words after `chatsmith` that stand for a recorded configuration: its recipe, and what was changed by hand.
 
     There are none if nothing of a configuration is recorded.
@@ -91,11 +70,13 @@ def repeated(config: Any, recipe: str) -> list[str]:
     stages = recorded.get("stages")
     if not isinstance(stages, list) or not stages:
         return []
-    base = _recipe(recipe)
-    named = [] if base is None or recipe == "defaults" else [f"./{recipe}" if recipe.startswith("-") else recipe]
-    if not named:  # `train` without recipe and model is the demo
-        base = _recipe("defaults" if recorded.get("actor_model") or len(stages) == 1 else "tiny-cpu")
-    assert base is not None, "what comes with the package is there"
+    start, named = recipe, [f"./{recipe}" if recipe.startswith("-") else recipe]
+    if recipe == "defaults" or _recipe(recipe) is None:  # `train` without recipe and model is the demo
+        start, named = "defaults" if recorded.get("actor_model") or len(stages) == 1 else "tiny-cpu", []
+    plain = _recipe(start)
+    assert plain is not None, "what comes with the package is there"
+    # naming another algorithm changes what is said of other keys
+    base = (_recipe(start, recorded.get("rl.algorithm")) or plain) | {"rl.algorithm": plain["rl.algorithm"]}
     words = [*(["train"] if len(stages) > 1 else [str(stages[0])]), *named]
     for key, value in recorded.items():
         if key == "stages" or base.get(key, _ABSENT) == value or value == []:
@@ -119,12 +100,9 @@ def toml(value: Any) -> str:
         return f"[{', '.join(map(toml, value))}]"
     if isinstance(value, Mapping):  # what is off is left out: a table of TOML has no word for it
         given = {name: item for name, item in value.items() if item is not None and item != {}}
-        return f"{{{', '.join(f'{_toml_key(name)} = {toml(item)}' for name, item in given.items())}}}"
+        keys = (name if re.fullmatch(r"[\w-]+", name, re.ASCII) else toml(name) for name in given)
+        return f"{{{', '.join(f'{key} = {toml(item)}' for key, item in zip(keys, given.values(), strict=True))}}}"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _toml_key(name: str) -> str:
-    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name, ensure_ascii=False)
 
 
 def _word(value: Any) -> str:
@@ -132,20 +110,21 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else toml(value).strip('"')
 
 
-def _recipe(name: str) -> dict[str, Any] | None:
-    """What a run's recipe says as it is now; None if it is not there any more."""
-    if name == "defaults":
-        return _flat(Config().model_dump(mode="json"))
+def _recipe(name: str, algorithm: Any = None) -> dict[str, Any] | None:
+    """What a run's recipe says as it is now, with an algorithm if one is named; None if it is not there any more."""
+    layers = [] if algorithm is None else [("", {"rl": {"algorithm": algorithm}})]
     try:
-        return _flat(resolve([(name, read_recipe(name))]).model_dump(mode="json"))
+        recipe = [] if name == "defaults" else [(name, read_recipe(name))]
+        config = resolve([*recipe, *layers])
     except (ChatsmithError, OSError):
         return None
+    return _flat(config.model_dump(mode="json"))
 
 
-def _flat(config: Any) -> dict[str, Any]:
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys; a group that is off (null) has none."""
     flat: dict[str, Any] = {}
-    for key, value in config.items() if isinstance(config, Mapping) else ():
+    for key, value in config.items():
         if isinstance(value, Mapping):
             flat |= {f"{key}.{name}": item for name, item in value.items()}
         elif value is not None:

@@ -3,16 +3,16 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from chatsmith.errors import RunError
 from chatsmith.files.writing import is_held
-from chatsmith.runs.manifest import MANIFEST, is_run, load_manifest, lock_file
+from chatsmith.runs.manifest import MANIFEST, Manifest, is_run, lock_file, read_manifest
 from chatsmith.screen.console import Screen
 from chatsmith.screen.text import quoted, unbroken
+from chatsmith.stages.table import TABLE
 
 DEPTH = 3  # runs/NAME, runs/GROUP/NAME, ...
 
@@ -22,8 +22,9 @@ class Entry:
     """A run, or in `problem` why a directory is none."""
 
     name: str
-    changed: float  # seconds since the epoch
-    manifest: Mapping[str, Any]
+    changed: float = 0.0  # seconds since the epoch
+    manifest: Manifest = field(default_factory=lambda: Manifest(stages={}))
+    status: str = ""
     problem: str = ""
 
 
@@ -55,7 +56,7 @@ def _search(directory: Path, prefix: str, depth: int) -> Iterator[Entry]:
         children = sorted(child for child in directory.iterdir() if child.is_dir() and child.name[0] != ".")
     except OSError as error:
         if prefix:
-            yield Entry(prefix.rstrip("/"), 0.0, {}, f"cannot be read: {error.strerror}")
+            yield Entry(prefix.rstrip("/"), problem=f"cannot be read: {error.strerror}")
         return
     for child in children:
         name = prefix + child.name
@@ -66,24 +67,25 @@ def _search(directory: Path, prefix: str, depth: int) -> Iterator[Entry]:
         if any(not entry.problem for entry in below):
             yield from below
         else:
-            yield Entry(name, 0.0, {}, "no run of chatsmith: it holds no manifest.json")
+            yield Entry(name, problem="no run of chatsmith: it holds no manifest.json")
 
 
 def _read(directory: Path, name: str) -> Entry:
-    path = directory / MANIFEST
     try:
-        manifest = load_manifest(directory)
-        files = [path, *directory.glob("*/metrics.jsonl")]
+        manifest = read_manifest(directory)
+        files = [directory / MANIFEST, *directory.glob("*/metrics.jsonl")]
         changed = max(file.stat().st_mtime for file in files)
     except OSError as error:
-        return Entry(name, 0.0, {}, f"cannot be read: {error.strerror}")
+        return Entry(name, problem=f"cannot be read: {error.strerror}")
     except RunError as error:
-        return Entry(name, 0.0, {}, str(error).removeprefix(f"{directory}/"))
-    if not isinstance(manifest, dict) or not {"status", "stages", "summary"} <= set(manifest):
-        return Entry(name, 0.0, {}, f"{MANIFEST} is not one of chatsmith")
-    if manifest["status"] == "running" and not is_held(lock_file(directory)):
-        manifest["status"] = "killed"
-    return Entry(name, changed, manifest)
+        return Entry(name, problem=str(error).removeprefix(f"{directory}/"))
+    return Entry(name, changed, manifest, status_of(directory, manifest))
+
+
+def status_of(directory: Path, manifest: Manifest) -> str:
+    """What the run says of itself; "killed" where it says that it is running and nobody holds it."""
+    killed = manifest.status == "running" and not is_held(lock_file(directory))
+    return "killed" if killed else manifest.status
 
 
 def _table(runs: list[Entry]) -> tuple[list[str], list[list[str]]]:
@@ -91,21 +93,19 @@ def _table(runs: list[Entry]) -> tuple[list[str], list[list[str]]]:
     now = time.time()
     rows = []
     for run in runs:
-        summary = run.manifest["summary"] if isinstance(run.manifest["summary"], dict) else {}
-        first, last = _number(summary, "reward_mean_first"), _number(summary, "reward_mean_last")
+        summary = run.manifest.summary
         rows.append(
             {
                 "run": quoted(run.name),
-                "status": unbroken(str(run.manifest["status"])),
+                "status": run.status,
                 "age": _coarse(max(0.0, now - run.changed)),  # since its last change
-                "took": _written(_number(summary, "seconds"), _coarse),
-                "recipe": unbroken(str(run.manifest.get("recipe", ""))),
-                "SFT loss": _written(_number(summary, "sft_loss_last"), "{:.3f}".format),
-                "acc.": _written(_number(summary, "reward_accuracy"), "{:.0%}".format),
-                "reward": _written(last - first, "{:+.2f}".format),
-                "gold": _written(_number(summary, "gold_gain"), "{:+.3f}".format),
+                "took": _coarse(summary.seconds) if "seconds" in summary.model_fields_set else "",
+                "recipe": unbroken(run.manifest.recipe),
             }
         )
+        for column in (column for stage in TABLE for column in stage.columns):
+            value = getattr(summary, column.figure) - (getattr(summary, column.since) if column.since else 0.0)
+            rows[-1][column.name] = column.written.format(value) if math.isfinite(value) else ""
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
     return columns, [[row[name] for name in columns] for row in rows]
 
@@ -116,15 +116,3 @@ def _coarse(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _number(summary: Mapping[str, Any], name: str) -> float:
-    value = summary.get(name)
-    try:
-        return float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:  # JSON knows integers of any size
-        return math.nan
-
-
-def _written(value: float, write: Callable[[float], str]) -> str:
-    return write(value) if math.isfinite(value) else ""

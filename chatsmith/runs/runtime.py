@@ -18,7 +18,7 @@ from chatsmith.screen.text import printable, quoted
 if TYPE_CHECKING:
     import torch
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 SHARE_OF_SAVING = 20  # of the time between two checkpoints a twentieth at most goes into saving
 
 

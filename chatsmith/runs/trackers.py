@@ -13,26 +13,20 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from chatsmith.config import STAGES, Config, StageName, TrackerName
+from chatsmith.config import Config, StageName, TrackerName
 from chatsmith.errors import ConfigError, RunError
 from chatsmith.files.checkpoint import read_jsonl, save_text
 from chatsmith.files.received import read_bytes
 from chatsmith.files.writing import make_directory, remove
 from chatsmith.screen.text import quoted
+from chatsmith.stages.table import BY_NAME
 
 PROJECT = "chatsmith"  # in W&B and trackio
-
-
-class Tracker(Protocol):
-    """Where metrics go besides `metrics.jsonl`."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class TensorBoard:
@@ -60,79 +54,73 @@ class TensorBoard:
             self._writer.close()
 
 
-class WandB:
-    """A run of the project `chatsmith`, under the account that wandb is logged in with; its files in DIR/trackers."""
+class Account:
+    """A run of the project `chatsmith` in W&B, or in trackio, which speaks its words.
 
-    def __init__(self, config: Config, directory: Path) -> None:
-        import wandb
+    Args:
+        own: what `init` of the one package takes and that of the other does not.
+        next_step: where its run says which step comes next.
+        log: what its `log` takes besides metrics and step.
+    """
 
-        make_directory(directory / "trackers")
-        try:
-            with _no_questions():
-                self._run: Any = wandb.init(
-                    project=PROJECT,
-                    name=directory.name,
-                    id=run_id(directory),
-                    resume="allow",
-                    dir=directory / "trackers",
-                    config=config.model_dump(mode="json"),
-                    # numbers only: no code, no output, no git remote
-                    settings=wandb.Settings(console="off", silent=True, save_code=False, disable_git=True),
-                )
-        except wandb.errors.Error as error:
-            raise ConfigError(
-                f"wandb: {error} Or keep the metrics on this machine: WANDB_MODE=offline, or --track tensorboard."
-            ) from error
-        self._next = self._run.step  # of a resumed run; 0 where there is no connection
+    def __init__(self, package: Any, config: Config, own: dict[str, Any], *, next_step: str, **log: Any) -> None:
+        with _no_questions():
+            self._run = package.init(project=PROJECT, config=config.model_dump(mode="json"), resume="allow", **own)
+        self._package, self._options = package, log
+        self._next = getattr(self._run, next_step, 0)  # of a resumed run
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if step >= self._next:  # what it already has is the same: a resumed run repeats itself exactly
-            self._run.log(dict(metrics), step=step, commit=True)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class Trackio:
-    """A run of the project `chatsmith` in trackio's own folder on this machine: `trackio show`."""
-
-    def __init__(self, config: Config, directory: Path) -> None:
-        import trackio
-
-        with _no_questions():
-            self._run: Any = trackio.init(
-                project=PROJECT,
-                name=run_id(directory),
-                config=config.model_dump(mode="json"),
-                resume="allow",
-                embed=False,
-                auto_log_cpu=False,
-                auto_log_gpu=False,
-            )
-        self._finish: Callable[[], None] = trackio.finish
-        self._next = getattr(self._run, "_next_step", 0)  # it says so nowhere else
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if step >= self._next:
-            self._run.log(dict(metrics), step=step)
+            self._run.log(dict(metrics), step=step, **self._options)
 
     def close(self) -> None:
         with _no_questions():
-            self._finish()
+            self._package.finish()
 
 
-class Dispensable:
-    """A tracker that may fail: the run goes on without it, and says so once."""
+def _wandb(config: Config, directory: Path) -> Account:
+    """Under the account that wandb is logged in with; its files in DIR/trackers."""
+    import wandb
 
-    def __init__(self, name: str, tracker: Tracker, warn: Callable[[str], None]) -> None:
-        self._name, self._tracker, self._warn = name, tracker, warn
+    make_directory(directory / "trackers")
+    # numbers only: no code, no output, no git remote
+    settings = wandb.Settings(console="off", silent=True, save_code=False, disable_git=True)
+    own = {"name": directory.name, "id": run_id(directory), "dir": directory / "trackers", "settings": settings}
+    try:
+        return Account(wandb, config, own, next_step="step", commit=True)
+    except wandb.errors.Error as error:
+        raise ConfigError(
+            f"wandb: {error} Or keep the metrics on this machine: WANDB_MODE=offline, or --track tensorboard."
+        ) from error
+
+
+def _trackio(config: Config, directory: Path) -> Account:
+    """In trackio's own folder on this machine: `trackio show`."""
+    import trackio
+
+    own = {"name": run_id(directory), "embed": False, "auto_log_cpu": False, "auto_log_gpu": False}
+    return Account(trackio, config, own, next_step="_next_step")  # it says so nowhere else
+
+
+OPEN: dict[TrackerName, Callable[[Config, Path], TensorBoard | Account]] = {
+    "tensorboard": TensorBoard,
+    "wandb": _wandb,
+    "trackio": _trackio,
+}
+
+
+class Tracker:
+    """Where metrics go besides `metrics.jsonl`. It may fail: the run goes on without it, and says so once."""
+
+    def __init__(self, name: str, opened: TensorBoard | Account, warn: Callable[[str], None]) -> None:
+        self._name, self._opened, self._warn = name, opened, warn
         self._works = True
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._try(lambda: self._tracker.log(step, metrics))
+        self._try(lambda: self._opened.log(step, metrics))
 
     def close(self) -> None:
-        self._try(self._tracker.close)
+        self._try(self._opened.close)
 
     def _try(self, call: Callable[[], None]) -> None:
         try:
@@ -142,13 +130,6 @@ class Dispensable:
             self._works = False
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             self._warn(f"{self._name}: failed, and gets no more metrics ({reason}); metrics.jsonl holds all of them")
-
-
-OPEN: dict[TrackerName, Callable[[Config, Path], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WandB,
-    "trackio": Trackio,
-}
 
 
 def check_installed(names: Sequence[TrackerName]) -> None:
@@ -173,17 +154,15 @@ def open_trackers(config: Config, directory: Path, warn: Callable[[str], None]) 
         ConfigError: if one of them cannot be opened.
     """
     with ExitStack() as stack:
-        trackers: list[Tracker] = []
-        for name in dict.fromkeys(config.trackers):
-            tracker = Dispensable(name, OPEN[name](config, directory), warn)
-            stack.callback(tracker.close)
-            trackers.append(tracker)
-        yield trackers
+        yield [
+            stack.enter_context(closing(Tracker(name, OPEN[name](config, directory), warn)))
+            for name in dict.fromkeys(config.trackers)
+        ]
 
 
 def first_step(directory: Path, stage: StageName) -> int:
     """The steps of the stages before `stage`: where its own begin for a tracker."""
-    return sum(len(read_jsonl(directory / before / "metrics.jsonl")) for before in STAGES[: STAGES.index(stage)])
+    return sum(len(read_jsonl(directory / before / "metrics.jsonl")) for before in takewhile(stage.__ne__, BY_NAME))
 
 
 def feed(trackers: Sequence[Tracker], offset: int, step: int, metrics: Mapping[str, float]) -> None:

@@ -16,9 +16,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from chatsmith.screen.live import LiveStage, show
+from chatsmith.screen.live import LiveStage, Pace, show
 from chatsmith.screen.output import Console
-from chatsmith.screen.text import duration, printable, shell, unbroken
+from chatsmith.screen.text import printable, shell, unbroken
 from chatsmith.stages.table import BY_NAME
 
 if TYPE_CHECKING:  # both load torch, which commands that only look do not need
@@ -33,28 +33,22 @@ class _Lines:
     """For logs and CI: a plain line every ten seconds and at the end."""
 
     def __init__(self, console: Console, stage: str, total: int) -> None:
-        self._console, self._stage, self._total = console, stage, total
-        self._started = self._printed = time.monotonic()
-        self._first: int | None = None
+        self._console, self._stage, self._pace = console, stage, Pace(total)
+        self._printed = time.monotonic()
         self._last: dict[str, float] = {}
 
     def resume(self, past: Sequence[dict[str, Any]]) -> None:
-        pass
+        self._pace = Pace(self._pace.total, len(past))
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         self._last |= metrics
-        now = time.monotonic()
-        self._first = step if self._first is None else self._first
-        if now - self._printed < SECONDS_BETWEEN_LINES and step + 1 < self._total:
+        self._pace.add(step + 1)
+        if time.monotonic() - self._printed < SECONDS_BETWEEN_LINES and step + 1 < self._pace.total:
             return
-        self._printed = now
-        left = (self._total - step - 1) * (now - self._started) / (step + 1 - self._first)
-        self._console.print(
-            f"  {self._stage} {step + 1}/{self._total}  {_figures(self._stage, self._last)}  {duration(left)} left",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        self._printed = time.monotonic()
+        figures = _figures(self._stage, self._last)
+        text = f"  {self._stage} {step + 1}/{self._pace.total}  {figures}  {self._pace.left()}"
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def answers(self, rows: Sequence[dict[str, Any]]) -> None:
         pass

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.console import ConsoleOptions, Group, RenderResult
+from rich.console import ConsoleOptions, ConsoleRenderable, Group, RenderResult
 from rich.live import Live
 from rich.text import Text
 
@@ -34,15 +34,49 @@ RECENT_STEPS = 50  # that the time left is estimated from
 INDENT = "  "
 
 
+class Pace:
+    """How far something is, and how long the rest takes by its last steps."""
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        self.total = total
+        self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), done)], maxlen=RECENT_STEPS)
+
+    @property
+    def done(self) -> int:
+        return self._marks[-1][1]
+
+    def add(self, done: int) -> None:
+        if done != self.done:
+            self._marks.append((time.monotonic(), done))
+
+    def left(self) -> str:
+        """In words; "" before the first step."""
+        (since, first), (until, last) = self._marks[0], self._marks[-1]
+        if last == first:
+            return ""
+        per_step = (until - since) / (last - first)
+        return f"{duration(max(0.0, per_step * (self.total - last) - (time.monotonic() - until)))} left"
+
+    def bar(self, width: int) -> Text:
+        """━━━━━━━━╸────  17/36   1 min 12 s left"""
+        columns = max(8, min(48, width - 40))
+        full = min(columns, columns * self.done // self.total) if self.total else columns
+        text = Text(INDENT)
+        text.append("━" * full, style="cyan")
+        text.append("─" * (columns - full), style="dim")
+        text.append(f"  {self.done}/{self.total}", style="bold")
+        left = self.left()
+        return text.append(f"   {left}" if left else "", style="dim")
+
+
 class LiveStage:
     """What is known of the running stage, and how it looks in the space there is."""
 
     def __init__(self, stage: str, total: int, road: Mapping[str, str]) -> None:
-        self._stage, self._total, self._road = stage, total, road
+        self._road = road
         self._started = time.monotonic()
         self._lock = threading.Lock()
-        self._done = self._before = 0
-        self._marks: deque[tuple[float, int]] = deque([(self._started, 0)], maxlen=RECENT_STEPS)
+        self._pace, self._before = Pace(total), 0
         self._names = BY_NAME[stage].curves
         self._series = {name: Series() for name in self._names}
         self._sample: dict[str, Any] | None = None
@@ -54,13 +88,11 @@ class LiveStage:
         with self._lock:
             for metrics in past:
                 self._add(metrics)
-            self._done = self._before = len(past)
-            self._marks = deque([(time.monotonic(), self._done)], maxlen=RECENT_STEPS)
+            self._pace, self._before = Pace(self._pace.total, len(past)), len(past)
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         with self._lock:
-            self._done = step + 1
-            self._marks.append((time.monotonic(), self._done))
+            self._pace.add(step + 1)
             self._add(metrics)
 
     def answers(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -94,7 +126,7 @@ class LiveStage:
 
     def _panel(self, width: int, height: int) -> list[Text]:
         """Everything that fits, the most important first: bar, curves, road, sample; blank lines if there is room."""
-        bar, curves, road, sample = [self._bar(width)], self._curves(width), [self._way()], self._sample_lines()
+        bar, curves, road, sample = [self._pace.bar(width)], self._curves(width), [self._way()], self._sample_lines()
         blocks = [road, bar, curves, sample]
         for spare in ([], sample, road):
             blocks = [block for block in blocks if block is not spare and block]
@@ -117,27 +149,6 @@ class LiveStage:
                 part.append(f" {status}", style=style)
             parts.append(part)
         return Text(INDENT) + Text("   ").join(parts)
-
-    def _bar(self, width: int) -> Text:
-        """━━━━━━━━╸────  17/36   1 min 12 s left"""
-        share = self._done / self._total if self._total else 1.0
-        counts = f"  {self._done}/{self._total}"
-        left = self._seconds_left()
-        columns = max(8, min(48, width - len(INDENT) - len(counts) - 22))
-        full = int(share * columns)
-        text = Text(INDENT)
-        text.append("━" * full, style="cyan")
-        text.append("─" * (columns - full), style="dim")
-        text.append(counts, style="bold")
-        text.append("" if left is None else f"   {duration(left)} left", style="dim")
-        return text
-
-    def _seconds_left(self) -> float | None:
-        (since, first), (until, last) = self._marks[0], self._marks[-1]
-        if last == first:
-            return None
-        per_step = (until - since) / (last - first)
-        return max(0.0, per_step * (self._total - last) - (time.monotonic() - until))
 
     def _curves(self, width: int) -> list[Text]:
         known = _labelled(self._series, self._names)
@@ -164,11 +175,12 @@ class LiveStage:
         return lines
 
     def _summary(self, width: int) -> list[Text]:
-        whole = self._done >= self._total
-        steps = f"{self._done} steps" if whole else f"stopped after {self._done} of {self._total} steps"
+        done, total = self._pace.done, self._pace.total
+        whole = done >= total
+        steps = f"{done} steps" if whole else f"stopped after {done} of {total} steps"
         head = Text(INDENT)
         head.append("✓ " if whole else "■ ", style="green" if whole else "yellow")
-        now = f", {self._done - self._before} of them now," if self._before else ""
+        now = f", {done - self._before} of them now," if self._before else ""
         head.append(f"{steps}{now} in {duration(time.monotonic() - self._started)}", style="dim")
         cells = []
         for label, series in _labelled({n: s for n, s in self._series.items() if not n.endswith("/lr")}, self._names):
@@ -196,11 +208,18 @@ def _grid(cells: Sequence[Text], *, indent: str, gap: str, width: int) -> list[T
 
 
 @contextmanager
-def show(console: Console, stage: LiveStage) -> Iterator[LiveStage]:
-    """Draw `stage` at the bottom of the terminal while the context lasts; what is printed meanwhile stands above."""
-    stage.console = console
-    with Live(stage, console=console, refresh_per_second=REFRESHES_PER_SECOND):
+def drawn(console: Console, picture: ConsoleRenderable, *, transient: bool = False) -> Iterator[None]:
+    """Draw it at the bottom of the terminal while the context lasts; what is printed meanwhile stands above."""
+    with Live(picture, console=console, refresh_per_second=REFRESHES_PER_SECOND, transient=transient):
         guard_streams()
+        yield
+
+
+@contextmanager
+def show(console: Console, stage: LiveStage) -> Iterator[LiveStage]:
+    """Draw a stage, of which a summary stays."""
+    stage.console = console
+    with drawn(console, stage):
         try:
             yield stage
         finally:

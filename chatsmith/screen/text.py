@@ -1,11 +1,12 @@
 """Text for a terminal: harmless, short, and numbers as small pictures."""
 
+import difflib
 import itertools
 import math
 import os
 import shlex
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 BARS = "▁▂▃▄▅▆▇█"
 KEPT = "\n\t\u200c\u200d"  # the last two join letters and emoji
@@ -36,6 +37,12 @@ def quoted(name: str | os.PathLike[str]) -> str:
     """A path or another name as it is, or with escapes in quotes where it holds what a line of a terminal cannot."""
     text = os.fspath(name)
     return text if text and unbroken(text) == text else ascii(text)
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """A question for the nearest known name; "" where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f'did you mean "{near[0]}"?' if near else ""
 
 
 def shell(words: Sequence[str | os.PathLike[str]]) -> str:

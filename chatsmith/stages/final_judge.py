@@ -1,7 +1,7 @@
-"""A second opinion on PPO where no gold judge exists: another reward head, from preferences that stage 2 never saw.
+"""A second opinion on stage 3 where no gold judge exists: another reward head, from preferences that stage 2 never saw.
 
 The head is a logistic regression on the frozen SFT model's last hidden state at the end of an answer. It shares neither
-weights nor data with the reward model that PPO maximised, so it does not share its flaws by construction.
+weights nor data with the reward model that stage 3 maximised, so it does not share its flaws by construction.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ RIDGE = 1e-2
 
 @dataclass(frozen=True)
 class Opinion:
-    """What the second head says: its own held-out accuracy, and how often it prefers PPO's answer to SFT's.
+    """What the second head says: its own held-out accuracy, and how often it prefers the trained answer to SFT's.
 
     Both are shares over prompts, each of which counts once.
     """
@@ -39,8 +39,8 @@ class Opinion:
         win = self.win_rate
         word = "better" if win.low > 0.5 else "worse" if win.high < 0.5 else "neither better nor worse"
         return (
-            f"{word}: a second reward head (held-out accuracy {self.accuracy.value:.0%}) prefers PPO's answer in "
-            f"{win.value:.0%} [{win.low:.0%}, {win.high:.0%}] of held-out prompts"
+            f"{word}: a second reward head (held-out accuracy {self.accuracy.value:.0%}) prefers the answer after "
+            f"training in {win.value:.0%} [{win.low:.0%}, {win.high:.0%}] of held-out prompts"
         )
 
 
@@ -56,7 +56,7 @@ def second_opinion(
     max_tokens: int,
     max_batch_tokens: int,
 ) -> Opinion:
-    """Fit the head on `train`, measure it on `held_out`, and compare answers before and after PPO, prompt by prompt.
+    """Fit the head on `train`, measure it on `held_out`, and compare answers before and after, prompt by prompt.
 
     Args:
         sft_model: causal language model whose body gives the features.

@@ -7,10 +7,10 @@ D = log p(answer | prompt) - log p_reference(answer | prompt), summed over its t
 
 import copy
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -32,21 +32,33 @@ from chatsmith.algo.pairs import (
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, PairsConfig
 from chatsmith.data.batch import batches
+from chatsmith.data.mix import StageData
 from chatsmith.data.progress import progress
 from chatsmith.data.store import Array
 from chatsmith.errors import DataError
-from chatsmith.evaluate import Interval, difference_of_means, mean_interval, separation, share
+from chatsmith.evaluate import Interval, difference_of_means, mean_interval, paired_difference, separation, share
+from chatsmith.files.checkpoint import save_jsonl
+from chatsmith.intake import deal, parse_reward
 from chatsmith.models.checkpointing import checkpoint_activations
 from chatsmith.models.ema import Ema, default_decay
+from chatsmith.models.load import declared_context, load_stop_ids, load_tokenizer
 from chatsmith.models.passes import Pass, pad_mask
 from chatsmith.models.reward import Reward
 from chatsmith.models.scoring import passes_of, token_logprobs
+from chatsmith.runs.run import Run
 from chatsmith.runs.runtime import StageRun
+from chatsmith.seeds import permutation
+from chatsmith.stages.inputs import leave_model, left_out, load_policy, policy_location, show_answers
+from chatsmith.stages.inputs import sources as sources_of
 from chatsmith.stages.loop import Guard, Skipped, Trainable, as_text, averaged, learning_rate_factor, steps_of
 from chatsmith.stages.reward import Ranked, RankedRows, encode_ranked
-from chatsmith.stages.rollout import PolicyScores, Prompts, check_held_out, evaluate_policy
-from chatsmith.types import Record
+from chatsmith.stages.rl import load_reward
+from chatsmith.stages.rollout import PolicyScores, Prompts, check_held_out, encode_questions, evaluate_policy
+from chatsmith.stages.table import SAMPLES
+from chatsmith.types import Record, Stage
+from chatsmith.verdicts import judge_pairs
 
+NAME: Final = "pairs"
 EVALUATIONS = 10  # held-out evaluations per run
 EVALUATED = 512  # held-out records on the way; at the end it is all of them
 CHUNK = 1024  # records read at once
@@ -118,7 +130,7 @@ class PairsTrainer:
         if config.engine.activation_checkpointing:
             checkpoint_activations(policy.model)
         self.learner = Trainable(policy.model, config.pairs, lr=config.pairs.lr)
-        self.ema, self.guard = Ema(policy.model, default_decay(steps)), Guard("pairs", on_skip)
+        self.ema, self.guard = Ema(policy.model, default_decay(steps)), Guard(NAME, on_skip)
 
     def update(self, step: int, batch: Sequence[Answers]) -> dict[str, float]:
         """One optimizer step on a batch of `Preferences`."""
@@ -375,6 +387,29 @@ class PairsReport:
     steps: int
     skipped_steps: int
 
+    @property
+    def policies(self) -> dict[str, PolicyScores]:
+        return {"before": self.before, "after": self.after, "ema": self.ema}
+
+    def figures(self) -> dict[str, Any]:
+        """The report without samples, for the manifest."""
+        own = {name: value for name, value in vars(self).items() if name not in ("implicit", *self.policies)}
+        policies = {
+            name: {"reward_mean": mean_interval(scores.rewards).value, **scores.figures()}
+            for name, scores in self.policies.items()
+        }
+        return {**own, **asdict(self.implicit), **policies}
+
+    def samples(self, *, is_rewarded: bool) -> list[dict[str, Any]]:
+        """Per held-out prompt the answers before and after and of the average, with their rewards if there are any."""
+        who = {"sft": self.before, NAME: self.after, f"{NAME}-ema": self.ema}
+        return [
+            {"prompt": sample.messages[-1].content}
+            | {name: scores.samples[i].answer for name, scores in who.items()}
+            | {f"{name}_reward": scores.rewards[i] if is_rewarded else None for name, scores in who.items()}
+            for i, sample in enumerate(self.before.samples)
+        ]
+
 
 def train_pairs(
     policy: Assistant,
@@ -414,7 +449,7 @@ def train_pairs(
             "with a longer context and a larger --data.max_tokens."
             + (" Of marks without pairs, --pairs.loss kto learns." if compares else "")
         )
-    check_held_out(prompts)
+    check_held_out(prompts, stage=NAME)
     total = steps_of(settings, usable)
     trainer = PairsTrainer(policy, config, steps=total, on_skip=run.skipped)
 
@@ -462,8 +497,84 @@ def train_pairs(
         after=after,
         ema=ema,
         dropped_too_long=dropped + also_dropped,
-        unpaired=len(rows) - usable if compares else 0,
+        unpaired=len(rows) - usable + rows.lone if compares else 0,
         steps=total,
         skipped_steps=trainer.guard.skipped,
     )
     return report, trainer
+
+
+def check(config: Config, data: Mapping[Stage, StageData]) -> None:
+    """
+    Raises:
+        DataError: if there are too few held-out prompts for its gate.
+    """
+    location = config.actor_model
+    tokenizer = load_tokenizer(location)
+    limit = min(declared_context(location) or config.data.max_tokens, config.data.max_tokens)
+    check_held_out(_asked(config, data, tokenizer, load_stop_ids(location, tokenizer), limit), stage=NAME)
+
+
+def total_steps(config: Config, records: int) -> int:
+    return steps_of(config.pairs, records)
+
+
+def step_size(config: Config) -> int:
+    return config.pairs.batch
+
+
+def measure(tokenizer: Any, records: Sequence[Record], **options: Any) -> tuple[int, int]:
+    rows, _ = encode_ranked(tokenizer, records, **options, least=1)
+    usable = len(clear(rows)) or int((rows.marks != 0).sum())
+    return usable, sum(map(len, rows.answers))
+
+
+def _asked(
+    config: Config, data: Mapping[Stage, StageData], tokenizer: Any, stops: Sequence[int], limit: int
+) -> Prompts:
+    """Held-out prompts that are answered before and after."""
+    room = limit - config.rl.max_new_tokens
+    asked: dict[str, Any] = {"stops": stops, "max_tokens": room, "on_error": config.data.on_error}
+    records = data[NAME].held_out
+    order = permutation(len(records), config.data.split_seed, "evaluation")
+    return encode_questions(tokenizer, records.take(order), **asked).first(config.rl.eval_prompts)
+
+
+def run(run: Run) -> None:
+    config, gold, sources = run.config, run.gold, sources_of(run)
+    data = deal(config, sources)
+    location = policy_location(run, NAME)
+    policy = load_policy(run, location)
+    held_out = data[NAME].held_out
+    held_out = held_out.take(permutation(len(held_out), config.data.split_seed, "pairs"))  # the first ones are watched
+    prompts = _asked(config, data, policy.tokenizer, policy.stops, policy.max_tokens)
+    given = [spec for spec in config.rl.rewards if parse_reward(spec)[0] != "trained"]
+    rewards = [load_reward(spec, config) for spec in given]
+    stage = run.stage(NAME)
+    gold_before = gold.scores(policy) if gold is not None else None
+    report, trainer = train_pairs(policy, data[NAME].train, held_out, prompts, rewards, config, stage)
+    judged, gold_summary = None, {}
+    if gold is not None and gold_before is not None:
+        gold_after = gold.scores(policy)
+        gold_summary = gold.summary(gold_before, gold_after)
+        judged = gold.judged(gold_before, gold_after, ())
+    verdict = judge_pairs(report, config.gates, judged, left_out(NAME, data[NAME], report.dropped_too_long, sources))
+    what = f"Assistant after learning from pairs ({config.pairs.loss})"
+    leave_model(run, NAME, "model", policy, what=what, base=location, tags=[config.pairs.loss])
+    with averaged(trainer.learner, trainer.ema):
+        leave_model(run, NAME, "ema", policy, what=f"{what}, averaged", base=location, tags=[config.pairs.loss])
+    save_jsonl(run.directory / NAME / SAMPLES, report.samples(is_rewarded=bool(rewards)))
+    summary: dict[str, Any] = {
+        "pairs_accuracy": report.implicit.accuracy.value,
+        "pairs_margin": report.implicit.margin.value,
+    }
+    if rewards:
+        gain = paired_difference(report.before.rewards, report.after.rewards, report.before.prompts)
+        means = {name: mean_interval(scores.rewards).value for name, scores in report.policies.items()}
+        summary |= {"reward_mean_first": means["before"], "reward_mean_last": means["after"]}
+        summary |= {"reward_gain_ci95": [gain.low, gain.high]}
+    run.record(NAME, verdict, stage, f"{NAME}/model", summary | gold_summary, report=report.figures())
+    if gold is not None and gold_before is not None:
+        gold.show(run.screen, gold_before, gold_after, gold_summary, algorithm=config.pairs.loss.upper())
+    else:
+        show_answers(run, report.before, report.after, config.pairs.loss.upper())

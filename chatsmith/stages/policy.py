@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from chatsmith.algo.advantages import gae, whiten
+from chatsmith.algo.advantages import Groups, gae, over_baseline, returns_to_go, scaled
 from chatsmith.algo.losses import Total, kl_estimate, masked_sum, policy_loss
 from chatsmith.algo.rewards import adapt_kl_coef, token_rewards
 from chatsmith.assistant import Assistant
@@ -24,7 +24,7 @@ from chatsmith.config import Config, RlConfig
 from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded
 from chatsmith.engine.engine import Engine, Sampling
-from chatsmith.errors import DataError
+from chatsmith.errors import ConfigError, DataError, RunError
 from chatsmith.models.checkpointing import checkpoint_activations
 from chatsmith.models.critic import Critic
 from chatsmith.models.ema import Ema, default_decay
@@ -37,7 +37,7 @@ from chatsmith.stages.loop import Guard, Skipped, Trainable, as_text, averaged, 
 from chatsmith.stages.rollout import (
     Prompts,
     encode_questions,
-    judge,
+    judge_rollouts,
     roll_out,
     rollout_logprobs,
     rollout_noise,
@@ -47,8 +47,8 @@ from chatsmith.stages.watch import check_logprob_gap, describe, kl_per_answer
 from chatsmith.types import Experience, Message, Record, Rollouts, Scores
 
 Estimator = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(token_rewards [B, T], mask [B, T], prompts [B], values [B, T] or None) -> advantages [B, T], not whitened, 0 outside
-the mask. `prompts` numbers what each row answers; `values` are the critic's, where there is one.
+"""(token_rewards [B, T], mask [B, T], prompts [B], values [B, T] or None) -> advantages [B, T], 0 outside the mask,
+before `rl.scale` is applied. `prompts` numbers what each row answers; `values` are the critic's, where there is one.
 """
 
 
@@ -65,6 +65,16 @@ class Learners:
         return {name: part.state_dict() for name, part in vars(self).items() if part is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Raises:
+            RunError: if the state has a critic and these have none, or the other way round.
+        """
+        if ("critic" in state) != (self.critic is not None):
+            there, here = ("a", "none") if self.critic is None else ("no", "one")
+            raise RunError(
+                f"rl: the checkpoint is of another algorithm: it has {there} critic, and rl.baseline asks for {here}. "
+                "Resume with the settings that it was written with, or run stage 3 anew."
+            )
         for name, part in vars(self).items():
             if part is not None:
                 part.load_state_dict(state[name])
@@ -77,21 +87,22 @@ class PolicyTrainer:
         experience, metrics = trainer.make_experience(questions)
         metrics |= trainer.update(experience)
 
-    Without `estimator` this is PPO: advantages are generalised ones of a critic.
+    Without `estimator` the configuration says which algorithm this is (`rl.algorithm`): PPO by default.
 
     Args:
         policy: the SFT model. Its weights move.
         rewards: what is maximised, summed with their weights.
         config: of it `seed`, `rl` and `engine`; how many steps and rollouts there are is the caller's affair.
         steps: how many there will be, for the learning rate's schedule and the average's decay.
-        estimator: gives the advantages. None: generalised advantage estimation, which needs a critic.
-        critic: None: with an estimator there is none, else it starts from the first reward model that reads the
-            policy's tokens, or from the policy.
+        estimator: gives the advantages, which `rl.scale` then scales. None: what `rl.baseline` says.
+        critic: None: where `rl.baseline` says so and there is no estimator, it starts from the first reward model that
+            reads the policy's tokens, or from the policy; else there is none.
         reference: what the KL is measured to. None: a copy of the policy as it is now.
         ptx: rows for mixed training, used when `rl.ptx_coef` > 0.
         on_skip: told of every refused optimizer step, with its batch as text; None: a Python warning.
     Raises:
         DataError: if `rl.ptx_coef` > 0 and there are no rows for it.
+        ConfigError: if there is a critic and nothing that uses it.
     """
 
     def __init__(
@@ -116,7 +127,12 @@ class PolicyTrainer:
         self.config, self.policy, self.rewards, self.ptx = config, policy, rewards, ptx
         self.actor, self.tokenizer = policy.model, policy.tokenizer
         self.reference = reference or copy.deepcopy(self.actor).requires_grad_(False)
-        if critic is None and estimator is None:
+        if critic is not None and estimator is None and settings.baseline != "critic":
+            raise ConfigError(
+                f"a critic is given, and rl.algorithm = {settings.algorithm!r} with rl.baseline = "
+                f"{settings.baseline!r} uses none. Leave it out."
+            )
+        if critic is None and estimator is None and settings.baseline == "critic":
             critic = critic_for(policy.model, policy.tokenizer, rewards, max_tokens=policy.max_tokens)
         if config.engine.activation_checkpointing:
             for model in (self.actor, critic):
@@ -124,7 +140,7 @@ class PolicyTrainer:
                     checkpoint_activations(model)
         self.steps, self.step, self.kl_coef = steps, 0, settings.kl_coef
         self.noise: float | None = None  # of the policy's log-probs, measured on the first rollouts
-        self.estimator = estimator or partial(_generalised, gamma=settings.gamma, lam=settings.lam)
+        self.estimator = estimator or estimator_of(settings)
         decay = default_decay(steps * settings.epochs * settings.minibatches)
         self.learners = Learners(
             Trainable(self.actor, settings, lr=settings.lr),
@@ -142,7 +158,7 @@ class PolicyTrainer:
     def make_experience(self, questions: Sequence[str | Record]) -> tuple[Experience, dict[str, float]]:
         """Answer questions, `rl.samples_per_prompt` times each, and turn the answers into what `update` learns from.
 
-        Before the next `update`, the same questions get the same answers.
+        Before the next `update`, the same questions get the same answers. No further ones are asked (`rl.max_refills`).
 
         Raises:
             DataError: if there is no question, or if one leaves no room for an answer.
@@ -163,8 +179,8 @@ class PolicyTrainer:
         experience = self.estimate(rollouts, scores)
         return experience, metrics | describe(rollouts, scores, experience)
 
-    def roll_out(self, prompts: Prompts, index: Sequence[int]) -> Rollouts:
-        """The policy's answers to the prompts at `index`."""
+    def roll_out(self, prompts: Prompts, index: Sequence[int], *, refill: int = 0) -> Rollouts:
+        """The policy's answers to the prompts at `index`; in a refill the same prompt gets other answers."""
         settings = self.config.rl
         return roll_out(
             self.engine,
@@ -175,20 +191,23 @@ class PolicyTrainer:
             limit=settings.max_new_tokens,
             stops=self.policy.stops,
             samples=settings.samples_per_prompt,
-            seed=(self.config.seed, self.step),
+            seed=(self.config.seed, self.step, *(("refill", refill) if refill else ())),
         )
 
     @torch.no_grad()
-    def score(self, rollouts: Rollouts) -> tuple[Scores, dict[str, float]]:
+    def score(self, rollouts: Rollouts, raw: Sequence[Tensor] | None = None) -> tuple[Scores, dict[str, float]]:
         """Old and reference log-probs, values (of a critic) and rewards of rollouts.
 
         Old log-probs come from the rollout (default in fp32: then `update` measures the gap on its first mini-batch)
         or from the training forward, also where the policy is frozen and `update` does not run it.
+
+        Args:
+            raw: what `ask_rewards` gave; None: it is asked.
         """
         settings = self.config.rl
         if self.noise is None:
             self.noise = rollout_noise(self.actor, rollouts, settings.temperature)
-        rewards, valid, metrics = judge(rollouts.samples, self.rewards, settings)
+        rewards, valid, metrics = judge_rollouts(rollouts, self.rewards, settings, raw)
         metrics["rollout/logprob_noise"] = self.noise
         temperature, device = settings.temperature, rollouts.mask.device
         reference_logprobs, _ = rollout_logprobs(self.reference, rollouts, temperature=temperature, config=self.config)
@@ -203,7 +222,7 @@ class PolicyTrainer:
         return Scores(logprobs, reference_logprobs, values, rewards.to(device), valid.to(device)), metrics
 
     def estimate(self, rollouts: Rollouts, scores: Scores) -> Experience:
-        """Rewards per token, advantages and returns."""
+        """Rewards per token, advantages and returns, of the answers that `update` learns from."""
         return estimate(
             rollouts,
             scores,
@@ -295,7 +314,7 @@ class PolicyTrainer:
 
     @property
     def _policy_frozen(self) -> bool:
-        return self.step < self.config.rl.critic_warmup
+        return self.learners.critic is not None and self.step < self.config.rl.critic_warmup
 
     @property
     def _old_from_rollout(self) -> bool:
@@ -313,7 +332,7 @@ class PolicyTrainer:
     def _update_once(self, batch: Experience, factor: float, texts: Iterator[list[Encoded]] | None) -> dict[str, float]:
         """One optimizer step of critic (if any) and (unless frozen) actor on a mini-batch."""
         settings, learners, frozen = self.config.rl, self.learners, self._policy_frozen
-        count = batch.mask.sum()
+        count, answers = batch.mask.sum(), batch.mask.any(1).sum()
         parts: list[dict[str, Tensor]] = []
         bodies = [self.actor] if learners.critic is None else [self.actor, learners.critic.critic.backbone]
         for of in passes_of(
@@ -325,7 +344,9 @@ class PolicyTrainer:
             part = batch.rows(of.index)
             metrics: dict[str, Tensor] = {}
             if not frozen:
-                loss, metrics = actor_loss(self.actor, of, part, self.config, count=count, kl_coef=self.kl_coef)
+                loss, metrics = actor_loss(
+                    self.actor, of, part, self.config, count=count, answers=answers, kl_coef=self.kl_coef
+                )
                 learners.actor.backward(loss)
             if learners.critic is not None:
                 clip = None if frozen else settings.value_clip
@@ -348,6 +369,15 @@ class PolicyTrainer:
         return whole
 
 
+def estimator_of(settings: RlConfig) -> Estimator:
+    """The one that `rl.baseline` names."""
+    if settings.baseline == "critic":
+        return partial(_generalised, gamma=settings.gamma, lam=settings.lam)
+    if settings.baseline == "none":
+        return lambda rewards, mask, prompts, values: returns_to_go(rewards, mask)
+    return partial(_in_groups, baseline=settings.baseline)
+
+
 def _generalised(
     rewards: Tensor, mask: Tensor, _: Tensor, values: Tensor | None, *, gamma: float, lam: float
 ) -> Tensor:
@@ -355,39 +385,51 @@ def _generalised(
     return gae(rewards, values, mask, gamma=gamma, lam=lam)
 
 
+def _in_groups(
+    rewards: Tensor, mask: Tensor, prompts: Tensor, _: Tensor | None, *, baseline: Literal["others", "group"]
+) -> Tensor:
+    """The same for every token of an answer."""
+    groups = Groups.of(prompts, mask.any(1))
+    return over_baseline(rewards.sum(1), groups, baseline)[:, None] * mask
+
+
 def estimate(
     rollouts: Rollouts, scores: Scores, settings: RlConfig, *, kl_coef: float, estimator: Estimator, total: Total
 ) -> Experience:
-    """Rewards per token, advantages (whitened) and, for a critic, returns (of their own lambda, unwhitened). Pure."""
-    mask = rollouts.mask & scores.valid[:, None]
+    """Rewards per token, advantages (scaled) and, for a critic, returns (of their own lambda, not scaled). Pure."""
+    valid, prompts = scores.valid, torch.tensor(rollouts.prompts, device=rollouts.mask.device)
+    if settings.skip_equal_groups:
+        groups = Groups.of(prompts, valid)
+        valid = valid & ~groups.equal(scores.rewards)[groups.number]
+    mask = rollouts.mask & valid[:, None]
     in_reward = kl_coef if settings.kl_in == "reward" else 0.0
     per_token = token_rewards(scores.rewards, scores.logprobs, scores.reference_logprobs, mask, kl_coef=in_reward)
     returns = None
     if scores.values is not None:
         for_returns = gae(per_token, scores.values, mask, gamma=settings.gamma, lam=settings.returns_lam)
         returns = torch.where(mask, for_returns + scores.values, torch.zeros_like(for_returns))
-    prompts = torch.tensor(rollouts.prompts, device=mask.device)
     advantages = estimator(per_token, mask, prompts, scores.values)
-    return Experience(
+    experience = Experience(
         sequences=rollouts.sequences,
         prompts=rollouts.prompts,
         mask=mask,
         logprobs=scores.logprobs,
         reference_logprobs=scores.reference_logprobs,
         values=scores.values,
-        advantages=whiten(advantages, mask, total=total),
+        advantages=scaled(advantages, per_token.sum(1), mask, prompts, scale=settings.scale, total=total),
         returns=returns,
     )
+    return experience.rows(valid.nonzero()[:, 0].tolist()) if settings.skip_equal_groups else experience
 
 
 def actor_loss(
-    actor: Any, of: Pass, part: Experience, config: Config, *, count: Tensor, kl_coef: float
+    actor: Any, of: Pass, part: Experience, config: Config, *, count: Tensor, answers: Tensor, kl_coef: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Policy loss of a pass, with the KL term where it belongs to the loss, and its metrics.
 
     Args:
         part: the experience of the rows of the pass `of`.
-        count: valid sampled tokens of the global mini-batch.
+        count, answers: valid sampled tokens and valid answers of the global mini-batch.
     """
     settings = config.rl
     logprobs, entropies = token_logprobs(
@@ -403,15 +445,15 @@ def actor_loss(
         part.advantages,
         part.mask,
         count=count,
-        answers=part.mask.any(1).sum(),
-        ratio="token",
-        surrogate="clip",
-        aggregate="token",
+        answers=answers,
+        ratio=settings.ratio,
+        surrogate=settings.surrogate,
+        aggregate=settings.aggregate,
         limit=settings.max_new_tokens,
-        cap=None,
         clip_low=settings.clip_low,
         clip_high=settings.clip_high,
         dual_clip=settings.dual_clip,
+        cap=settings.cap,
     )
     gap = (logprobs - part.logprobs).detach().abs()
     metrics = {

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from chatsmith.algo.losses import pairs_of, preference_loss
 from chatsmith.config import Config
 from chatsmith.data.batch import batches
 from chatsmith.data.chat import try_encode
+from chatsmith.data.mix import StageData
 from chatsmith.data.store import Array, Entry, Lazy
 from chatsmith.data.tokens import Columns, OnError, TokenRows, as_bytes, place_errors, prepared
 from chatsmith.errors import DataError, RewardError
@@ -28,15 +29,16 @@ from chatsmith.evaluate import (
 )
 from chatsmith.intake import deal
 from chatsmith.models.checkpointing import checkpoint_activations
-from chatsmith.models.load import context_length, load_stop_ids, load_tokenizer, new_reward_model
+from chatsmith.models.load import check_reward_base, context_length, load_stop_ids, load_tokenizer, new_reward_model
 from chatsmith.models.reward import RewardModel, score_rows
 from chatsmith.models.scoring import passes_of, sequence_scores
 from chatsmith.runs.run import Run
 from chatsmith.runs.runtime import StageRun
-from chatsmith.stages.inputs import ask, halves, leave_model, left_out, load_policy, say_way, sft_location
+from chatsmith.stages.inputs import ask, halves, leave_model, left_out, load_policy, policy_location, say_way
+from chatsmith.stages.inputs import sources as sources_of
 from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, steps_of
 from chatsmith.stages.rollout import mean_and_std
-from chatsmith.types import Answer, Message, Record, Sample
+from chatsmith.types import Answer, Message, Record, Sample, Stage
 from chatsmith.verdicts import judge_reward
 
 OF_ANSWERS = {"starts": "i8", "lengths": "i8", "scores": "f8", "marks": "i8"}  # numbers of each, with their dtypes
@@ -148,7 +150,7 @@ class RankedRows(Lazy[Ranked]):
 
     Through all answers of all records, in order: `answers`, whole conversations; where the answer alone `starts` [A],
     and `lengths` [A]; `scores` [A]; `marks` [A]. `ends` [records] counts the answers up to each record's last; `kept`
-    says which records these are.
+    says which records these are, `lone` how many more never had enough answers.
     """
 
     def __init__(self, entry: Entry) -> None:
@@ -157,6 +159,7 @@ class RankedRows(Lazy[Ranked]):
         self.scores, self.marks = entry.numbers("scores"), entry.numbers("marks")
         self.ends = entry.numbers("answers").cumsum()
         self.kept = np.flatnonzero(entry.numbers("kept"))
+        self.lone = int(entry.numbers("lone").sum())
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -185,7 +188,7 @@ def encode_ranked(
     on_error: OnError = "raise",
     least: int = 2,
 ) -> tuple[RankedRows, int]:
-    """Tokenised records with `least` or more answers of at most `max_tokens`, and how many records were dropped.
+    """Tokenised records with `least` or more answers of at most `max_tokens`, and how many were too long for that.
 
     Raises:
         DataError: at the first answer that the chat template cannot carry, unless `on_error` is "skip".
@@ -198,6 +201,7 @@ def encode_ranked(
             "answers": [len(record.rows) for record in kept],
             **{name: [x for record in kept for x in getattr(record, name)] for name in OF_ANSWERS},
             "kept": [len(record.rows) >= least for record in ranked],
+            "lone": [len(record.answers) < least for record in chunk],
         }
         return {"tokens": as_bytes([row for record in kept for row in record.rows])}, numbers
 
@@ -205,10 +209,10 @@ def encode_ranked(
         *("reward", tokenizer, records, encode_chunk),
         settings=[list(stops), max_tokens, on_error, least],
         ragged={"tokens": "i4"},
-        numbers={"answers": "i8", **OF_ANSWERS, "kept": "?"},
+        numbers={"answers": "i8", **OF_ANSWERS, "kept": "?", "lone": "?"},
     )
     rows = RankedRows(entry)
-    return rows, len(records) - len(rows)
+    return rows, len(records) - len(rows) - rows.lone
 
 
 def _ranked(
@@ -366,12 +370,16 @@ def score_unit(scorer: RewardModel, samples: Sequence[Sample]) -> tuple[float, f
     return mean_and_std(scores)
 
 
+def check(config: Config, data: Mapping[Stage, StageData]) -> None:
+    check_reward_base(config.reward_model or config.actor_model)
+
+
 def run(run: Run) -> None:
     config = run.config
-    asked = load_policy(run, sft_location(run))
-    sources = run.sources(asked)
+    asked = load_policy(run, policy_location(run, "reward"))
+    sources = sources_of(run)
     data = deal(config, sources)
-    location = config.reward_model or sft_location(run)
+    location = config.reward_model or policy_location(run, "reward")
     tokenizer = load_tokenizer(location)
     model = new_reward_model(location, tokenizer, seed=config.seed, dtype=run.dtype, device=run.device)
     say_way(run, model)
@@ -387,7 +395,7 @@ def run(run: Run) -> None:
     mean, std = score_unit(scorer, ask(run, asked, prompts, STANDARDISING_SAMPLES))
     model.config.score_mean, model.config.score_std = mean, std
     facts: dict[str, Any] = {"report": asdict(report), "score_mean": mean, "score_std": std}
-    aspects = run.gold.aspects(scorer) if run.gold is not None else {}
+    aspects = run.gold.aspects(scorer, asked) if run.gold is not None else {}
     if aspects:
         facts["accuracy_by_aspect"] = {aspect: accuracy.value for aspect, accuracy in aspects.items()}
     unused = left_out("reward", replace(data["reward"], train=learned), report.dropped_too_long, sources)

@@ -1,43 +1,70 @@
-"""Stage 3: PPO over a whole run. What one step does stands in `stages/policy.py`."""
+"""Stage 3 over a whole run. What one step does stands in `stages/policy.py`."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config
-from chatsmith.data.batch import batches
+from chatsmith.data.batch import Order
 from chatsmith.data.chat import Encoded, encode_texts, token_texts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.mix import StageData
 from chatsmith.data.tokens import OnError, encoded
+from chatsmith.engine.forward import check_compiler
 from chatsmith.errors import DataError
 from chatsmith.evaluate import Interval, common, mean_interval, paired_difference
 from chatsmith.files.checkpoint import save_jsonl
 from chatsmith.files.writing import replace_directory
-from chatsmith.intake import deal, parse_reward, stages_to_train
+from chatsmith.intake import deal, parse_reward, reward_targets, stages_to_train
 from chatsmith.models.critic import Critic
 from chatsmith.models.limits import measure_peak_flops
 from chatsmith.models.load import declared_context, load_stop_ids, load_tokenizer
 from chatsmith.models.reward import Reward, critic_for, load_ready_reward
+from chatsmith.rewards.ready import ready
 from chatsmith.runs.run import Run
 from chatsmith.runs.runtime import StageRun, choose_device, choose_dtype
-from chatsmith.seeds import permutation
 from chatsmith.stages import final_judge
-from chatsmith.stages.inputs import MIN_PAIRS, halves, leave_model, left_out, load_policy, sft_location
+from chatsmith.stages.inputs import (
+    MIN_PAIRS,
+    halves,
+    held_out_prompts,
+    leave_model,
+    left_out,
+    load_policy,
+    policy_location,
+    show_answers,
+)
+from chatsmith.stages.inputs import sources as sources_of
 from chatsmith.stages.policy import Estimator, PolicyTrainer
-from chatsmith.stages.rollout import PolicyScores, Prompts, check_held_out, encode_questions, evaluate_policy, unit_of
+from chatsmith.stages.rollout import (
+    PolicyScores,
+    Prompts,
+    ask_rewards,
+    check_held_out,
+    encode_questions,
+    equal_groups,
+    evaluate_policy,
+    judge_rollouts,
+    together,
+    unit_of,
+)
 from chatsmith.stages.sft import best_answers
+from chatsmith.stages.table import named
 from chatsmith.stages.tripwires import CONSTANT, Tripwires
 from chatsmith.stages.watch import PhaseClock, answer_table, describe
-from chatsmith.types import Record, Stage
+from chatsmith.types import Record, Rollouts, Stage
 from chatsmith.verdicts import judge_rl
 
 LOGGED_TABLES = 10  # of answers, per run, at most
 PROBES = 12  # per run, at most
-SHOWN_ANSWERS = 5
 
 Probe = Callable[[], dict[str, float]]
 """Metrics of the policy as it is, from a judge that training must not know."""
@@ -64,6 +91,7 @@ class RlReport:
     skipped_steps: int
     explained_variance: float | None  # of the critic, mean over the last quarter of the steps; None without one
     reward_unit: str = ""  # in words; empty where the reward has none
+    clipped: float | None = None  # largest clip fraction of a step; None where there is nothing to clip
 
     def gain(self) -> Interval:
         """Of the reward, over the prompts that count."""
@@ -110,6 +138,7 @@ class RlReport:
             "steps": self.steps,
             "skipped_steps": self.skipped_steps,
             "explained_variance": self.explained_variance,
+            "clip_fraction_max": self.clipped,
         }
 
     def samples(self) -> list[dict[str, Any]]:
@@ -141,7 +170,7 @@ def train_rl(
     ptx: Sequence[Encoded] = (),
     probe: Probe | None = None,
 ) -> tuple[RlReport, PolicyTrainer]:
-    """Train policy and critic in place. The reference is a copy of the policy as it comes in: the SFT model.
+    """Train policy and critic, if it has one, in place. The reference is a copy of the policy as it comes in.
 
     Args:
         critic, estimator: see `PolicyTrainer`.
@@ -162,7 +191,7 @@ def train_rl(
             f"rl: none of {prompts.dropped_too_long} prompts leaves room for an answer of {settings.max_new_tokens} "
             "tokens. Give shorter prompts, or a smaller --rl.max_new_tokens."
         )
-    check_held_out(held_out)
+    check_held_out(held_out, stage="rl")
     total = total_steps(config, len(prompts.tokens))
     trainer = PolicyTrainer(
         policy, rewards, config, steps=total, estimator=estimator, critic=critic, ptx=ptx, on_skip=run.skipped
@@ -177,27 +206,28 @@ def train_rl(
     before = evaluate(trainer.reference)
     peak_flops = measure_peak_flops(trainer.actor.device, trainer.actor.dtype)
     parameters = {name: sum(p.numel() for p in part.parameters.values()) for name, part in trainer.moving().items()}
-    start, has_critic = 0, trainer.learners.critic is not None
+    start, drawn, has_critic = 0, 0, trainer.learners.critic is not None
     variances: list[float] = []
     state = run.resume()
     if state is not None:
         with run.restoring():
-            start = state["step"] + 1
+            start, drawn = state["step"] + 1, state["drawn"]
             variances = [float(state["variances"][before]) for before in range(start if has_critic else 0)]
             trainer.load_state_dict(state["trainer"])
             tripwires.load_state_dict(state["tripwires"])
-    order = batches(len(prompts.tokens), size=_prompts_of_a_step(config), seed=config.seed, start=start)
+    order = Order(len(prompts.tokens), seed=config.seed, drawn=drawn)
 
     for step in run.steps(start, total):
         probed = probe() if probe is not None and step % math.ceil(total / PROBES) == 0 else {}
         clock = PhaseClock()
-        with clock("rollout"):
-            rollouts = trainer.roll_out(prompts, next(order))
+        rollouts, raw, refills = _ask(trainer, prompts, order, clock)
         with clock("score"):
-            scores, metrics = trainer.score(rollouts)
+            scores, metrics = trainer.score(rollouts, raw)
         with clock("estimate"):
             experience = trainer.estimate(rollouts, scores)
             metrics |= describe(rollouts, scores, experience)
+            if settings.skip_equal_groups:
+                metrics |= {"rl/answers": float(len(experience.sequences)), "rl/refills": float(refills)}
         with clock("update"):
             metrics = trainer.update(experience) | metrics
         tripwires.check(metrics)
@@ -208,7 +238,13 @@ def train_rl(
         if step % math.ceil(total / LOGGED_TABLES) == 0:
             run.log_answers(step, answer_table(rollouts, scores))
         run.checkpoint(
-            step, {"variances": variances, "trainer": trainer.state_dict(), "tripwires": tripwires.state_dict()}
+            step,
+            {
+                "drawn": order.drawn,
+                "variances": variances,
+                "trainer": trainer.state_dict(),
+                "tripwires": tripwires.state_dict(),
+            },
         )
 
     after = evaluate(trainer.actor)
@@ -224,8 +260,47 @@ def train_rl(
         skipped_steps=trainer.learners.guard.skipped,
         explained_variance=sum(late) / len(late) if late else None,
         reward_unit=unit_of(rewards),
+        clipped=_most_clipped(config, run.metrics()),
     )
     return report, trainer
+
+
+def _ask(
+    trainer: PolicyTrainer, prompts: Prompts, order: Order, clock: PhaseClock
+) -> tuple[Rollouts, list[Tensor] | None, int]:
+    """The answers of a step, what rewards gave them if they were asked, and how often further prompts were.
+
+    Those stand in for prompts whose answers all got the same reward, `rl.max_refills` times at most.
+    """
+    settings, wanted = trainer.config.rl, _prompts_of_a_step(trainer.config)
+    with clock("rollout"):
+        rollouts = trainer.roll_out(prompts, order.take(wanted))
+    if not settings.max_refills:
+        return rollouts, None, 0
+    with clock("score"):
+        raw = ask_rewards(rollouts.samples, trainer.rewards)
+    for refill in range(1, settings.max_refills + 1):
+        with clock("score"):
+            rewards, valid, _ = judge_rollouts(rollouts, trainer.rewards, settings, raw)
+            useful = int((~equal_groups(rollouts, rewards, valid)).sum())
+        if useful >= wanted:
+            return rollouts, raw, refill - 1
+        with clock("rollout"):
+            more = trainer.roll_out(prompts, order.take(wanted - useful), refill=refill)
+        with clock("score"):
+            further = ask_rewards(more.samples, trainer.rewards)
+            raw = [torch.cat(both) for both in zip(raw, further, strict=True)]
+            rollouts = together([rollouts, more])
+    return rollouts, raw, settings.max_refills
+
+
+def _most_clipped(config: Config, rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Largest clip fraction of a step; None where old and new policy are one, or where a cap is no bound."""
+    settings = config.rl
+    if settings.epochs * settings.minibatches == 1 or settings.surrogate != "clip":
+        return None
+    found = [row["rl/clip_fraction"] for row in rows if row.get("rl/clip_fraction") is not None]
+    return max(found, default=None)
 
 
 def _prompts_of_a_step(config: Config) -> int:
@@ -264,20 +339,24 @@ def _spoken(scores: PolicyScores, trainer: PolicyTrainer, tokenizer: Any) -> lis
 
 
 def run(run: Run) -> None:
-    config, gold, sources = run.config, run.gold, run.sources()
-    data = deal(config, sources)
-    location = sft_location(run)
+    config, gold, sources = run.config, run.gold, sources_of(run)
+    data, aside = judgeable(config, deal(config, sources))
+    location = policy_location(run, "rl")
     policy = load_policy(run, location)
     rewards = load_rewards(run)
-    critic = critic_for(policy.model, policy.tokenizer, rewards, max_tokens=policy.max_tokens)
-    run.screen.line(f"The critic starts from {critic.origin}")
+    algorithm, critic = named("PPO", config.rl.algorithm), None
+    if config.rl.baseline == "critic":
+        critic = critic_for(policy.model, policy.tokenizer, rewards, max_tokens=policy.max_tokens)
+        run.screen.line(f"The critic starts from {critic.origin}")
     room = policy.max_tokens - config.rl.max_new_tokens
     asked: dict[str, Any] = {"stops": policy.stops, "max_tokens": room, "on_error": config.data.on_error}
     prompts = encode_questions(policy.tokenizer, data["rl"].train, **asked)
     held_out = _held_out_prompts(config, data, policy.tokenizer, policy.stops, room)
     stage = run.stage("rl")
+    for what in aside:
+        stage.warn(what)
     if config.rl.top_p < 1 or config.rl.top_k > 0:
-        stage.warn("with rl.top_p or rl.top_k PPO is off-policy: it assumes plain sampling")
+        stage.warn(f"with rl.top_p or rl.top_k {algorithm} is off-policy: it assumes plain sampling")
     distinct = len({hash(row) for row in prompts.tokens})
     if distinct < len(prompts.tokens) / 2:
         stage.warn(f"duplicate prompts: only {distinct} of {len(prompts.tokens)} differ; the repeated ones count more")
@@ -296,7 +375,7 @@ def run(run: Run) -> None:
     too_long = prompts.dropped_too_long + held_out.dropped_too_long
     facts: dict[str, Any] = {"report": report.figures(), "dropped_too_long": too_long}
     gold_summary, judged = {}, None
-    if gold is not None:
+    if gold is not None and sft_gold is not None:
         rl_gold = gold.scores(policy)
         gold_summary, judged = gold.summary(sft_gold, rl_gold), gold.judged(sft_gold, rl_gold, stage.metrics())
     else:
@@ -304,13 +383,17 @@ def run(run: Run) -> None:
     unused = left_out("rl", data["rl"], too_long, sources)
     verdict, gain = judge_rl(report, config.gates, judged, unused)
     means = report.reward_means()
-    leave_model(run, "rl", "actor", policy, what="Assistant after PPO", base=location)
+    card: dict[str, Any] = {"base": location, "tags": [config.rl.algorithm]}
+    leave_model(run, "rl", "actor", policy, what=f"Assistant after {algorithm}", **card)
     with trainer.averaged():
-        leave_model(run, "rl", "ema", policy, what="Assistant after PPO, averaged", base=location)
-    replace_directory(run.directory / "rl" / "critic", critic.save)
+        leave_model(run, "rl", "ema", policy, what=f"Assistant after {algorithm}, averaged", **card)
+    if critic is not None:
+        replace_directory(run.directory / "rl" / "critic", critic.save)
     samples = report.samples()
     if gold is not None:
-        samples = gold.marked(samples)
+        samples = gold.marked(
+            samples, {"sft": report.before.samples, "rl": report.after.samples, "ema": report.ema.samples}
+        )
     save_jsonl(run.directory / "rl" / "samples.jsonl", samples)
     summary = {
         "reward_mean_first": means["before"],
@@ -321,11 +404,11 @@ def run(run: Run) -> None:
         **gold_summary,
     }
     run.record("rl", verdict, stage, "rl/actor", summary, **facts)
-    if gold is not None:
-        gold.show(run.screen, sft_gold, rl_gold, gold_summary)
+    if gold is not None and sft_gold is not None:
+        gold.show(run.screen, sft_gold, rl_gold, gold_summary, algorithm=algorithm)
     else:
         run.screen.line(f"  final judge: {facts['final_judge']}")
-        _show_answers(run, report)
+        show_answers(run, report.before, report.after, algorithm)
 
 
 def load_rewards(run: Run) -> list[Reward]:
@@ -342,7 +425,7 @@ def load_rewards(run: Run) -> list[Reward]:
     return rewards
 
 
-def mixed_rows(data: dict[Stage, StageData], actor: Assistant, *, on_error: OnError) -> Sequence[Encoded]:
+def mixed_rows(data: Mapping[Stage, StageData], actor: Assistant, *, on_error: OnError) -> Sequence[Encoded]:
     """Rows for mixed training: the ptx sources, or the SFT data where there are none."""
 
     def encode_chunk(chunk: list[Record]) -> list[Encoded]:
@@ -364,12 +447,12 @@ def mixed_rows(data: dict[Stage, StageData], actor: Assistant, *, on_error: OnEr
     )
 
 
-def _final_judge(run: Run, data: dict[Stage, StageData], report: RlReport) -> str:
-    """What a head of its own, trained on preferences that the reward model never saw, says of PPO's answers."""
+def _final_judge(run: Run, data: Mapping[Stage, StageData], report: RlReport) -> str:
+    """What a head of its own, trained on preferences that the reward model never saw, says of the policy's answers."""
     _, kept = halves(run.config, data["reward"].train)
     if not kept or "reward" not in stages_to_train(run.config):
         return f"not judged: it takes {MIN_PAIRS} preferences and reward.judge_fraction above 0"
-    sft = load_policy(run, sft_location(run))
+    sft = load_policy(run, policy_location(run, "rl"))
     opinion = final_judge.second_opinion(
         sft.model,
         sft.tokenizer,
@@ -384,25 +467,17 @@ def _final_judge(run: Run, data: dict[Stage, StageData], report: RlReport) -> st
     return str(opinion)
 
 
-def _show_answers(run: Run, report: RlReport) -> None:
-    pairs = list(zip(report.before.samples, report.after.samples, strict=True))[:SHOWN_ANSWERS]
-    run.screen.table(
-        "The same held-out prompts, answered before and after PPO",
-        ("prompt", "SFT", "PPO"),
-        [(sft.messages[-1].content[-200:], sft.answer[:200], rl.answer[:200]) for sft, rl in pairs],
-    )
-
-
-def check_prompts(config: Config, location: str, data: dict[Stage, StageData]) -> None:
+def check(config: Config, data: Mapping[Stage, StageData]) -> None:
     """Refuse before any work what stage 3 would refuse: prompts without room for an answer, too few held-out ones.
 
-    Args:
-        location: of the model that the run starts from.
     Raises:
-        DataError: if none of the first thousand prompts has room, or if its gate could not judge.
+        ConfigError: if rollouts are to be compiled, and there is no compiler.
+        DataError: if none of the first thousand prompts has room, if its gate could not judge, or as `judgeable`.
     """
-    if "rl" not in config.stages:
-        return
+    if config.engine.compile:
+        check_compiler(choose_device(config.engine))
+    location = config.actor_model
+    data, _ = judgeable(config, data)
     tokenizer = load_tokenizer(location)
     limit = declared_context(location) or config.data.max_tokens
     room = min(limit, config.data.max_tokens) - config.rl.max_new_tokens
@@ -413,28 +488,63 @@ def check_prompts(config: Config, location: str, data: dict[Stage, StageData]) -
             f"rl: prompt and answer together may have {room + config.rl.max_new_tokens} tokens here, and answers up to "
             f"rl.max_new_tokens = {config.rl.max_new_tokens}: none of the prompts has room. Lower --rl.max_new_tokens."
         )
-    check_held_out(_held_out_prompts(config, data, tokenizer, stops, room))
+    check_held_out(_held_out_prompts(config, data, tokenizer, stops, room), stage="rl")
+
+
+def judgeable(config: Config, data: Mapping[Stage, StageData]) -> tuple[Mapping[Stage, StageData], list[str]]:
+    """The data of stage 3 without prompts that a ready reward cannot judge answers to; and in words what is left out.
+
+    Raises:
+        ConfigError, RewardError: if a ready reward cannot be had.
+        DataError: at the first such prompt, unless `data.on_error` is "skip".
+    """
+    said: list[str] = []
+    for target in dict.fromkeys(reward_targets(config)):
+        reward = ready(target, limit=config.rl.max_new_tokens)
+        if reward is None:
+            continue
+        unjudged: Counter[str] = Counter()
+        left, of = 0, len(data["rl"].train) + len(data["rl"].held_out)
+        sides = []
+        for records in (data["rl"].train, data["rl"].held_out):
+            kept = []
+            for number, record in enumerate(records if reward.unfit or reward.unjudged else ()):
+                unjudged.update(reward.unjudged(record) if reward.unjudged else ())
+                if why := reward.unfit(record) if reward.unfit else "":
+                    if config.data.on_error == "raise":
+                        raise DataError(
+                            f"{record.origin}: reward {target} cannot judge answers to it: {why}. Mend the row, or "
+                            "leave such rows out with --data.on_error skip."
+                        )
+                    left += 1
+                else:
+                    kept.append(number)
+            sides.append(records.take(np.array(kept, np.int64)) if reward.unfit else records)
+        data = {**data, "rl": StageData(*sides)}
+        if left:
+            said.append(f"reward {target} cannot judge answers to {left} of {of} prompts, which were left out")
+        said += [f"reward {target} does not judge {what}, which {n} prompts ask for" for what, n in unjudged.items()]
+    return data, said
 
 
 def _held_out_prompts(
-    config: Config, data: dict[Stage, StageData], tokenizer: Any, stops: Sequence[int], room: int
+    config: Config, data: Mapping[Stage, StageData], tokenizer: Any, stops: Sequence[int], room: int
 ) -> Prompts:
     """The fixed prompts on which stage 3 is judged."""
-    # shuffled, so that they draw on every source
-    order = permutation(len(data["rl"].held_out), config.data.split_seed, "evaluation")
-    mixed = data["rl"].held_out.take(order)
     asked: dict[str, Any] = {"stops": stops, "max_tokens": room, "on_error": config.data.on_error}
-    return encode_questions(tokenizer, mixed, **asked).first(config.rl.eval_prompts)
+    return encode_questions(tokenizer, held_out_prompts(config, data), **asked).first(config.rl.eval_prompts)
 
 
 def load_reward(spec: str, config: Config | None = None, *, name: str | None = None) -> Reward:
-    """A ready reward: `DIR`, `FILE.py:function` or `package.module:function`, each with an optional `@WEIGHT`.
+    """A ready reward: its name or address, `DIR`, `FILE.py:function`, `package.module:function` or a product of these,
+    with an optional `@WEIGHT`.
 
     Args:
         config: of it `engine`; None: the defaults.
-        name: under which its values are logged; None: the directory's or the function's.
+        name: under which its values are logged; None: its own, the directory's or the function's.
     Raises:
         ConfigError, ModelError: if it is none of these.
+        RewardError: if nothing answers at the address.
     """
     config = config or Config()
     target, weight = parse_reward(spec)
@@ -446,4 +556,5 @@ def load_reward(spec: str, config: Config | None = None, *, name: str | None = N
         dtype=choose_dtype(config.engine, device),
         device=device,
         max_tokens_per_pass=config.engine.max_batch_tokens,
+        max_new_tokens=config.rl.max_new_tokens,
     )

@@ -4,15 +4,18 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from chatsmith.algo.advantages import Groups
 from chatsmith.algo.losses import kl_estimate, masked_sum
-from chatsmith.algo.rewards import standardise
-from chatsmith.config import Config, RlConfig
+from chatsmith.algo.rewards import overlong, standardise
+from chatsmith.config import Config, RlConfig, StageName
 from chatsmith.data.chat import decode_answers, try_encode_prompts
 from chatsmith.data.records import choose
 from chatsmith.data.tokens import Columns, OnError, TokenRows, as_bytes, place_errors, prepared
@@ -101,16 +104,16 @@ def roll_out(
         logprobs=logprobs.to(device),
         prompts=tuple(number for number in range(len(index)) for _ in range(samples)),
         samples=tuple(
-            Sample(prompts.records[i].prompt, text, a.finish_reason, prompts.records[i])
+            Sample(prompts.records[i].prompt, text, a.finish_reason, prompts.records[i], len(a.tokens))
             for (i, a), text in zip(answers, texts, strict=True)
         ),
     )
 
 
-def check_held_out(prompts: Prompts) -> None:
+def check_held_out(prompts: Prompts, *, stage: StageName) -> None:
     """
     Raises:
-        DataError: if the gate of stage 3 could not judge on so few.
+        DataError: if the gate of the stage could not judge on so few.
     """
     different = len({record.prompt for record in prompts.records})
     if different >= MIN_PROMPTS:
@@ -118,8 +121,8 @@ def check_held_out(prompts: Prompts) -> None:
     copies = f" (different ones among {len(prompts.records)})" if different < len(prompts.records) else ""
     dropped = f"; {prompts.dropped_too_long} more leave no room for an answer" if prompts.dropped_too_long else ""
     raise DataError(
-        f"rl: {different} held-out prompts{copies}{dropped}, and its gate judges from {MIN_PROMPTS} on. Raise "
-        "--data.held_out, or give more prompts (--data rl:FILE)."
+        f"{stage}: {different} held-out prompts{copies}{dropped}, and its gate judges from {MIN_PROMPTS} on. Raise "
+        f"--data.held_out, or give more prompts (--data {stage}:FILE)."
     )
 
 
@@ -168,39 +171,91 @@ def rollout_noise(model: Any, rollouts: Rollouts, temperature: float) -> float:
     return rounding_noise(model, tokens, places, temperature=temperature)
 
 
+def together(parts: Sequence[Rollouts]) -> Rollouts:
+    """Rollouts of one policy as one; each part's prompts are other ones, also where they ask the same."""
+    width = max(part.mask.shape[1] for part in parts)
+    first, numbers = 0, []
+    for part in parts:
+        numbers += [first + number for number in part.prompts]
+        first += max(part.prompts) + 1
+    masks, logprobs = (
+        torch.cat([pad(values, (0, width - values.shape[1])) for values in each])
+        for each in ([part.mask for part in parts], [part.logprobs for part in parts])
+    )
+    return Rollouts(
+        sequences=tuple(chain.from_iterable(part.sequences for part in parts)),
+        mask=masks,
+        logprobs=logprobs,
+        prompts=tuple(numbers),
+        samples=tuple(chain.from_iterable(part.samples for part in parts)),
+    )
+
+
+def ask_rewards(samples: Sequence[Sample], rewards: Sequence[Reward]) -> list[Tensor]:
+    """The raw values [B] of each reward, not finite where it gave none."""
+    return [torch.tensor(call(reward, list(samples))) for reward in rewards]
+
+
+def equal_groups(rollouts: Rollouts, rewards: Tensor, valid: Tensor) -> Tensor:
+    """For each prompt [P] whether its valid answers have equal rewards, so that there is nothing to compare."""
+    return Groups.of(torch.tensor(rollouts.prompts, device=valid.device), valid).equal(rewards)
+
+
+def judge_rollouts(
+    rollouts: Rollouts, rewards: Sequence[Reward], config: RlConfig, raw: Sequence[Tensor] | None = None
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """What `judge` says of rollouts, less what answers lose that come near the limit (`rl.overlong`)."""
+    total, valid, metrics = judge(rollouts.samples, rewards, config, raw)
+    if config.overlong > 0:
+        lengths = rollouts.mask.sum(1).to(total.device)
+        total = total + overlong(lengths, limit=config.max_new_tokens, share=config.overlong)
+    return total, valid, metrics
+
+
 def judge(
-    samples: Sequence[Sample], rewards: Sequence[Reward], config: RlConfig
+    samples: Sequence[Sample], rewards: Sequence[Reward], config: RlConfig, raw: Sequence[Tensor] | None = None
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Every reward's values, standardised, clipped and weighted into one number per sample.
 
+    Args:
+        raw: what `ask_rewards` gave; None: it is asked.
     Returns:
         rewards [B]; valid [B] bool, False where a reward was None or not finite, or where `truncated_score` masks the
-        sample; metrics: `rl/score_raw_mean` and `reward/<name>` (raw means), `rl/excluded` (share without a value).
+        sample; metrics: `rl/score_raw_mean` and `reward/<name>` (raw means), `rl/excluded` and
+        `reward/<name>_excluded` (shares without a value).
     Raises:
-        RewardError: if a function failed, or gave no value to more than `max_excluded` of the samples.
+        RewardError: if a function failed, or gave no value to more than `max_excluded` of the samples, or
+            if none has one.
     """
     truncated = torch.tensor([sample.finish_reason == "length" for sample in samples])
     total, valid = torch.zeros(len(samples)), torch.ones(len(samples), dtype=torch.bool)
     raw_mean, metrics = 0.0, {}
-    for reward in rewards:
-        raw = torch.tensor(call(reward, list(samples)))
-        has_value = raw.isfinite()
+    for reward, given in zip(rewards, ask_rewards(samples, rewards) if raw is None else raw, strict=True):
+        has_value = given.isfinite()
         excluded = 1 - has_value.float().mean().item()
-        if excluded > config.max_excluded:
+        if excluded > config.max_excluded or not has_value.any():
+            why = "".join(f"; {count} times: {reason}" for reason, count in reward.reasons().most_common(3))
             raise RewardError(
                 f"reward {reward.name!r} gave no finite number to {excluded:.0%} of {len(samples)} answers "
-                f"(rl.max_excluded = {config.max_excluded:.0%}). Mend the function, or let it return a number for: "
-                f"{samples[int((~has_value).nonzero()[0])].answer[:80]!r}"
+                f"(rl.max_excluded = {config.max_excluded:.0%}){why}. Mend the function, or let it return a number "
+                f"for: {samples[int((~has_value).nonzero()[0])].answer[:80]!r}"
             )
-        raw_mean += reward.weight * raw[has_value].mean().item()
-        metrics[f"reward/{reward.name}"] = raw[has_value].mean().item()
-        values = raw
+        raw_mean += reward.weight * given[has_value].mean().item()
+        metrics[f"reward/{reward.name}"] = given[has_value].mean().item()
+        metrics[f"reward/{reward.name}_excluded"] = excluded
+        values = given
         if reward.mean is not None and reward.std is not None:
-            values = standardise(raw, mean=reward.mean, std=reward.std, clip=config.score_clip)
-        if isinstance(reward.function, RewardModel) and isinstance(config.truncated_score, float | int):
-            values = torch.where(truncated, float(config.truncated_score), values)
+            values = standardise(given, mean=reward.mean, std=reward.std, clip=config.score_clip)
+        score = None if config.overlong else config.truncated_score
+        if isinstance(reward.function, RewardModel) and isinstance(score, float | int):
+            values = torch.where(truncated, float(score), values)
         total = total + reward.weight * torch.where(has_value, values, torch.zeros(()))
         valid &= has_value
+    if not valid.any():
+        raise RewardError(
+            f"each of {len(samples)} answers lacks a finite number from one of the rewards. Give them data and "
+            "functions that judge the same answers."
+        )
     metrics |= {"rl/score_raw_mean": raw_mean, "rl/excluded": 1 - valid.float().mean().item()}
     if config.truncated_score == "mask":
         valid &= ~truncated
@@ -252,7 +307,7 @@ def evaluate_policy(
         samples=1,
         seed=(config.seed, "held out"),
     )
-    values, valid, _ = judge(rollouts.samples, rewards, config.rl)
+    values, valid, _ = judge_rollouts(rollouts, rewards, config.rl)
     logprobs, entropies = rollout_logprobs(model, rollouts, temperature=config.rl.temperature, config=config)
     reference_logprobs, _ = rollout_logprobs(reference, rollouts, temperature=config.rl.temperature, config=config)
     count = rollouts.mask.sum()

@@ -1,7 +1,7 @@
 """Stage 1: supervised fine-tuning on the best answer of each record."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from chatsmith.data.batch import batches
 from chatsmith.data.chat import Encoded, try_encode, try_encode_prompts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.formats import best_answer
+from chatsmith.data.mix import StageData
 from chatsmith.data.store import Array
 from chatsmith.data.tokens import EncodedRows, OnError, encoded, lengths_of, place_errors
 from chatsmith.engine.engine import Engine, Request, Sampling
@@ -27,9 +28,10 @@ from chatsmith.models.passes import Pass, pad_mask
 from chatsmith.models.scoring import passes_of, token_logprobs
 from chatsmith.runs.run import Run
 from chatsmith.runs.runtime import StageRun
-from chatsmith.stages.inputs import base_location, leave_model, left_out, load_policy
+from chatsmith.stages.inputs import leave_model, left_out, load_policy
+from chatsmith.stages.inputs import sources as sources_of
 from chatsmith.stages.loop import Guard, Trainable, as_text, learning_rate_factor, steps_of
-from chatsmith.types import Message, Record
+from chatsmith.types import Message, Record, Stage
 from chatsmith.verdicts import judge_sft
 
 EVALUATIONS = 10  # held-out evaluations per run
@@ -299,13 +301,17 @@ def _greedy_habits(
     return sum(a.finish_reason == "stop" for a in answers) / len(answers), repetition
 
 
+def check(config: Config, data: Mapping[Stage, StageData]) -> None:
+    pass
+
+
 def run(run: Run) -> None:
     config = run.config
-    sources = run.sources()
+    sources = sources_of(run)
     data = deal(config, sources)["sft"]
-    actor = load_policy(run, base_location(run))
+    actor = load_policy(run, config.actor_model)
     stage = run.stage("sft")
-    for oddity in tokenizer_oddities(base_location(run)):
+    for oddity in tokenizer_oddities(config.actor_model):
         stage.warn(oddity)
     report = train_sft(
         actor.model,
@@ -318,6 +324,6 @@ def run(run: Run) -> None:
         max_tokens=actor.max_tokens,
     )
     verdict = judge_sft(report, left_out("sft", data, report.dropped_too_long, sources))
-    leave_model(run, "sft", "model", actor, what="SFT model", base=base_location(run))
+    leave_model(run, "sft", "model", actor, what="SFT model", base=config.actor_model)
     summary = {"sft_loss_first": report.held_out_loss_first, "sft_loss_last": report.held_out_loss_last}
     run.record("sft", verdict, stage, "sft/model", summary, report=asdict(report))

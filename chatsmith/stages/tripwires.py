@@ -1,4 +1,4 @@
-"""What PPO must not do unnoticed. Each tripwire speaks once, at the step where it is touched."""
+"""What stage 3 must not do unnoticed. Each tripwire speaks once, at the step where it is touched."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +23,7 @@ class Tripwires:
         self._steps = 0
         self._constant = 0  # steps in a row in which every answer got the reward `_reward`
         self._reward = 0.0
+        self._equal = 0  # steps in a row in which no prompt's answers could be told apart
         self._first_length = 0.0
 
     def check(self, metrics: dict[str, float]) -> None:
@@ -46,6 +47,7 @@ class Tripwires:
                 f"every answer of {CONSTANT_STEPS} steps got the same reward, {reward:.3f}: nothing is learned from "
                 "that. Look at the reward, and at the answers in rl/answers.jsonl",
             )
+        self._check_groups(metrics)
         if metrics["rl/kl"] > gates.max_kl:
             self._say(
                 "kl",
@@ -61,6 +63,25 @@ class Tripwires:
                 f"{gates.max_length_ratio}): is the reward about length?",
             )
 
+    def _check_groups(self, metrics: dict[str, float]) -> None:
+        settings = self._config.rl
+        self._equal = self._equal + 1 if metrics.get("rl/equal_groups", 0.0) >= ALL else 0
+        if self._equal == CONSTANT_STEPS and (settings.baseline in ("others", "group") or settings.skip_equal_groups):
+            self._say(
+                "equal",
+                f"in {CONSTANT_STEPS} steps all answers to a prompt got the same reward, whichever the prompt: nothing "
+                "is learned from that. Look at the reward, give prompts that are neither too easy nor too hard, or "
+                "raise rl.samples_per_prompt",
+            )
+        short = metrics.get("rl/answers", settings.rollouts) < settings.rollouts
+        if short and settings.max_refills and metrics["rl/refills"] == settings.max_refills:
+            self._say(
+                "refills",
+                f"after {settings.max_refills} refills (rl.max_refills) {metrics['rl/answers']:.0f} of "
+                f"{settings.rollouts} answers have others to their prompt with another reward, and the step goes on "
+                "with these. Give prompts that are neither too easy nor too hard, or raise rl.samples_per_prompt",
+            )
+
     def _say(self, name: str, text: str) -> None:
         if name not in self._said:
             self._said.append(name)
@@ -72,10 +93,11 @@ class Tripwires:
             "steps": self._steps,
             "constant": self._constant,
             "reward": self._reward,
+            "equal": self._equal,
             "first_length": self._first_length,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._said, self._steps = state["said"], state["steps"]
         self._constant, self._reward = state["constant"], state["reward"]
-        self._first_length = state["first_length"]
+        self._equal, self._first_length = state["equal"], state["first_length"]

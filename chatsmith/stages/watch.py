@@ -1,5 +1,6 @@
-"""What a step of PPO looks like from outside: metrics, time, answers, and whether rollout and training agree."""
+"""What a step looks like from outside: metrics, time, answers, and whether rollout and training agree."""
 
+import math
 import resource
 import sys
 import time
@@ -12,6 +13,7 @@ import torch
 from chatsmith.algo.losses import kl_estimate, masked_sum
 from chatsmith.config import RlConfig
 from chatsmith.errors import TrainingStopped
+from chatsmith.stages.rollout import equal_groups
 from chatsmith.types import Experience, Rollouts, Scores
 
 LOGGED_ANSWERS = 8  # per table
@@ -21,24 +23,33 @@ LEAST_LIMIT = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}  
 
 def describe(rollouts: Rollouts, scores: Scores, experience: Experience) -> dict[str, float]:
     """Metrics of rollouts and advantages, before any update."""
-    mask, count = experience.mask, experience.mask.sum().clamp(min=1)
+    mask = rollouts.mask & scores.valid[:, None]
+    count = mask.sum().clamp(min=1)
     rewards = scores.rewards[scores.valid]
     finished = [sample.finish_reason == "stop" for sample in rollouts.samples]
     return {
         "rl/reward_mean": rewards.mean().item(),
-        "rl/reward_std": rewards.std(correction=0).item(),
+        "rl/reward_std": rewards.std(correction=0).item() if len(rewards) else math.nan,
         "rl/kl": (masked_sum(kl_estimate(scores.logprobs, scores.reference_logprobs, "k3"), mask) / count).item(),
         "rl/kl_sequence": kl_per_answer(experience),
         "rl/answer_length": rollouts.mask.sum().item() / len(finished),
         "rl/eos_rate": sum(finished) / len(finished),
         "rl/truncation_rate": 1 - sum(finished) / len(finished),
-        **_of_critic(experience),
+        **_of_groups(rollouts, scores),
+        **_of_advantages(experience),
     }
 
 
-def _of_critic(experience: Experience) -> dict[str, float]:
+def _of_groups(rollouts: Rollouts, scores: Scores) -> dict[str, float]:
+    """Where prompts have several answers: in how many of these groups there is nothing to compare."""
+    equal = equal_groups(rollouts, scores.rewards, scores.valid)
+    return {"rl/equal_groups": equal.float().mean().item()} if len(equal) < len(rollouts.prompts) else {}
+
+
+def _of_advantages(experience: Experience) -> dict[str, float]:
     if experience.values is None or experience.returns is None:
-        return {}
+        advantages = experience.advantages[experience.mask]
+        return {"rl/advantage_std": advantages.std(correction=0).item() if len(advantages) else 0.0}
     returns, errors = (x[experience.mask] for x in (experience.returns, experience.returns - experience.values))
     return {
         "rl/explained_variance": (1 - errors.var() / returns.var()).item() if returns.var() > 0 else 0.0,
@@ -83,7 +94,7 @@ class PhaseClock:
         yield
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self._seconds[phase] = time.perf_counter() - started
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - started
 
     def metrics(
         self, rollouts: Rollouts, epochs: float, parameters: Mapping[str, int], peak_flops: float

@@ -1,4 +1,4 @@
-"""Human-like data about the tasks: demonstrations of mixed quality, ranked pairs, noisy labels, probes of a judge."""
+"""Human-like data about the tasks: demonstrations of mixed quality, ranked pairs, probes of a reward model."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -83,14 +83,6 @@ def _two_answers(task: Task, rng: random.Random) -> tuple[str, str]:
         return _wrap(task, task.direct, style, rng), _wrap(task, wrong, _style(rng), rng)
     content = task.direct if rng.random() < 0.7 else wrong
     return _wrap(task, content, style, rng), _wrap(task, content, _style(rng), rng)
-
-
-def label(task: Task, answers: Sequence[tuple[str, bool]], noise: float, rng: random.Random) -> tuple[int, int] | None:
-    """Indices (preferred, other) of two answers (text, ended), swapped with probability `noise`; None for a tie."""
-    a, b = (judge(task, text, ended).total for text, ended in answers)
-    if abs(a - b) <= TIE:
-        return None
-    return (0, 1) if (a > b) != (rng.random() < noise) else (1, 0)
 
 
 def minimal_pairs(tasks: Sequence[Task], seed: int) -> dict[str, list[Pair]]:

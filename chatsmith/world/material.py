@@ -1,28 +1,66 @@
-"""The task world's data as ordinary files and an ordinary model directory, to be used like a user's own."""
+"""The task world's recipe as ordinary files and settings: from here on its run is like any other."""
 
-import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from chatsmith.config import Config, WorldConfig
-from chatsmith.files.checkpoint import save_jsonl
+from chatsmith.config import Config, LabelConfig, StageName, WorldConfig
+from chatsmith.files.checkpoint import save_jsonl, save_text
 from chatsmith.files.writing import FreshDirectory, replace_directory
-from chatsmith.types import Message, Record, Sample
-from chatsmith.world.demonstrations import demonstrations, label, minimal_pairs, offline_pairs
-from chatsmith.world.judge import Gold, judge
+from chatsmith.world.demonstrations import TIE, Pair, demonstrations, minimal_pairs, offline_pairs
+from chatsmith.world.evaluation import asked
 from chatsmith.world.model import build_model, build_tokenizer
 from chatsmith.world.tasks import Task, held_out_tasks, train_tasks
 
 EVALUATION_SEED = 7
-DEMONSTRATIONS, PROMPTS, PREFERENCES = "demonstrations.jsonl", "prompts.jsonl", "preferences.jsonl"
+BASE, DATA = "base", "data"
+DEMONSTRATIONS, PROMPTS = "demonstrations.jsonl", "prompts.jsonl"
+QUESTIONS, ANSWERED = "questions.jsonl", "answered.jsonl"  # to be labelled
+EVALUATION, PROBES = "evaluation.jsonl", "probes.jsonl"  # for the judge alone
+LICENCE = "Made on the spot by the task world of chatsmith; nobody else's work is in them."
+
+
+def ordinary(config: Config, directory: Path) -> Config:
+    """The configuration that does what `config` asks for with files in `directory`, which are written if need be.
+
+    One without a task world is that already.
+    """
+    world = config.world
+    if world is None:
+        return config
+    data = directory / DATA
+    if not (directory / BASE).exists():
+        write_material(config, world, data, directory / BASE)
+    given = {
+        "actor_model": str(directory / BASE),
+        "judge": "chatsmith.world.evaluation:gold",
+        "judge_sources": (str(data / EVALUATION), str(data / PROBES)),
+        "stages": _with_labels(config.stages),
+        "label": LabelConfig(sources=(str(data / QUESTIONS), str(data / ANSWERED)), tie=TIE, noise=world.label_noise),
+        "data": config.data.model_copy(update={"sources": (f"sft:{data / DEMONSTRATIONS}", f"rl:{data / PROMPTS}")}),
+        "world": None,
+    }
+    return config.model_copy(update=given)
+
+
+def _with_labels(stages: Sequence[StageName]) -> tuple[StageName, ...]:
+    """The world has no preferences but those that are labelled."""
+    if "reward" not in stages or "label" in stages:
+        return tuple(stages)
+    place = stages.index("reward")
+    return (*stages[:place], "label", *stages[place:])
 
 
 def write_material(config: Config, world: WorldConfig, data: Path, base: Path) -> None:
-    """Demonstrations and prompts as JSON lines into `data`, an untrained model with its tokenizer into `base`."""
+    """What people would have written, as JSON lines, into `data`; an untrained model with its tokenizer into `base`."""
     shown = demonstrations(world.demonstrations, config.seed)
-    asked = prompt_tasks(config, world)
     save_jsonl(data / DEMONSTRATIONS, [{"prompt": task.prompt, "answer": answer} for task, answer in shown])
-    save_jsonl(data / PROMPTS, [{"prompt": task.prompt} for task in asked])
+    save_jsonl(data / PROMPTS, map(_row, train_tasks(world.prompts, config.seed + 1)))
+    save_jsonl(data / QUESTIONS, map(_row, train_tasks(world.pairs_prompts, config.seed + 2)))
+    save_jsonl(data / ANSWERED, map(_pair, offline_pairs(world.pairs_offline, config.seed)))
+    save_jsonl(data / EVALUATION, map(_row, evaluation_tasks()))
+    save_jsonl(data / PROBES, probes(config.seed))
+    save_text(data / "LICENSE", f"{LICENCE}\n")
     tokenizer = build_tokenizer(f"{task.prompt} {answer}" for task, answer in shown)
     model = build_model(tokenizer, config.seed, hidden=world.hidden, layers=world.layers, heads=world.heads)
 
@@ -33,51 +71,11 @@ def write_material(config: Config, world: WorldConfig, data: Path, base: Path) -
     replace_directory(base, fill)
 
 
-def prompt_tasks(config: Config, world: WorldConfig) -> list[Task]:
-    """The tasks of `prompts.jsonl`, for stage 3."""
-    return train_tasks(world.prompts, config.seed + 1)
-
-
-def preference_tasks(config: Config, world: WorldConfig) -> list[Task]:
-    """Training tasks that the SFT model is to answer for preferences."""
-    return train_tasks(world.pairs_prompts, config.seed + 2)
-
-
-def write_preferences(
-    config: Config, world: WorldConfig, tasks: Sequence[Task], samples: Sequence[Sample], file: Path
-) -> None:
-    """Gold's preferences, partly flipped, between two sampled answers per task and between written answers.
-
-    Args:
-        samples: answers to the tasks, two in a row for each.
-    """
-    rng = random.Random(f"labels-{config.seed}")
-    asked = {task.prompt: task for task in tasks}
-    rows = []
-    for pair in zip(samples[::2], samples[1::2], strict=True):
-        task = asked[pair[0].messages[-1].content]
-        if any(sample.finish_reason != "stop" or not sample.answer for sample in pair):
-            continue  # cut-off answers never reach the reward model
-        order = label(task, [(sample.answer, True) for sample in pair], world.label_noise, rng)
-        if order is not None:
-            better, worse = (pair[i].answer for i in order)
-            rows.append({"prompt": task.prompt, "chosen": better, "rejected": worse})
-    for task, better, worse in offline_pairs(world.pairs_offline, config.seed):
-        if rng.random() < world.label_noise:
-            better, worse = worse, better
-        rows.append({"prompt": task.prompt, "chosen": better, "rejected": worse})
-    rng.shuffle(rows)
-    save_jsonl(file, rows)
-
-
-def gold(task: Task, sample: Sample) -> Gold:
-    """What an answer to a task is really worth."""
-    return judge(task, sample.answer, sample.finish_reason == "stop")
-
-
-def as_record(task: Task) -> Record:
-    """The task as the rest of chatsmith sees it: a prompt."""
-    return Record(prompt=(Message("user", task.prompt),), origin=f"world:{task.kind}")
+def probes(seed: int) -> Iterator[dict[str, Any]]:
+    """Pairs of answers to held-out tasks that differ in one aspect alone, which is named."""
+    for aspect, pairs in minimal_pairs(evaluation_tasks(), seed).items():
+        for pair in pairs:
+            yield {**_pair(pair), "aspect": aspect}
 
 
 def evaluation_tasks() -> list[Task]:
@@ -88,14 +86,10 @@ def evaluation_tasks() -> list[Task]:
     return held_out_tasks(seed=EVALUATION_SEED)
 
 
-def probes(seed: int) -> dict[str, list[tuple[Sample, Sample]]]:
-    """Per aspect of gold, pairs (better, worse) of answers to held-out tasks that differ in that aspect alone."""
+def _row(task: Task) -> dict[str, Any]:
+    return {"prompt": task.prompt, "task": asked(task)}
 
-    def sample(task: Task, answer: str) -> Sample:
-        record = as_record(task)
-        return Sample(record.prompt, answer, "stop", record)
 
-    return {
-        aspect: [(sample(task, better), sample(task, worse)) for task, better, worse in pairs]
-        for aspect, pairs in minimal_pairs(evaluation_tasks(), seed).items()
-    }
+def _pair(pair: Pair) -> dict[str, Any]:
+    task, better, worse = pair
+    return {"prompt": task.prompt, "chosen": better, "rejected": worse, "task": asked(task)}

@@ -16,13 +16,15 @@ from scripted_endpoint import ScriptedEndpoint
 from tiny import byte_tokenizer, tiny_reward_model
 
 from chatsmith.cli import app, split_arguments
+from chatsmith.config import Config
 from chatsmith.data.formats import stages_of, to_record
 from chatsmith.errors import ConfigError
+from chatsmith.gold import GoldJudge, GoldScores
 from chatsmith.models.reward import call, load_ready_reward
 from chatsmith.resolve import builtin_recipes, known_keys, parse_overrides
 from chatsmith.types import Message, Record, Sample
 from chatsmith.world import evaluation
-from chatsmith.world.judge import judge
+from chatsmith.world.material import evaluation_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "chatsmith"
@@ -320,13 +322,15 @@ def test_every_option_that_the_documents_name_is_a_key_of_the_configuration():
 
 def test_metrics_and_manifest_of_a_run_are_those_that_the_documents_list(finished_run):
     page = (ROOT / "docs" / "metrics.md").read_text()
+    fields = {"task": evaluation.asked(evaluation_tasks()[0])}
+    judged = Sample((Message("user", "?"),), "!", "stop", Record(fields=fields))
     for stage in ("sft", "reward", "rl"):
         lines = [json.loads(line) for line in (finished_run / stage / "metrics.jsonl").open()]
         written = {name.replace("reward/trained", "reward/<name>") for line in lines for name in line}
         listed = {name for row in rows(section(page, stage)) for name in code(row[0])}
         assert {name for name in listed if not name.startswith("gold/")} == written
         assert {name for name in listed if name.startswith("gold/")} == (
-            {f"gold/{name}" for name in ("total", *evaluation.COMPONENTS)} if stage == "rl" else set()
+            {f"gold/{name}" for name in evaluation.gold([judged])[0]} if stage == "rl" else set()
         )
 
     contract = (ROOT / "docs" / "contract.md").read_text()
@@ -350,10 +354,14 @@ def test_metrics_and_manifest_of_a_run_are_those_that_the_documents_list(finishe
 
 
 def test_the_gold_figures_of_the_task_world_are_in_the_contract():
-    tasks = tuple(evaluation.evaluation_tasks()[:4])
-    golds = [judge(task, task.answer, True) for task in tasks]
-    scores = evaluation.GoldScores(tasks, [[gold] for gold in golds], golds, [task.answer for task in tasks])
-    summary = evaluation.summary(scores, scores)
+    prompt = (Message("user", "?"),)
+    samples = [
+        Sample(prompt, task.answer, "stop", Record(prompt, fields={"task": evaluation.asked(task)}))
+        for task in evaluation_tasks()[:4]
+    ]
+    gold = GoldJudge("gold", evaluation.gold, Config(), ())
+    scores = GoldScores([sample for sample in samples for _ in range(2)], gold(samples) * 2, gold(samples))
+    summary = gold.summary(scores, scores)
     named = set(code((ROOT / "docs" / "contract.md").read_text()))
     assert {*summary, *summary["gold_components"]} <= named
 
@@ -367,7 +375,8 @@ def test_every_row_of_the_format_table_is_read_and_serves_what_it_says():
 
 
 def test_the_reward_of_the_readme_judges_a_sample(desk, monkeypatch):
-    reward = load_ready_reward("rewards.py:correct", 1.0, name=None, dtype=None, device=None, max_tokens_per_pass=1)
+    sizes = {"max_tokens_per_pass": 1, "max_new_tokens": 1}
+    reward = load_ready_reward("rewards.py:correct", 1.0, name=None, dtype=None, device=None, **sizes)
     question = (Message("user", "What is 2 + 3?"),)
     given = Record(prompt=question, fields={"prompt": question[0].content, "expected": "5"})
     samples = [
@@ -404,7 +413,7 @@ SAYING = (
         "models/reward.py",
         "data/chat.py",
     ),
-    *("intake.py", "pipeline.py", "run.py", "runtime.py"),
+    *("intake.py", "gold.py", "pipeline.py", "run.py", "runtime.py"),
 )
 
 

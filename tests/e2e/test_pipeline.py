@@ -12,7 +12,8 @@ from chatsmith.config import Config
 from chatsmith.pipeline import train
 from chatsmith.resolve import nested, resolve
 from chatsmith.world.judge import judge
-from chatsmith.world.material import evaluation_tasks, prompt_tasks
+from chatsmith.world.material import evaluation_tasks
+from chatsmith.world.tasks import train_tasks
 
 
 def read(directory):
@@ -150,7 +151,7 @@ def test_the_built_in_world_ends_with_gold_scores_and_the_same_questions_answere
     asked = {json.loads(line)["prompt"] for line in (tmp_path / "run" / "data" / "prompts.jsonl").open()}
     assert not asked & {task.prompt for task in evaluation_tasks()}
     config = Config.model_validate(read(tmp_path / "run")["config"])
-    tasks = {task.prompt: task for task in prompt_tasks(config, config.world)}
+    tasks = {task.prompt: task for task in train_tasks(config.world.prompts, config.seed + 1)}
     rows = [json.loads(line) for line in (tmp_path / "run" / "rl" / "samples.jsonl").open()]
     for row in rows:
         for who in ("sft", "rl", "ema"):
@@ -159,6 +160,12 @@ def test_the_built_in_world_ends_with_gold_scores_and_the_same_questions_answere
         "--world.demonstrations 800 --world.pairs_prompts 60 --world.pairs_offline 200 --world.prompts 600 "
         "--run-dir run-no-kl --from rl --force"
     )
+    (tmp_path / "run").rename(tmp_path / "moved")
+    again = ("--force", "--rl.steps", "1", "--rl.rollouts", "32", "--data.held_out", "0.2", *options, "--from", "rl")
+    moved = chatsmith("train", "--run-dir", "moved", *again, small=False)
+    assert moved.returncode == 0, moved.stderr
+    assert "label: finished before" in moved.stdout
+    assert read(tmp_path / "moved")["summary"]["gold_sft"] == summary["gold_sft"]
 
 
 REWARD = "def shouts(samples):\n    return [s.answer.count('!') - 0.1 * len(s.answer) for s in samples]\n"

@@ -7,9 +7,12 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from chatsmith.config import PRESETS
 
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 WEIGHTS = (
@@ -22,8 +25,8 @@ WEIGHTS = (
 )
 
 
-def hashes(run_dir: Path) -> dict[str, str]:
-    return {name: hashlib.sha256((run_dir / name).read_bytes()).hexdigest() for name in WEIGHTS}
+def hashes(run_dir: Path, names: Sequence[str] = WEIGHTS) -> dict[str, str]:
+    return {name: hashlib.sha256((run_dir / name).read_bytes()).hexdigest() for name in names}
 
 
 def lines(path: Path) -> int:
@@ -89,3 +92,52 @@ def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_continue(number, code,
     stages = ("sft", "reward", "rl")  # on a fast machine the few steps of one may be over when the signal arrives
     assert sum((run_dir / stage / "checkpoint.pt").exists() for stage in stages) == 1
     assert json.loads((run_dir / "manifest.json").read_text())["status"] == "interrupted"
+
+
+REWARD = "def vowels(samples):\n    return [min(1.0, sum(c in 'aeiou' for c in s.answer)) for s in samples]\n"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "dapo" else pytest.mark.sweep) for n in PRESETS if n != "ppo"]
+)
+def test_without_a_critic_too_a_killed_run_ends_with_the_very_same_weights(
+    name, command, model_directory, pairs, tmp_path
+):
+    """Of DAPO also the order of prompts, which further ones in place of equal groups have moved on."""
+    (tmp_path / "rewards.py").write_text(REWARD)
+
+    def arguments(run_dir: Path) -> list[str]:
+        line = command(
+            *(
+                "rl",
+                "--actor-model",
+                model_directory("llama"),
+                "--data",
+                f"rl:{pairs}",
+                "--run-dir",
+                run_dir,
+                "--force",
+            ),
+            *("--reward", f"{tmp_path / 'rewards.py'}:vowels", "--engine.save_every_s", "0", "--rl.algorithm", name),
+        )
+        samples = [] if name == "reinforce++" else ["--rl.samples_per_prompt", "2"]
+        return [*line, *samples, "--rl.steps", "8"]
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(arguments(whole), env=ENVIRONMENT, check=True, capture_output=True, timeout=300)
+    assert kill_in("rl", arguments(broken), broken, signal.SIGKILL, random.Random(0)) == -signal.SIGKILL
+    subprocess.run(arguments(broken), env=ENVIRONMENT, check=True, capture_output=True, timeout=300)
+    names = ("rl/actor/model.safetensors", "rl/ema/model.safetensors")
+    assert hashes(broken, names) == hashes(whole, names)
+    steps = [[json.loads(line) for line in (run / "rl" / "metrics.jsonl").open()] for run in (whole, broken)]
+    for one, two in zip(*steps, strict=True):
+        for metric in ("step", "rl/reward_mean", "rl/kl_sequence", "rl/answer_length", "rl/refills", "rl/answers"):
+            assert one.get(metric) == two.get(metric)
+    if name == "dapo":
+        assert sum(step["rl/refills"] for step in steps[0]) > 0
+    other = [*arguments(whole), "--rl.algorithm", "ppo"]
+    refused = subprocess.run(other, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 1
+    said = " ".join(refused.stderr.split())
+    assert f"rl.algorithm ('{name}' there, 'ppo' here)" in said
+    assert "--from rl" in said

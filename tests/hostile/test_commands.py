@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 import chatsmith
 from chatsmith.cli import split_arguments
 from chatsmith.config import Config
-from chatsmith.pipeline import _next_commands
+from chatsmith.next_commands import next_commands
 from chatsmith.report.reading import RecordedRun
 from chatsmith.report.settings import code, command, repeated
+from chatsmith.runs.manifest import Manifest
 from chatsmith.runs.run import Run
 from chatsmith.runs.runtime import StopSignals
 from chatsmith.screen.console import Screen
@@ -106,7 +107,14 @@ def run_at(directory, *, stages, done):
         "config": Config().model_dump(mode="json"),
         "stages": {stage: {"report": {"steps": 22}} for stage in done},
     }
-    return Run(Config(actor_model="m", stages=stages), directory, Screen(), StopSignals(), False, manifest)
+    return Run(
+        Config(actor_model="m", stages=stages),
+        directory,
+        Screen(),
+        StopSignals(),
+        False,
+        Manifest.model_validate(manifest),
+    )
 
 
 @settings(max_examples=8, deadline=None)
@@ -117,10 +125,10 @@ def test_what_a_run_of_any_name_prints_is_taken_as_meant(names):
         directory = Path(name.replace("/", ""))
         place = f"./{directory}" if str(directory).startswith("-") else str(directory)
         lines.append(
-            _next_commands(run_at(directory, stages=("sft", "reward", "rl"), done=("sft", "reward", "rl")))[0][1]
+            next_commands(run_at(directory, stages=("sft", "reward", "rl"), done=("sft", "reward", "rl")))[0][1]
         )
         expected.append(["chatsmith", "chat", place])
-        lines.append(_next_commands(run_at(directory, stages=("sft", "reward"), done=("sft", "reward")))[0][1])
+        lines.append(next_commands(run_at(directory, stages=("sft", "reward"), done=("sft", "reward")))[0][1])
         options = ["--actor-model", f"{place}/sft/model", "--reward", f"{place}/reward/model"]
         expected.append(["chatsmith", "rl", *options, "--data", "FILE.jsonl", "--run-dir", "DIR"])
     said, left = run_by_bash(lines)
@@ -129,7 +137,7 @@ def test_what_a_run_of_any_name_prints_is_taken_as_meant(names):
 
 
 def recorded_run(name, manifest):
-    return RecordedRun(name, Path(f"/tmp/{name}"), "forced", manifest, {}, {}, [], [])
+    return RecordedRun(name, Path(f"/tmp/{name}"), "forced", Manifest.model_validate(manifest))
 
 
 @settings(max_examples=8, deadline=None)
@@ -139,7 +147,7 @@ def test_what_a_report_prints_of_a_strangers_run_is_one_command(names):
     for name in names:
         config = Config().model_dump(mode="json") | {"actor_model": name, "stages": ["sft", name], name: name}
         config["data"] = config["data"] | {"sources": [name, {"source": name, "function": name}]}
-        run = recorded_run(name.replace("/", ""), {"config": config, "recipe": name})
+        run = recorded_run(name.replace("/", ""), {"config": config, "recipe": name, "stages": {}})
         lines.append(command(run))
         assert code(run) == name  # what it would run is said beside it
         recorded.append(repeated(config, name))
@@ -167,4 +175,4 @@ def test_no_command_is_put_together_by_hand():
                     r"chatsmith (train|sft|reward|rl|chat|report|runs|bench|data|collect)\b[^`]*\0", text
                 ), file
             if isinstance(node, ast.Attribute) and ast.unparse(node) in ("shlex.join", "shlex.quote"):
-                assert file == PACKAGE / "text.py", file
+                assert file == PACKAGE / "screen" / "text.py", file

@@ -16,8 +16,8 @@ pytest.importorskip("rapidfuzz")
 from chatsmith.collect import endpoint as client
 from chatsmith.collect.endpoint import Endpoint, Reply
 from chatsmith.collect.filters import unfit_answer, unfit_instruction
-from chatsmith.collect.progress import Tally
 from chatsmith.collect.self_instruct import self_instruct
+from chatsmith.collect.tally import Tally
 from chatsmith.collect.wording import PER_REQUEST, read_list
 from chatsmith.data import check, licences
 from chatsmith.data.turns import is_transcript

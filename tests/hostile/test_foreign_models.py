@@ -517,7 +517,7 @@ def test_scores_that_are_no_numbers_are_refused(tmp_path):
     for mean, std in (("0", 1), (0, "1"), ([], 1), (0, float("nan"))):
         change(tmp_path / "config.json", score_mean=mean, score_std=std)
         with pytest.raises(ModelError):
-            load_ready_reward(str(tmp_path), 1.0, name=None, **CPU, max_tokens_per_pass=100)
+            load_ready_reward(str(tmp_path), 1.0, name=None, **CPU, max_tokens_per_pass=100, max_new_tokens=8)
     load_reward_model(str(tmp_path), byte_tokenizer(), **CPU)
 
 

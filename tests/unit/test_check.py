@@ -6,12 +6,12 @@ import pytest
 from tiny import SHARED, byte_tokenizer, require
 
 from chatsmith.config import Config
-from chatsmith.data.check import SIGNS, ends, excerpt, script, signs
 from chatsmith.data.licences import non_commercial
+from chatsmith.data.signs import SIGNS, ends, excerpt, script, signs
 from chatsmith.errors import ConfigError, DataError, ModelError
 from chatsmith.inspection.check import check, facts_of
 from chatsmith.inspection.findings import SEVERITIES
-from chatsmith.inspection.reading import Reader, readers
+from chatsmith.inspection.readers import Reader, readers
 from chatsmith.types import Answer, Message, Record
 
 

@@ -19,8 +19,8 @@ pytest.importorskip("rapidfuzz")
 
 from chatsmith.collect.endpoint import Endpoint, Reply
 from chatsmith.collect.filters import Known, language, tokens, unfit_answer, unfit_instruction
-from chatsmith.collect.progress import Progress, Tally
 from chatsmith.collect.self_instruct import read_seeds, self_instruct
+from chatsmith.collect.tally import Progress, Tally
 from chatsmith.collect.wording import read_list, request
 from chatsmith.data.formats import stages_of
 from chatsmith.data.sources import read_source

@@ -311,3 +311,12 @@ def test_records_that_ask_the_same_are_one_question():
     assert once.low < 0.1
     assert _accuracy(margins, range(33)).low > 0.5
     assert _accuracy([[], [1.0, -1.0]], ["none", "tie"]).value == 0.5
+
+
+def test_a_run_in_which_nothing_was_clipped_is_warned_of():
+    def warned(clipped):
+        report = RlReport(scores(), scores(1.0), scores(0.5), [], 9, 0, None, clipped=clipped)
+        return [text for text in judge_rl(report, GatesConfig(), None)[0].warnings if "nothing was clipped" in text]
+
+    assert len(warned(0.0)) == 1
+    assert warned(0.01) == warned(None) == []  # None: one update per batch of rollouts, or nothing that clips

@@ -4,6 +4,8 @@ import ast
 from pathlib import Path
 
 import chatsmith
+from chatsmith.config import GROUPS, STAGES
+from chatsmith.stages.table import BY_NAME
 
 PACKAGE = Path(chatsmith.__file__).parent
 # what each part may import from chatsmith, besides itself
@@ -12,6 +14,7 @@ ALLOWED = {
     "files": {"errors", "machine", "screen"},
     "screen": {"stages", "runs", "verdicts"},  # what it shows of a stage
     "runs": {
+        "__version__",
         "errors",
         "config",
         "machine",
@@ -27,10 +30,11 @@ ALLOWED = {
     "cpu": {"files", "screen", "models"},  # of models the one layer whose kernel it has
     "engine": {"types", "errors", "seeds", "models", "cpu", "files"},
     "data": {"types", "errors", "seeds", "config", "functions", "machine", "files", "screen"},
-    "models": {"types", "errors", "seeds", "functions", "machine", "files", "screen", "data", "cpu"},
+    "rewards": {"types", "errors", "files", "screen", "algo"},
+    "models": {"types", "errors", "seeds", "functions", "machine", "files", "screen", "data", "cpu", "rewards"},
     "stages": {
         *("types", "errors", "seeds", "config", "evaluate", "assistant"),
-        *("files", "algo", "engine", "data", "models"),
+        *("files", "algo", "engine", "data", "models", "rewards"),
         *("runs", "intake", "verdicts"),  # a stage's own part of a run
     },
     "collect": {"types", "errors", "seeds", "data", "files", "screen", "runs"},
@@ -70,6 +74,27 @@ def test_a_report_knows_of_the_stages_their_table_alone():
 def test_the_world_imports_nothing_from_the_stages_but_to_be_asked():
     for name in ("tasks", "judge", "demonstrations", "model"):
         assert imported(PACKAGE / "world" / f"{name}.py") <= {"world"}
+
+
+def test_what_a_task_world_asks_for_is_made_ordinary_in_one_room():
+    asking = {
+        str(file.relative_to(PACKAGE))
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "world" and "config" in ast.unparse(node).lower()
+    }
+    # a model or data beside it, a look at what is not there yet, and runs that have been
+    others = {"intake.py", "inspection/commands.py", "chat.py", "report/sections.py"}
+    assert asking == {"world/material.py", *others}
+
+
+def test_a_stage_is_a_file_an_entry_and_a_group_of_settings():
+    assert tuple(BY_NAME) == STAGES
+    for name in BY_NAME:
+        work = BY_NAME[name].work
+        assert work.__name__ == f"chatsmith.stages.{name}" and work.run and work.check
+        assert name in GROUPS and name in BY_NAME[name].enters
+        assert BY_NAME[name].takes is None or all((work.total_steps, work.step_size, work.measure))
 
 
 def test_datasets_is_imported_only_where_it_reads():

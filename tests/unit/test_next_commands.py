@@ -1,6 +1,5 @@
 """What a run prints to type next: a shell takes it as it stands, and it carries everything that was changed by hand."""
 
-import json
 import shlex
 import tempfile
 from pathlib import Path
@@ -11,9 +10,10 @@ from hypothesis import strategies as st
 
 from chatsmith.cli import split_arguments
 from chatsmith.config import Config
-from chatsmith.pipeline import _next_commands
+from chatsmith.next_commands import next_commands
 from chatsmith.report.settings import repeated
 from chatsmith.resolve import nested, parse_overrides, read_recipe, resolve
+from chatsmith.runs.manifest import Manifest, StageEntry, write_manifest
 from chatsmith.runs.run import Run, check_directory
 from chatsmith.runs.runtime import StopSignals
 from chatsmith.screen.console import Screen
@@ -58,7 +58,7 @@ def finished(config, directory, recipe):
         "config": config.model_dump(mode="json"),
         "stages": {"sft": {}, "reward": {}, "rl": {"report": {"steps": 22}}},
     }
-    return Run(config, directory, Screen(), StopSignals(), False, manifest)
+    return Run(config, directory, Screen(), StopSignals(), False, Manifest.model_validate(manifest))
 
 
 @settings(max_examples=60, deadline=None)
@@ -68,7 +68,7 @@ def test_the_command_of_the_second_act_continues_a_copy_of_a_changed_demo(change
     config = resolve([("tiny-cpu", read_recipe("tiny-cpu")), ("command line", given_keys)])
     with tempfile.TemporaryDirectory(prefix="my runs ") as folder:
         run = finished(config, Path(folder) / "a b; c", "tiny-cpu")
-        _, line = _next_commands(run)[-1]
+        _, line = next_commands(run)[-1]
         copying, _, training = line.partition(" && ")
         target = f"{folder}/a b; c-no-kl"
         assert shlex.split(copying) == ["cp", "-r", f"{folder}/a b; c", target]
@@ -76,7 +76,7 @@ def test_the_command_of_the_second_act_continues_a_copy_of_a_changed_demo(change
         assert options["--run-dir"] == target
         assert (again.rl.kl_coef, again.rl.schedule, again.rl.steps) == (0, "constant", 44)
         Path(target).mkdir()
-        (Path(target) / "manifest.json").write_text(json.dumps(run.manifest))
+        write_manifest(Path(target), run.manifest)
         check_directory(again, Path(target), "rl")  # refuses a copy of a run with other settings
         loose = {"kl_coef": 0, "schedule": "constant", "steps": 44}
         assert again.rl == config.rl.model_copy(update=loose)
@@ -101,8 +101,8 @@ def test_a_single_stage_with_a_recipe_is_repeated_with_it(tmp_path, monkeypatch)
 @pytest.mark.parametrize("done", [("sft",), ("sft", "reward")])
 def test_the_next_stage_is_one_word_per_path(tmp_path, done):
     run = finished(Config(actor_model="m", stages=done), tmp_path / "it's $HOME", "defaults")
-    run.manifest["stages"] = {stage: {} for stage in done}
-    ((_, line),) = _next_commands(run)
+    run.manifest.stages = {stage: StageEntry() for stage in done}
+    ((_, line),) = next_commands(run)
     words = shlex.split(line)
     assert f"{tmp_path}/it's $HOME/sft/model" in words
     assert (f"{tmp_path}/it's $HOME/reward/model" in words) == ("reward" in done)

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow.parquet import write_table
 
-from chatsmith.data.check import SIGNS, ends, excerpt, script, signs
 from chatsmith.data.fields import is_said, meant
 from chatsmith.data.formats import _FORMATS, best_answer, imitable, stages_of, to_record
+from chatsmith.data.signs import SIGNS, ends, excerpt, script, signs
 from chatsmith.data.sources import Source, read_source
 from chatsmith.data.spec import Spec
 from chatsmith.errors import DataError

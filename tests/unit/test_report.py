@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from chatsmith.cli import main
 from chatsmith.config import Config
 from chatsmith.errors import RunError
 from chatsmith.report import figures
-from chatsmith.report.charts import gold_curve
+from chatsmith.report.charts import CHARTS, GOLD, gold_curve
 from chatsmith.report.page import write_comparison, write_report
 from chatsmith.report.reading import number, read_rows, read_run
 from chatsmith.report.settings import command
@@ -211,29 +212,80 @@ def test_a_manifest_without_anything_gives_a_page_without_anything(tmp_path):
     assert "failed" in page.texts["top"][0]
 
 
-def test_values_of_another_kind_than_expected_are_left_out(tmp_path):
+STRANGE = {
+    "status": "done",
+    "recipe": ["r"],
+    "versions": None,
+    "data.0": 1,
+    "config": [],
+    "config.stages": "all",
+    "config.world": 3,
+    "stages": ["sft"],
+    "stages.sft": "done",
+    "stages.sft.status": "good",
+    "stages.sft.warnings": "a warning",
+    "stages.reward.report.accuracy": 3,
+    "stages.reward.report.margins": [0.1, -0.2],
+    "stages.reward.report.reliability.0.pairs": 1.5,
+    "stages.rl.report.steps": -1,
+    "summary.seconds": "long",
+    "summary.gold_gain": [],
+    "summary.gold_gain_ci95": "ab",
+    "summary.gold_components.right.1": 10**400,
+}
+
+
+@pytest.mark.parametrize("place", STRANGE)
+def test_a_value_of_another_kind_is_refused_with_its_place(tmp_path, place):
     run = full_run(tmp_path / "run")
-    strange = {
-        "seconds": "long",
-        "gold_gain": [],
-        "gold_gain_ci95": "ab",
-        "gold_components": {"right": [None, 10**400]},
-    }
+    *above, last = (int(key) if key.isdigit() else key for key in place.split("."))
 
     def edit(manifest):
-        manifest["summary"] = strange
-        manifest["stages"]["reward"]["report"] = {"margins": [0.1, -0.2], "longer_wins": {"value": 0.4}, "accuracy": 3}
-        manifest["stages"]["sft"] = "done"
-        manifest["config"] = {"seed": 1, "rl": {"no_longer_known": 2}, "stages": "all"}
-        manifest["data"], manifest["versions"] = [1, {"spec": "x"}], None
+        manifest["data"] = [{"spec": "x"}]
+        for key in above:
+            manifest = manifest[key]
+        manifest[last] = STRANGE[place]
 
     change(run, edit)
+    with pytest.raises(RunError, match=rf"manifest\.json: not the manifest of a run \({re.escape(place)}") as refused:
+        write_report(run)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_manifest_of_a_newer_version_is_refused_in_one_line_whatever_else_it_holds(tmp_path):
+    run = full_run(tmp_path / "run")
+    change(run, lambda m: m.update(version=3, stages=["another shape"]))
+    with pytest.raises(RunError, match=r"manifest\.json: written by a newer version of chatsmith"):
+        write_report(run)
+    change(run, lambda m: m.update(version="3", stages={}))
+    with pytest.raises(RunError, match=r"not the manifest of a run \(version"):
+        write_report(run)
+
+
+def test_rows_that_are_not_as_they_should_be_are_left_out(tmp_path):
+    run = full_run(tmp_path / "run")
     write_rows(
         run / "rl/samples.jsonl", [{"prompt": 3}, {"prompt": "p", "rl": 1, "tokens": [["a", None, 1]]}, {"x": 1}]
     )
+    strange = [{"step": "x", "rl/kl": 1}, {"step": 10**400}, {"rl/kl": 2}, {"step": 99, "rl/kl": [], "rl/entropy": {}}]
+    with (run / "rl/metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in strange)
     page = Page(write_report(run))
-    assert not {"gold", "tokens"} & sections(page)
-    assert "x" in page.texts["source"][0]
+    assert "tokens" not in sections(page) and "curves" in sections(page)
+    steps, kl = read_run(run).column("rl", "rl/kl")
+    assert steps == [*range(30), 99] and all(map(math.isfinite, kl[:30])) and math.isnan(kl[30])
+
+
+def test_answers_of_a_run_without_a_critic_are_coloured_by_kl_alone(tmp_path):
+    run = full_run(tmp_path / "run")
+    with_critic = Page(write_report(run)).source
+    rows = [row | {"tokens": [[text, kl, None] for text, kl, _ in row["tokens"]]} for row in samples(14)]
+    write_rows(run / "rl/samples.jsonl", rows)
+    page = Page(write_report(run))
+    assert "tokens" in sections(page) and len(page.texts["spoken"]) == 3
+    for sign in ("--v:", 'class="scale value"', "what the critic expected", ", value "):
+        assert sign in with_critic and sign not in page.source, sign
+    assert page.source.count("--k:") == with_critic.count("--k:") and 'title="KL −0.200 nats"' in page.source
 
 
 def test_a_killed_run_says_so_and_half_a_line_is_no_line(tmp_path):
@@ -268,11 +320,11 @@ def test_hostile_text_is_shown_letter_by_letter_and_does_nothing(tmp_path):
     text = HOSTILE[1]
 
     def edit(manifest):
-        manifest |= {"recipe": text, "commit": text, "versions": {text: text}, "status": text}
+        manifest |= {"recipe": text, "commit": text, "versions": {text: text}}
         manifest["data"] = [
             {"spec": text, "records": 1, "licence": text, "dropped": [{"origin": text, "reason": text}]}
         ]
-        manifest["stages"]["rl"] |= {"verdict": text, "warnings": [text], "status": text, "final_judge": text}
+        manifest["stages"]["rl"] |= {"verdict": text, "warnings": [text], "final_judge": text}
         report = manifest["stages"]["reward"]["report"]
         report |= {"length_rule": text, "accuracy_by_source": {text: interval(0.7), HOSTILE[2]: interval(0.6)}}
         manifest["summary"]["gold_components"] = {text: [0.1, 0.2]}
@@ -344,16 +396,26 @@ def test_facts_about_data_that_make_no_sense_are_left_out(tmp_path):
     for broken in ("{", "[]", "3", json.dumps({"stages": [1], "findings": {"a": 1}, "examples": "x"}), "[" * 100_000):
         (run / "data.json").write_text(broken, encoding="utf-8")
         assert write_report(run).read_bytes() == before
-    strange = data_facts("x")
-    strange["sources"] = [1, {"spec": "x", "scripts": 3}]
-    strange["stages"] |= {
-        "rl": {"limit": "a", "lengths": {"prompt": {"counts": [1, "b"]}, "x": {"counts": [1] * 5000}}}
-    }
-    strange["findings"] += [1, {"count": None, "of": 0}]
-    strange["examples"][0]["rows"] += [{"tokens": [1, [2], ["a", 1, None]], "count": 10**400}]
-    (run / "data.json").write_text(json.dumps(strange), encoding="utf-8")
-    page = Page(write_report(run))
-    assert len(page.texts["noticed"]) == 4
+    for path, value in {
+        "sources": [1],
+        "sources.0.scripts": 3,
+        "stages.sft.limit": "a",
+        "stages.sft.lengths.whole.counts": [1, "b"],
+        "findings.0.count": None,
+        "examples.0.rows.0.tokens": [["a", 1, None]],
+        "examples.0.rows.0.count": 10**400,
+    }.items():
+        strange = inner = data_facts("x")
+        *above, last = (int(key) if key.isdigit() else key for key in path.split("."))
+        for key in above:
+            inner = inner[key]
+        inner[last] = value
+        (run / "data.json").write_text(json.dumps(strange), encoding="utf-8")
+        assert write_report(run).read_bytes() == before, path
+    long = data_facts("x")
+    long["stages"]["sft"]["lengths"]["x"] = {"counts": [1] * 5000}
+    (run / "data.json").write_text(json.dumps(long), encoding="utf-8")
+    assert len(Page(write_report(run)).texts["noticed"]) == 3
 
 
 def test_control_characters_directions_and_half_characters_become_marks(tmp_path):
@@ -417,6 +479,12 @@ def test_without_a_gold_judge_the_reward_stands_beside_its_price_and_the_final_j
     page = Page(write_report(run))
     assert "Reward, and its price" in page.source and "gold" not in sections(page)
     assert "+1.000" in page.texts["headline"][0] and "better: 60% of prompts" in page.texts["headline"][0]
+
+
+def test_every_diagram_has_words_in_the_template():
+    words = (Path(figures.__file__).parent / "parts.html").read_text(encoding="utf-8")
+    for chart in (*CHARTS, GOLD):
+        assert f'  "{chart.title}": ["' in words
 
 
 def test_the_running_mean_is_the_mean_of_a_window_and_keeps_gaps():

@@ -18,7 +18,7 @@ from chatsmith.stages.reward import score_unit
 from chatsmith.stages.rollout import judge, unit_of
 from chatsmith.types import Message, Record, Sample
 
-CPU = {"dtype": torch.float32, "device": torch.device("cpu"), "max_tokens_per_pass": 4096}
+CPU = {"dtype": torch.float32, "device": torch.device("cpu"), "max_tokens_per_pass": 4096, "max_new_tokens": 8}
 
 
 def samples(*answers, reasons=None):

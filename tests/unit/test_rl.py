@@ -85,6 +85,11 @@ def part(world):
     return Pass.of(world.rollouts.sequences)
 
 
+def loss_of(world, experience, *, kl_coef):
+    counts = {"count": experience.mask.sum(), "answers": experience.mask.any(1).sum()}
+    return actor_loss(world.actor, part(world), experience, world.config, **counts, kl_coef=kl_coef)
+
+
 @pytest.mark.parametrize("source", ["rollout", "training"])
 def test_on_the_first_update_the_ratio_is_one_and_nothing_is_clipped(source):
     world = World(config(old_logprobs=source))
@@ -93,9 +98,7 @@ def test_on_the_first_update_the_ratio_is_one_and_nothing_is_clipped(source):
     assert abs(metrics["rl/ratio_max"] - 1) <= limit
     assert metrics["rl/clip_fraction"] == 0
     assert metrics["rl/kl_old"] <= 1e-6
-    after = actor_loss(
-        world.actor, part(world), world.experience, world.config, count=world.experience.mask.sum(), kl_coef=0.1
-    )[1]
+    after = loss_of(world, world.experience, kl_coef=0.1)[1]
     assert abs(after["rl/ratio_max"] - 1) > 1e-5  # the update did move the policy
 
 
@@ -283,10 +286,9 @@ def test_kl_in_the_loss_pulls_the_policy_back_to_the_reference():
     with torch.no_grad():
         world.actor.lm_head.weight.add_(0.05 * torch.randn(world.actor.lm_head.weight.shape))
     flat = dataclasses.replace(world.experience, advantages=torch.zeros_like(world.experience.advantages))
-    count = flat.mask.sum()
-    loss, _ = actor_loss(world.actor, part(world), flat, settings, count=count, kl_coef=1.0)
+    loss, _ = loss_of(world, flat, kl_coef=1.0)
     loss.backward()
-    difference = actor_loss(world.actor, part(world), flat, settings, count=count, kl_coef=0.0)[0]
+    difference = loss_of(world, flat, kl_coef=0.0)[0]
     assert loss > difference
     assert world.actor.lm_head.weight.grad.norm() > 0
 

@@ -110,8 +110,9 @@ def test_broken_and_foreign_directories_take_one_line_each(listed, tmp_path):
     for name in ("half", "deep", "binary"):
         assert "is broken" in lines[name], text
     for name in ("list", "other"):
-        assert "not one of chatsmith" in lines[name]
-    assert "2 runs in" in text
+        assert "not the manifest of a run" in lines[name]
+    assert "not the manifest of a run (recipe: it should be a string)" in lines["odd"]
+    assert "1 run in" in text
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])

@@ -17,7 +17,7 @@ from chatsmith.data.sources import Source
 from chatsmith.data.spec import parse_spec
 from chatsmith.data.split import POINT
 from chatsmith.errors import DataError
-from chatsmith.inspection.reading import Reader
+from chatsmith.inspection.readers import Reader
 from chatsmith.inspection.show import at, sample, view, whereabouts
 from chatsmith.inspection.terminal import draw_legend, draw_view
 from chatsmith.stages.reward import encode_ranked

@@ -28,7 +28,7 @@ from chatsmith.data.chat import (
 from chatsmith.data.control import control_of
 from chatsmith.errors import ConversationError, DataError, ModelError
 from chatsmith.inspection.check import check
-from chatsmith.inspection.reading import Reader
+from chatsmith.inspection.readers import Reader
 from chatsmith.models.load import load_actor, load_tokenizer, save_model
 from chatsmith.models.reward import RewardModel, encode_samples
 from chatsmith.stages.reward import encode_ranked

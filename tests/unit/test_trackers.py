@@ -183,7 +183,7 @@ def test_a_tracker_that_fails_is_left_out_and_it_is_said_once(tmp_path):
             raise AssertionError("it has failed before")
 
     broken, said = Broken(), []
-    tracker = trackers.Dispensable("tensorboard", broken, said.append)
+    tracker = trackers.Tracker("tensorboard", broken, said.append)
     for step in range(5):
         tracker.log(step, {"rl/kl": 1.0})
     tracker.close()

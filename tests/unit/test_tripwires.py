@@ -24,10 +24,10 @@ HEALTHY = {
 }
 
 
-def said(*steps: dict) -> list[str]:
+def said(*steps: dict, **rl) -> list[str]:
     """What the tripwires say of steps whose metrics differ from healthy ones as given."""
     warnings: list[str] = []
-    tripwires = Tripwires(Config(), warnings.append)
+    tripwires = Tripwires(Config(rl=rl), warnings.append)
     for changes in steps:
         tripwires.check(HEALTHY | changes)
     return warnings
@@ -51,6 +51,22 @@ def test_what_leaves_its_bounds_is_named_once_with_its_step(changes, words):
     (warning,) = said({}, {}, changes, changes)
     assert warning.startswith("step 2: ")
     assert words in warning
+
+
+def test_prompts_whose_answers_are_never_told_apart_are_named_where_that_is_all_there_is_to_learn_from():
+    equal, some = {"rl/equal_groups": 1.0}, {"rl/equal_groups": 0.9}
+    (warning,) = said(equal, equal, equal, equal, algorithm="rloo")
+    assert warning.startswith("step 2: in 3 steps all answers to a prompt got the same reward")
+    assert said(equal, equal, some, equal, algorithm="rloo") == []
+    assert said(equal, equal, equal) == []  # a critic compares with more than the group
+
+
+def test_a_step_that_could_not_be_filled_is_named_once():
+    short = {"rl/answers": 24.0, "rl/refills": 3.0}
+    (warning,) = said(short, short, algorithm="dapo", rollouts=64)
+    assert warning.startswith("step 0: after 3 refills (rl.max_refills) 24 of 64 answers")
+    assert said({"rl/answers": 64.0, "rl/refills": 3.0}, algorithm="dapo", rollouts=64) == []
+    assert said({"rl/answers": 24.0, "rl/refills": 0.0}, algorithm="dapo", rollouts=64, max_refills=0) == []
 
 
 def test_a_reward_that_never_varies_is_named_and_rewards_that_differ_between_steps_are_not():

@@ -149,15 +149,8 @@ _RANGES = (
     *((0x1100, "Hangul"), (0x1200, "other"), (0x1E00, "Latin"), (0x1F00, "Greek"), (0x2000, ""), (0x3040, "Kana")),
     *((0x3100, ""), (0x3130, "Hangul"), (0x3190, ""), (0x3400, "Han"), (0xA000, "other"), (0xAC00, "Hangul")),
     *((0xD7B0, ""), (0xF900, "Han"), (0xFB00, ""), (0xFB50, "Arabic"), (0xFE00, ""), (0xFE70, "Arabic"), (0xFEFF, "")),
-    *(
-        (0xFF21, "Latin"),
-        (0xFF3B, ""),
-        (0xFF41, "Latin"),
-        (0xFF5B, ""),
-        (0xFF66, "Kana"),
-        (0xFFA0, ""),
-        (0x20000, "Han"),
-    ),
+    *((0xFF21, "Latin"), (0xFF3B, ""), (0xFF41, "Latin"), (0xFF5B, ""), (0xFF66, "Kana"), (0xFFA0, "")),
+    (0x20000, "Han"),
 )
 _STARTS = np.array([0, *(start for start, _ in _RANGES)])
 _NAMES = ("", *(name for _, name in _RANGES))

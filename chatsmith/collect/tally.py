@@ -3,18 +3,16 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, RenderResult
-from rich.live import Live
 from rich.text import Text
 
 from chatsmith.collect.endpoint import Reply
 from chatsmith.screen.console import SECONDS_BETWEEN_LINES, Screen
-from chatsmith.screen.live import INDENT, REFRESHES_PER_SECOND
-from chatsmith.screen.output import guard_streams
-from chatsmith.screen.text import duration
+from chatsmith.screen.live import INDENT, Pace, drawn
 
 
 @dataclass
@@ -62,55 +60,36 @@ class Tally:
 
 
 class Progress:
-    """Inside the context the tally is on the screen; `update` is called when it has changed."""
+    """The tally on the screen; `update` is called when it has changed."""
 
     def __init__(self, screen: Screen, tally: Tally, is_stopping: Callable[[], bool]) -> None:
         self._screen, self._tally, self._is_stopping = screen, tally, is_stopping
-        self._live = Live(self, console=screen.console, refresh_per_second=REFRESHES_PER_SECOND, transient=True)
-        self._began = self._printed = time.monotonic()
-        self._kept_before: int | None = None
+        self._printed = time.monotonic()
+        self._pace: Pace | None = None
 
-    def __enter__(self) -> "Progress":
-        if self._screen.is_live:
-            self._live.start()
-            guard_streams()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
+    def shown(self) -> AbstractContextManager[None]:
+        return drawn(self._screen.console, self, transient=True) if self._screen.is_live else nullcontext()
 
     def begin(self) -> None:
         """From here on time counts: what was there before took none."""
-        if self._kept_before is None:
-            self._began, self._kept_before = time.monotonic(), self._tally.kept
+        self._pace = self._pace or Pace(self._tally.wanted, self._tally.kept)
 
     def update(self) -> None:
         if self._screen.is_live or time.monotonic() - self._printed < SECONDS_BETWEEN_LINES:
             return
         self._printed = time.monotonic()
-        self._screen.line(
-            "  ".join([f"  {self._tally.kept}/{self._tally.wanted}", *self._left(), *self._tally.lines()])
-        )
+        pace = self._paced()
+        parts = (f"  {pace.done}/{pace.total}", pace.left(), *self._tally.lines())
+        self._screen.line("  ".join(filter(None, parts)))
 
-    def _left(self) -> list[str]:
-        fresh = self._tally.kept - (self._kept_before or 0)
-        if self._kept_before is None or fresh <= 0:
-            return []
-        per_record = (time.monotonic() - self._began) / fresh
-        return [f"{duration(per_record * (self._tally.wanted - self._tally.kept))} left"]
+    def _paced(self) -> Pace:
+        pace = self._pace or Pace(self._tally.wanted, self._tally.kept)
+        pace.add(self._tally.kept)
+        return pace
 
     def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
-        """━━━━━━━━────  317/1000   4 min 12 s left, and the tally."""
-        tally = self._tally
-        columns = max(8, min(48, options.max_width - 40))
-        full = min(columns, tally.kept * columns // tally.wanted)
-        bar = Text(INDENT)
-        bar.append("━" * full, style="cyan")
-        bar.append("─" * (columns - full), style="dim")
-        bar.append(f"  {tally.kept}/{tally.wanted}", style="bold")
-        bar.append("".join(f"   {left}" for left in self._left()), style="dim")
-        yield bar
-        for line in tally.lines():
+        yield self._paced().bar(options.max_width)
+        for line in self._tally.lines():
             for part in Text(line).wrap(console, options.max_width - len(INDENT)):
                 yield Text(INDENT) + part
         if self._is_stopping():

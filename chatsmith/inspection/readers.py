@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatsmith.config import Config
-from chatsmith.data.chat import Encoded, encode_texts
+from chatsmith.data.chat import encode_texts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.formats import best_answer
+from chatsmith.data.spec import ASKING, COMPARING, IMITATING, RANKING, READING
 from chatsmith.data.tokens import OnError
 from chatsmith.errors import DataError
 from chatsmith.types import Record, Stage
@@ -40,7 +41,7 @@ def readers(config: Config) -> dict[Stage, Reader]:
     actor = _reader(config.actor_model, config)
     prompts = Reader(actor.tokenizer, actor.stops, actor.limit - config.rl.max_new_tokens)
     reward = _reader(config.reward_model, config) if config.reward_model else actor
-    return {"sft": actor, "reward": reward, "rl": prompts, "ptx": actor}
+    return {IMITATING: actor, COMPARING: actor, RANKING: reward, ASKING: prompts, READING: actor}
 
 
 def _reader(location: str, config: Config) -> Reader:
@@ -73,10 +74,10 @@ class Measured:
     """
 
     lengths: list[Length]
-    too_long: int
-    tokens: int
-    unknown: int
-    refused: list[tuple[str, str]]
+    too_long: int = 0
+    tokens: int = 0
+    unknown: int = 0
+    refused: Sequence[tuple[str, str]] = ()
 
 
 def measured(stage: Stage, records: Sequence[Record], reader: Reader) -> Measured:
@@ -84,7 +85,7 @@ def measured(stage: Stage, records: Sequence[Record], reader: Reader) -> Measure
     rows, lengths, too_long = _token_rows(stage, records, reader, "skip")
     unknown = unknown_id(reader.tokenizer)
     refused = []
-    expected = sum(len(record.answers) if stage == "reward" else 1 for record in records)
+    expected = sum(len(record.answers) if stage in (COMPARING, RANKING) else 1 for record in records)
     for record in records if len(lengths) < expected else ():
         try:
             _token_rows(stage, [record], reader, "raise")
@@ -103,13 +104,13 @@ def _token_rows(
     from chatsmith.stages.sft import encode_best_answers
 
     options: dict[str, Any] = {"stops": reader.stops, "max_tokens": sys.maxsize, "on_error": on_error}
-    if stage == "reward":
-        ranked, _ = encode_ranked(reader.tokenizer, records, **options)
+    if stage in (COMPARING, RANKING):
+        ranked, _ = encode_ranked(reader.tokenizer, records, **options, least=1 if stage == COMPARING else 2)
         rows = [list(zip(map(len, record.rows), record.lengths, strict=True)) for record in ranked]
-        too_long = sum(sum(whole <= reader.limit for whole, _ in row) < 2 for row in rows)
+        too_long = sum(sum(whole <= reader.limit for whole, _ in row) < min(2, len(row)) for row in rows)
         lengths = [Length(whole - answer, answer) for row in rows for whole, answer in row]
         return [row for record in ranked for row in record.rows], lengths, too_long
-    if stage == "rl":
+    if stage == ASKING:
         prompts = encode_questions(reader.tokenizer, records, **options).tokens
         too_long = sum(len(prompt) > reader.limit for prompt in prompts)
         return list(prompts), [Length(len(prompt), 0) for prompt in prompts], too_long
@@ -117,12 +118,8 @@ def _token_rows(
     too_long = sum(len(row.tokens) > reader.limit for row in encoded)
     texts = encode_texts(reader.tokenizer, [record.text for record in records if record.text], max_tokens=sys.maxsize)
     every = [*encoded, *texts]
-    return [row.tokens for row in every], [_length(row) for row in every], too_long
-
-
-def _length(row: Encoded) -> Length:
-    answer = sum(row.targets)
-    return Length(len(row.tokens) - answer, answer)
+    lengths = [Length(len(row.tokens) - sum(row.targets), sum(row.targets)) for row in every]
+    return [row.tokens for row in every], lengths, too_long
 
 
 def character_lengths(stage: Stage, records: Sequence[Record]) -> list[Length]:
@@ -131,9 +128,9 @@ def character_lengths(stage: Stage, records: Sequence[Record]) -> list[Length]:
     for record in records:
         prompt = sum(len(turn.content) for turn in record.prompt)
         answers = [len(answer.content) for answer in record.answers]
-        if record.text or stage == "rl":
+        if record.text or stage == ASKING:
             lengths.append(Length(prompt, len(record.text)))
-        elif stage == "reward":
+        elif stage in (COMPARING, RANKING):
             lengths += [Length(prompt, answer) for answer in answers]
         else:
             lengths.append(Length(prompt, len(best_answer(record).content)))
