@@ -13,7 +13,7 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
 StageName = str  # of an entry of stages/table.py
-STAGES: tuple[StageName, ...] = ("sft", "label", "reward", "rl")  # that come with chatsmith
+STAGES: tuple[StageName, ...] = ("sft", "label", "pairs", "reward", "rl")  # that come with chatsmith
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 Algorithm = Literal["ppo", "rloo", "reinforce++", "reinforce++-baseline", "grpo", "dr-grpo", "dapo", "gspo", "cispo"]
 
@@ -212,6 +212,73 @@ class RewardConfig(OptimizerConfig):
     """Weight of the term that keeps scores around zero."""
     judge_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the preferences kept for the final judge, if there are 500 or more; 0: none."""
+
+
+class PairsConfig(OptimizerConfig):
+    """Stage `pairs`: preferences learned without a reward model and without sampling, by DPO and its kin."""
+
+    lr: Rate = 1e-6
+    """Peak learning rate."""
+    warmup: Fraction = 0.1
+    """Share of the steps with rising learning rate."""
+    epochs: Rate = 1.0
+    """Passes over the preferences; fractions are allowed."""
+    batch: Positive = 64
+    """Prompts per optimizer step; of `kto`: answers, at least 2."""
+    loss: Literal["dpo", "robust", "ipo", "simpo", "orpo", "kto"] = "dpo"
+    """`dpo`; `robust`, which reckons with flipped preferences; `ipo`, `simpo` and `orpo`, which compare log-probs per
+    token; `kto`, which learns from answers marked good or bad. See [algorithms.md](algorithms.md)."""
+    beta: Rate | None = None
+    """β of the loss, of `orpo` its λ; none: 0.1, where log-probs per token are compared 2, of `ipo` and `orpo` 0.1."""
+    normalise: bool = False
+    """`dpo` and `robust` compare log-probs per token, so that length does not enter."""
+    smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Of `dpo` and `robust`: share of the preferences that may be flipped, below 0.5."""
+    margin: Annotated[float, Field(ge=0)] | None = None
+    """Of `simpo`: γ, by which β times the log-prob per token of the better answer is to lead; none: 1."""
+    nll: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the better answers' negative log-likelihood per token beside the loss; it keeps them likely."""
+    good_weight: Rate = 1.0
+    """Of `kto`: weight of answers marked good."""
+    bad_weight: Rate = 1.0
+    """Of `kto`: weight of answers marked bad."""
+
+    @property
+    def strength(self) -> float:
+        """β, or what it is where none is given."""
+        compares_means = self.loss == "simpo" or (self.normalise and self.loss in ("dpo", "robust"))
+        return self.beta if self.beta is not None else 2.0 if compares_means else 0.1
+
+    @property
+    def lead(self) -> float:
+        """γ, or what it is where none is given."""
+        return 1.0 if self.margin is None else self.margin
+
+    @model_validator(mode="after")
+    def _check(self) -> "PairsConfig":
+        of = {
+            "normalise": (self.normalise, ("dpo", "robust")),
+            "smoothing": (self.smoothing > 0, ("dpo", "robust")),
+            "margin": (self.margin is not None, ("simpo",)),
+            "nll": (self.nll > 0, ("dpo", "robust", "ipo", "simpo")),
+            "good_weight": (self.good_weight != 1, ("kto",)),
+            "bad_weight": (self.bad_weight != 1, ("kto",)),
+        }
+        for name, (is_set, losses) in of.items():
+            if is_set and self.loss not in losses:
+                raise ValueError(
+                    f'pairs.{name} has no part in pairs.loss = "{self.loss}", only in {" and ".join(losses)}. Leave it '
+                    "out, or choose such a loss"
+                )
+        if self.loss == "robust" and not self.smoothing:
+            raise ValueError(
+                'pairs.loss = "robust" needs pairs.smoothing, the share of the preferences that may be flipped'
+            )
+        if self.loss == "kto" and self.batch < 2:
+            raise ValueError(
+                'pairs.loss = "kto" measures its zero on answers beside other prompts: pairs.batch must be 2 or more'
+            )
+        return self
 
 
 class RlConfig(OptimizerConfig):
@@ -468,7 +535,7 @@ class Config(Group):
     seed: int = 1
     """Of models, orders and sampling."""
     stages: Annotated[tuple[StageName, ...], Field(min_length=1)] = ("sft", "reward", "rl")
-    """Stages that this run has, of `sft`, `label`, `reward` and `rl`."""
+    """Stages that this run has, of `sft`, `label`, `pairs`, `reward` and `rl`."""
     actor_model: str = ""
     """Model to start from: directory or hub id; `--actor-model`."""
     reward_model: str = ""
@@ -486,6 +553,7 @@ class Config(Group):
     sft: SftConfig = SftConfig()
     label: LabelConfig = LabelConfig()
     reward: RewardConfig = RewardConfig()
+    pairs: PairsConfig = PairsConfig()
     rl: RlConfig = RlConfig()
     gates: GatesConfig = GatesConfig()
     engine: EngineConfig = EngineConfig()

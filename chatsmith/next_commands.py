@@ -7,7 +7,7 @@ from pathlib import Path
 from chatsmith.config import Config
 from chatsmith.runs.run import Run
 from chatsmith.screen.text import shell
-from chatsmith.stages.inputs import sft_location
+from chatsmith.stages.inputs import policy_location
 from chatsmith.stages.table import BY_NAME
 from chatsmith.world.second_act import second_act
 
@@ -19,9 +19,9 @@ def next_commands(run: Run) -> list[tuple[str, str]]:
     if run.manifest.status == "partial":
         return [("The other stages", "the same command without --only")]
     road = Config().stages
-    if not run.finished(road[-1]):
+    if run.config.stages[-1] in road[:-1]:
         last = max((place for place, stage in enumerate(road) if run.finished(stage)), default=-1)
-        options: list[str | Path] = ["--actor-model", Path(sft_location(run))]
+        options: list[str | Path] = ["--actor-model", Path(policy_location(run, road[last + 1]))]
         for stage in road[1 : last + 1]:
             options += [BY_NAME[stage].option, run.directory / stage / next(iter(BY_NAME[stage].models))]
         return [("Next stage", shell([program, road[last + 1], *options, "--data", "FILE.jsonl", "--run-dir", "DIR"]))]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # these nouns are for commands too that need no torch
     from torch import Tensor
 
 Role = Literal["system", "user", "assistant"]
-Stage = Literal["sft", "reward", "rl", "ptx"]
+Stage = Literal["sft", "pairs", "reward", "rl", "ptx"]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from chatsmith.evaluate import MIN_PROMPTS, Interval, turning_point
 
 if TYPE_CHECKING:  # which import this
     from chatsmith.stages.label import LabelReport
+    from chatsmith.stages.pairs import PairsReport
     from chatsmith.stages.reward import RewardReport
     from chatsmith.stages.rl import RlReport
+    from chatsmith.stages.rollout import PolicyScores
     from chatsmith.stages.sft import SftReport
 
 MIN_SCORE_STD = 1e-3
@@ -27,6 +29,7 @@ MUCH_LEFT_OUT = 0.1
 GUESSING_MARGIN = 1.2  # untrained models are a little worse than guessing
 ROSE_AGAIN = 1.02  # times the lowest held-out loss
 WORSE_THAN_COUNTING = 0.25  # nats per token
+UNLIKELY = 0.1  # nats per token by which better answers may become less likely
 
 
 @dataclass(frozen=True)
@@ -263,7 +266,6 @@ def judge_rl(
     before, after = report.before, report.after
     gain, means = report.gain(), report.reward_means()
     counted, asked = report.counted_prompts()
-    ratio = after.length / before.length
     left_out = left_out or LeftOut()
     warnings = _Warnings(report.steps, "rl: a smaller rl.rollouts, or more rl.steps", left_out)
     best = "EMA" if means["ema"] > means["after"] else "actor"
@@ -306,21 +308,12 @@ def judge_rl(
                 "that. Write a reward that tells answers apart, or raise rl.max_new_tokens where all are cut off"
             )
         problems.append(f"the reward did not rise: {advice}")
-    if after.kl > gates.max_kl:
-        problems.append(
-            f"the policy left the SFT model (gates.max_kl = {gates.max_kl}): what it maximises now may be a flaw "
-            "of the reward. Raise rl.kl_coef or take fewer rl.steps"
-        )
-    if not 1 / gates.max_length_ratio <= ratio <= gates.max_length_ratio:
-        problems.append(
-            f"answers changed their length {ratio:.1f}-fold (gates.max_length_ratio = {gates.max_length_ratio}): "
-            "the reward may only see length. Raise rl.kl_coef"
-        )
-    if after.entropy < gates.min_entropy:
-        problems.append(
-            f"the policy says always the same (entropy {after.entropy:.3f}, gates.min_entropy = {gates.min_entropy}): "
-            "raise rl.kl_coef or lower rl.lr"
-        )
+    problems += _out_of_bounds(
+        *(before, after, gates),
+        far="what it maximises now may be a flaw of the reward. Raise rl.kl_coef or take fewer rl.steps",
+        longer="the reward may only see length. Raise rl.kl_coef",
+        same="raise rl.kl_coef or lower rl.lr",
+    )
     if judged is not None and judged.gain.high < 0:
         problems.append(
             f"the gold judge says that answers became worse ({judged.gain}): the reward prefers what is not better. "
@@ -336,6 +329,86 @@ def judge_rl(
         f"({means['after']:+.3f}, {means['ema']:+.3f})"
     )
     return warnings.verdict(problems, fact, details), gain
+
+
+def judge_pairs(report: "PairsReport", gates: GatesConfig, judged: Judged | None, left_out: LeftOut) -> Verdict:
+    """
+    Args:
+        judged: what a gold judge says of the answers, if there is one.
+    """
+    found, before, after = report.implicit, report.before, report.after
+    few = found.pairs < FEW_PAIRS
+    what = "marked answers" if report.loss == "kto" else "pairs"
+    warnings = _Warnings(report.steps, "pairs: more pairs.epochs, or a smaller pairs.batch", left_out)
+    if few:
+        warnings.append(
+            "telling how good it is",
+            f"only {found.pairs} held-out {what} to measure on: more preferences, or a larger data.held_out",
+        )
+    if report.unpaired:
+        warnings.append(
+            "what the records without a pair say",
+            f"{report.unpaired} records hold no two answers of different score, and pairs.loss = {report.loss} learns "
+            "nothing from them: kto learns from marks",
+        )
+    if found.chosen < -UNLIKELY * found.chosen_tokens:
+        both = " like the worse ones" if found.rejected < 0 else ""
+        warnings.append(
+            "saying what the data calls better",
+            f"better answers became less likely{both} ({found.chosen:+.1f} nats per answer, worse ones "
+            f"{found.rejected:+.1f}): the loss asks only for the difference. Add pairs.nll = 0.2, or lower pairs.lr",
+        )
+    if after.eos_rate < 0.5 <= before.eos_rate:
+        warnings.append(
+            "answers that end",
+            f"only {after.eos_rate:.0%} of answers end by themselves, {before.eos_rate:.0%} did before: lower pairs.lr",
+        )
+    measured = (
+        f"held-out accuracy {found.accuracy.value:.1%} [{found.accuracy.low:.1%}, {found.accuracy.high:.1%}] over "
+        f"{found.pairs} {what}, margin {found.margin} nats"
+    )
+    problems = []
+    if not found.accuracy.low > 0.5:
+        problems.append(
+            f"{measured}: no better than chance, as far as {'so few' if few else 'these'} {what} tell. More or cleaner "
+            "preferences, more pairs.epochs, or another pairs.lr"
+        )
+    problems += _out_of_bounds(
+        *(before, after, gates),
+        far="it may have learned more than the preferences say. Raise pairs.beta, or lower pairs.lr",
+        longer="better answers may be the longer or shorter ones. Balance the data, or set pairs.normalise",
+        same="raise pairs.beta or lower pairs.lr",
+    )
+    if judged is not None and judged.gain.high < 0:
+        problems.append(
+            f"the gold judge says that answers became worse ({judged.gain}): look at the data, or raise pairs.beta"
+        )
+    details = (
+        f"better answers {found.chosen:+.2f}, worse {found.rejected:+.2f} nats per answer; KL {after.kl:.3f} nats per "
+        f"token; answers of {before.length:.0f} -> {after.length:.0f} tokens"
+    )
+    return warnings.verdict(problems, "" if problems and problems[0].startswith(measured) else measured, details)
+
+
+def _out_of_bounds(
+    before: "PolicyScores", after: "PolicyScores", gates: GatesConfig, *, far: str, longer: str, same: str
+) -> list[str]:
+    """What is outside of the gates, each with what it may mean and what to change."""
+    ratio = after.length / before.length
+    problems = []
+    if after.kl > gates.max_kl:
+        problems.append(f"the policy left the SFT model (gates.max_kl = {gates.max_kl}): {far}")
+    if not 1 / gates.max_length_ratio <= ratio <= gates.max_length_ratio:
+        problems.append(
+            f"answers changed their length {ratio:.1f}-fold (gates.max_length_ratio = {gates.max_length_ratio}): "
+            f"{longer}"
+        )
+    if after.entropy < gates.min_entropy:
+        problems.append(
+            f"the policy says always the same (entropy {after.entropy:.3f}, gates.min_entropy = {gates.min_entropy}): "
+            f"{same}"
+        )
+    return problems
 
 
 def _over_optimised(judged: Judged, reward_last: float) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from chatsmith.data.fields import Fields, is_empty, is_said, meant, repeated, stands_in, words
 from chatsmith.data.marks import is_mark, is_rank, is_score, mark_of, meaning, the_mark
-from chatsmith.data.spec import ASKING, IMITATING, RANKING, READING
+from chatsmith.data.spec import ASKING, COMPARING, IMITATING, RANKING, READING
 from chatsmith.data.templates import Template, fill, kind
 from chatsmith.data.turns import (
     alternating,
@@ -40,6 +40,7 @@ _MORE_THAN_A_PROMPT = (
 )
 NEEDS: Mapping[Stage, str] = {
     IMITATING: "an answer that may be imitated",
+    COMPARING: "two answers with scores, or a mark",
     RANKING: "two answers with scores",
     ASKING: "a prompt",
     READING: "plain text or an answer",
@@ -107,10 +108,18 @@ def format_names() -> list[str]:
 
 
 def stages_of(record: Record) -> tuple[Stage, ...]:
-    """The stages that a record's fields can serve: sft with an answer, reward with two scored ones, rl, ptx."""
+    """The stages that a record's fields can serve: sft with an answer, reward with two scored ones, pairs with a marked
+    one too, rl, ptx.
+    """
     good = imitable(record)
     are_scored = bool(good) and sum(answer.score is not None for answer in record.answers) >= 2
-    serves = {IMITATING: bool(good), RANKING: are_scored, ASKING: bool(record.prompt), READING: bool(record.text)}
+    serves = {
+        IMITATING: bool(good),
+        COMPARING: are_scored or any(answer.is_marked for answer in record.answers),
+        RANKING: are_scored,
+        ASKING: bool(record.prompt),
+        READING: bool(record.text),
+    }
     return tuple(stage for stage, can in serves.items() if can)
 
 

@@ -18,7 +18,9 @@ from chatsmith.types import Stage
 
 OnError = Literal["raise", "skip"]  # what becomes of a bad record
 STAGES: tuple[Stage, ...] = get_args(Stage)
-IMITATING, RANKING, ASKING, READING = STAGES  # by what each makes of a record: an answer, several, its prompt, its text
+# by what each makes of a record: an answer, answers or marks, several answers, its prompt, its text
+IMITATING, COMPARING, RANKING, ASKING, READING = STAGES
+LEARNING = STAGES[:-1]  # each record goes to one of these; any may be text for mixed training too
 _FORM = "[STAGE[,STAGE]:]PATH_OR_ID[#SPLIT][@WEIGHT]"
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 

@@ -7,15 +7,22 @@ the order of the records nor new ones move any. The side depends on seed and mes
 
 import hashlib
 import unicodedata
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chatsmith.data.formats import stages_of
-from chatsmith.data.spec import STAGES
+from chatsmith.data.spec import ASKING, COMPARING, IMITATING, LEARNING, RANKING, STAGES
 from chatsmith.errors import ConfigError
 from chatsmith.types import Record, Stage
 
+_SHARES: Mapping[Stage, int] = {
+    IMITATING: 0,
+    COMPARING: 1,
+    RANKING: 1,
+    ASKING: 2,
+}  # which number of data.split is whose
 POINT = np.dtype([("stage", "f8"), ("side", "f8"), ("copy", "f8"), ("able", "u1")])
 """What the split must know of a record: three numbers in [0, 1), and the stages that it can serve, as bits."""
 
@@ -47,25 +54,25 @@ def held_out(points: NDArray[np.void], fraction: float) -> NDArray[np.bool_]:
 def assign(
     points: NDArray[np.void], *, split: tuple[float, float, float], allowed: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
-    """The bit of the stage that learns from each record; 0 where none of sft, reward and rl may.
+    """The bit of the stage that learns from each record; 0 where none may but ptx.
 
     Args:
-        split: shares of sft, reward and rl, restricted to the stages that a record may go to.
+        split: shares of sft, of reward and pairs each, and of rl, restricted to the stages that a record may go to.
         allowed: [records] those stages, as bits.
     Raises:
         ConfigError: if several stages are allowed and the split gives none of them a share.
     """
     goes_to = np.zeros(len(points), np.uint8)
-    learning = [bit(stage) for stage in STAGES[:3]]
+    learning = list(map(bit, LEARNING))
     choices = allowed & sum(learning)
     for choice in np.unique(choices[choices > 0]):
         chosen = [i for i, place in enumerate(learning) if choice & place]
-        shares = [split[i] if len(chosen) > 1 else 1.0 for i in chosen]
+        shares = [split[_SHARES[LEARNING[i]]] if len(chosen) > 1 else 1.0 for i in chosen]
         if not sum(shares) > 0:
-            names = ", ".join(STAGES[i] for i in chosen)
+            names = ", ".join(LEARNING[i] for i in chosen)
             raise ConfigError(
-                f"data.split = {list(split)} (sft, reward, rl) gives no share to any of {names}, but some records can "
-                "only go to one of them. Give one a share above 0, or name a single stage before the source."
+                f"data.split = {list(split)} (sft, reward or pairs, rl) gives no share to any of {names}, but "
+                "some records can only go to one of them. Give one a share above 0, or name a stage before the source."
             )
         rows, bounds = choices == choice, np.cumsum(shares)
         stage = np.searchsorted(bounds, points["stage"][rows] * bounds[-1], side="right")

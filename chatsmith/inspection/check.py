@@ -240,7 +240,7 @@ def _of_tokens(stage: Stage, facts: StageFacts, config: Config) -> Iterator[Find
         yield Finding(severity, what, remedy, len(facts.refused), facts.measured, facts.refused[:EXAMPLES])
 
 
-def _unused(sources: Sequence[Source], places: NDArray[np.uint8], step: int) -> Iterator[Finding]:
+def _unused(sources: Sequence[Source], places: NDArray[np.uint16], step: int) -> Iterator[Finding]:
     unused = np.flatnonzero(places == 0)
     if len(unused):
         examples = [example(record_at(sources, int(i), step)) for i in unused[:EXAMPLES]]

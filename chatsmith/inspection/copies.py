@@ -10,7 +10,7 @@ from chatsmith.data.formats import best_answer, imitable
 from chatsmith.data.mix import StageData
 from chatsmith.data.signs import excerpt
 from chatsmith.data.sources import Source
-from chatsmith.data.spec import IMITATING, STAGES
+from chatsmith.data.spec import IMITATING, LEARNING, STAGES
 from chatsmith.inspection.findings import COPIED, EXAMPLES, Example, Finding, Severity, example, question, record_at
 from chatsmith.types import Record, Stage
 
@@ -45,25 +45,25 @@ class Seen:
         return self._count
 
 
-def places_of(data: Mapping[Stage, StageData], sources: Sequence[Source], step: int) -> NDArray[np.uint8]:
+def places_of(data: Mapping[Stage, StageData], sources: Sequence[Source], step: int) -> NDArray[np.uint16]:
     """For every `step`-th record of each source, a bit for every stage and side that has it."""
     sizes = [len(source.records) for source in sources]
-    places = np.zeros(sum(sizes), dtype=np.uint8)
+    places = np.zeros(sum(sizes), dtype=np.uint16)
     for stage, sides in data.items():
         for side, records in enumerate((sides.train, sides.held_out)):
             places[records.numbers] |= bit(stage, side)
     return np.concatenate([places[:0], *(part[::step] for part in np.split(places, np.cumsum(sizes, dtype=int)[:-1]))])
 
 
-def bit(stage: Stage, side: int) -> np.uint8:
+def bit(stage: Stage, side: int) -> np.uint16:
     """1 << 2 * stage for training, the next one for held out."""
-    return np.uint8(1 << (2 * STAGES.index(stage) + side))
+    return np.uint16(1 << (2 * STAGES.index(stage) + side))
 
 
 TRAINED = sum(int(bit(stage, 0)) for stage in STAGES)
 
 
-def copies(sources: Sequence[Source], seen: Seen, places: NDArray[np.uint8]) -> Iterator[Finding]:
+def copies(sources: Sequence[Source], seen: Seen, places: NDArray[np.uint16]) -> Iterator[Finding]:
     """Copies inside and between sources, and what stands on both sides of a split, word by word or nearly."""
     if not len(places):
         return
@@ -113,7 +113,7 @@ def _leaks(
     sources: Sequence[Source],
     root: NDArray[np.int64],
     asked: NDArray[np.int64],
-    places: NDArray[np.uint8],
+    places: NDArray[np.uint16],
 ) -> Iterator[Finding]:
     """Held-out records of a stage that some stage trains on, in the same words or nearly."""
     kept = np.flatnonzero(places & bit(stage, 1))
@@ -139,11 +139,11 @@ def _leaks(
 
 
 def _shared_questions(
-    sources: Sequence[Source], asked: NDArray[np.int64], places: NDArray[np.uint8]
+    sources: Sequence[Source], asked: NDArray[np.int64], places: NDArray[np.uint16]
 ) -> Iterator[Finding]:
-    """Questions that several of sft, reward and rl train on: copies that cannot serve the same stages part there."""
+    """Questions that several stages train on: copies that cannot serve the same stages part there."""
     group = _first_like(asked)
-    trained = [np.flatnonzero(places & bit(stage, 0)) for stage in STAGES[:3]]
+    trained = [np.flatnonzero(places & bit(stage, 0)) for stage in LEARNING]
     counts = np.bincount(np.concatenate([np.unique(group[rows]) for rows in trained]))  # of stages, per question
     if not (counts > 1).any():
         return
@@ -160,7 +160,7 @@ def _shared_questions(
 
 
 def _shared_answers(
-    sources: Sequence[Source], answers: NDArray[np.int64], root: NDArray[np.int64], places: NDArray[np.uint8]
+    sources: Sequence[Source], answers: NDArray[np.int64], root: NDArray[np.int64], places: NDArray[np.uint16]
 ) -> Iterator[Finding]:
     """Held-out answers of stage 1 that it learns as the answer to another question."""
     kept = np.flatnonzero((places & bit(IMITATING, 1) > 0) & (answers != 0))

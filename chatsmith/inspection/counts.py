@@ -139,7 +139,7 @@ def _count(tally: Tally, record: Record) -> None:
         tally.shorter += len(best.content) < len(worst.content)
 
 
-def source_facts(source: Source, tally: Tally, places: NDArray[np.uint8], step: int) -> SourceFacts:
+def source_facts(source: Source, tally: Tally, places: NDArray[np.uint16], step: int) -> SourceFacts:
     scripts = {name or "no letters": count / tally.records for name, count in tally.scripts.most_common()}
     stages = {stage: tuple(step * int((places & bit(stage, side) > 0).sum()) for side in (0, 1)) for stage in STAGES}
     return SourceFacts(

@@ -12,7 +12,7 @@ from chatsmith.config import Config
 from chatsmith.data.chat import encode_texts
 from chatsmith.data.control import unknown_id
 from chatsmith.data.formats import best_answer
-from chatsmith.data.spec import ASKING, IMITATING, RANKING, READING, OnError
+from chatsmith.data.spec import ASKING, COMPARING, IMITATING, RANKING, READING, OnError
 from chatsmith.errors import DataError
 from chatsmith.types import Record, Stage
 
@@ -40,7 +40,7 @@ def readers(config: Config) -> dict[Stage, Reader]:
     actor = _reader(config.actor_model, config)
     prompts = Reader(actor.tokenizer, actor.stops, actor.limit - config.rl.max_new_tokens)
     reward = _reader(config.reward_model, config) if config.reward_model else actor
-    return {IMITATING: actor, RANKING: reward, ASKING: prompts, READING: actor}
+    return {IMITATING: actor, COMPARING: actor, RANKING: reward, ASKING: prompts, READING: actor}
 
 
 def _reader(location: str, config: Config) -> Reader:
@@ -84,7 +84,7 @@ def measured(stage: Stage, records: Sequence[Record], reader: Reader) -> Measure
     rows, lengths, too_long = _token_rows(stage, records, reader, "skip")
     unknown = unknown_id(reader.tokenizer)
     refused = []
-    expected = sum(len(record.answers) if stage == RANKING else 1 for record in records)
+    expected = sum(len(record.answers) if stage in (COMPARING, RANKING) else 1 for record in records)
     for record in records if len(lengths) < expected else ():
         try:
             _token_rows(stage, [record], reader, "raise")
@@ -103,10 +103,10 @@ def _token_rows(
     from chatsmith.stages.sft import encode_best_answers
 
     options: dict[str, Any] = {"stops": reader.stops, "max_tokens": sys.maxsize, "on_error": on_error}
-    if stage == RANKING:
-        ranked, _ = encode_ranked(reader.tokenizer, records, **options)
+    if stage in (COMPARING, RANKING):
+        ranked, _ = encode_ranked(reader.tokenizer, records, **options, least=1 if stage == COMPARING else 2)
         rows = [list(zip(map(len, record.rows), record.lengths, strict=True)) for record in ranked]
-        too_long = sum(sum(whole <= reader.limit for whole, _ in row) < 2 for row in rows)
+        too_long = sum(sum(whole <= reader.limit for whole, _ in row) < min(2, len(row)) for row in rows)
         lengths = [Length(whole - answer, answer) for row in rows for whole, answer in row]
         return [row for record in ranked for row in record.rows], lengths, too_long
     if stage == ASKING:
@@ -129,7 +129,7 @@ def character_lengths(stage: Stage, records: Sequence[Record]) -> list[Length]:
         answers = [len(answer.content) for answer in record.answers]
         if record.text or stage == ASKING:
             lengths.append(Length(prompt, len(record.text)))
-        elif stage == RANKING:
+        elif stage in (COMPARING, RANKING):
             lengths += [Length(prompt, answer) for answer in answers]
         else:
             lengths.append(Length(prompt, len(best_answer(record).content)))

@@ -102,7 +102,8 @@ def view(record: Record, stage: Stage, reader: Reader, config: Config) -> View:
     Raises:
         ModelError: if the chat template cannot be used.
     """
-    make = dict(zip(STAGES, (_answered, _ranked, _asked, _text if record.text else _answered), strict=True))[stage]
+    reading = _text if record.text else _answered
+    make = dict(zip(STAGES, (_answered, _compared, _ranked, _asked, reading), strict=True))[stage]
     rows, note = make(record, reader, config)
     return View(stage, record.origin, tuple(rows), note)
 
@@ -114,8 +115,20 @@ def _answered(record: Record, reader: Reader, config: Config) -> tuple[list[Row]
     return [Row(title, _tokens(reader.tokenizer, row), _fate(row.tokens, reader))], ""
 
 
-def _ranked(record: Record, reader: Reader, config: Config) -> tuple[list[Row], str]:
-    (ranked,), _ = encode_ranked(reader.tokenizer, [record], stops=reader.stops, max_tokens=sys.maxsize)
+def _compared(record: Record, reader: Reader, config: Config) -> tuple[list[Row], str]:
+    return _ranked(record, reader, config, least=1, how="log-probs of the answers are compared with those before")
+
+
+def _ranked(
+    record: Record,
+    reader: Reader,
+    config: Config,
+    *,
+    least: int = 2,
+    how: str = "the score is read at the last token",
+) -> tuple[list[Row], str]:
+    options: dict[str, Any] = {"stops": reader.stops, "max_tokens": sys.maxsize, "least": least}
+    (ranked,), _ = encode_ranked(reader.tokenizer, [record], **options)
     question = _prompt(record, reader)
     rows = []
     for number, (tokens, score) in enumerate(zip(ranked.rows, ranked.scores, strict=True), 1):
@@ -123,15 +136,15 @@ def _ranked(record: Record, reader: Reader, config: Config) -> tuple[list[Row], 
         title = f"answer {number}, score {score:g}"
         rows.append(Row(title, _tokens(reader.tokenizer, Encoded(tokens, is_answer)), _fate(tokens, reader)))
     kept = [number for number, row in enumerate(rows) if not row.fate]
-    if len(kept) < 2:
-        return rows, "dropped: fewer than two answers are short enough"
+    if len(kept) < least:
+        return rows, f"dropped: fewer than {'two answers are' if least == 2 else 'one answer is'} short enough"
     pairs = pairs_of([[ranked.scores[number] for number in kept]])
     named = [
         f"{kept[better] + 1} {'>' if target == 1 else '='} {kept[worse] + 1}"
         for better, worse, target in zip(*(x.tolist() for x in (pairs.better, pairs.worse, pairs.target)), strict=True)
     ]
     weight = f", each with weight 1/{len(named)}" if len(named) > 1 else ""
-    return rows, f"the score is read at the last token; pairs: {', '.join(named)}{weight}"
+    return rows, f"{how}; pairs: {', '.join(named) or 'none'}{weight}"
 
 
 def _asked(record: Record, reader: Reader, config: Config) -> tuple[list[Row], str]:

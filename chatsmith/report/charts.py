@@ -11,7 +11,7 @@ from chatsmith.evaluate import CLEAR_CHANGE, turning_point
 from chatsmith.report import figures
 from chatsmith.report.figures import Line
 from chatsmith.report.reading import Curve, RecordedRun, algorithms
-from chatsmith.stages.table import REWARD, RL, SFT, Stage
+from chatsmith.stages.table import PAIRS, REWARD, RL, SFT, Stage
 
 RUN_COLOURS = ("one", "two")  # of runs beside each other, and of two metrics of one run
 
@@ -31,6 +31,14 @@ class Chart:
 
 CHARTS = (
     Chart(SFT, "SFT loss", (("sft/loss", "training"), ("sft/held_out_loss", "held out"))),
+    Chart(PAIRS, "Loss over pairs", (("pairs/loss", "training"),)),
+    Chart(
+        PAIRS,
+        "Pairs told apart",
+        (("pairs/held_out_accuracy", "held out"), ("pairs/accuracy", "training")),
+        percent=True,
+    ),
+    Chart(PAIRS, "Likelihood gained", (("pairs/chosen", "better answers"), ("pairs/rejected", "worse answers"))),
     Chart(REWARD, "Reward model loss", (("reward/loss", "training"),)),
     Chart(REWARD, "Reward model accuracy", (("reward/accuracy", "accuracy"),), percent=True),
     Chart(RL, "Reward", (("rl/reward_mean", "reward"),)),
@@ -45,7 +53,7 @@ CHARTS = (
     Chart(RL, "Loss on mixed-in text", (("rl/ptx_loss", "loss"),)),
 )
 GOLD = Chart(RL, "Gold score", (("gold/total", ""),))
-RARE = ("sft/held_out_loss", "gold/total")  # measured a few times per stage
+RARE = ("sft/held_out_loss", "pairs/held_out_accuracy", "gold/total")  # measured a few times per stage
 
 
 def draw(chart: Chart, runs: Sequence[RecordedRun]) -> dict[str, Any]:

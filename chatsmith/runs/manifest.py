@@ -70,6 +70,7 @@ class Summary(Part):
     seconds: Seconds = 0.0
     sft_loss_first: Number = math.nan
     sft_loss_last: Number = math.nan
+    pairs_accuracy: Number = math.nan
     reward_accuracy: Number = math.nan
     reward_mean_first: Number = math.nan
     reward_mean_last: Number = math.nan

@@ -97,8 +97,8 @@ class Run:
     def title(self, stage: StageName) -> str:
         """Its heading on the screen; one that runs alone has the number that it has in a default run."""
         numbered = self.config.stages if len(self.config.stages) > 1 else Config().stages
-        number = numbered.index(stage) + 1 if stage in numbered else 1
-        return f"Stage {number} of {len(numbered)}: {named(BY_NAME[stage].title, self.config.rl.algorithm)}"
+        place = f" {numbered.index(stage) + 1} of {len(numbered)}" if stage in numbered else ""
+        return f"Stage{place}: {named(BY_NAME[stage].title, self.config.rl.algorithm)}"
 
     def stage(self, stage: StageName) -> StageRun:
         show = partial(self.screen.stage, stage, self.title(stage), road=self.road(stage))

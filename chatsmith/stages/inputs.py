@@ -22,12 +22,13 @@ from chatsmith.models.reward import RewardModel
 from chatsmith.models.way import way_of
 from chatsmith.runs.run import Run, model_card
 from chatsmith.seeds import permutation
-from chatsmith.stages.rollout import encode_questions, roll_out
+from chatsmith.stages.rollout import PolicyScores, encode_questions, roll_out
 from chatsmith.stages.table import BY_NAME, TABLE
 from chatsmith.types import Record, Sample, Stage
 from chatsmith.verdicts import LeftOut
 
 MIN_PAIRS = 500
+SHOWN_ANSWERS = 5
 
 
 def load_policy(run: Run, location: str, *, compiled: bool = False) -> Assistant:
@@ -66,14 +67,19 @@ def sources(run: Run) -> list[Source]:
     return [*run.data, *made]
 
 
-def sft_location(run: Run) -> str:
-    """The SFT model of this run, or the given model where the run has no stage 1."""
-    return str(run.directory / "sft" / "model") if "sft" in run.config.stages else run.config.actor_model
+def policy_location(run: Run, stage: StageName) -> str:
+    """The model that a stage starts from: what the last stage before it leaves, or the given one."""
+    road = run.config.stages
+    before = road[: road.index(stage)] if stage in road else road
+    leaving = [BY_NAME[name] for name in before if BY_NAME[name].voices]
+    if not leaving:
+        return run.config.actor_model
+    return str(run.directory / leaving[-1].name / next(iter(leaving[-1].voices.values())).folder)
 
 
 def held_out_prompts(config: Config, data: Mapping[Stage, StageData]) -> Chosen[Record]:
-    """Those on which stage 3 is judged, from the first on: shuffled, so that they draw on every source."""
-    held_out = data["rl"].held_out
+    """Those on which a policy is judged, from the first on: shuffled, so that they draw on every source."""
+    held_out = data["rl"].held_out or data["pairs"].held_out
     return held_out.take(permutation(len(held_out), config.data.split_seed, "evaluation"))
 
 
@@ -135,6 +141,20 @@ def left_out(stage: StageName, data: StageData, too_long: int, sources: Sequence
         of=len(data.train) + len(data.held_out),
         bad=sum(len(source.dropped) for source in serving),
         what=BY_NAME[stage].records,
+    )
+
+
+def show_answers(run: Run, before: PolicyScores, after: PolicyScores, name: str) -> None:
+    """Some held-out prompts with the answers of the model before and after a stage.
+
+    Args:
+        name: of what was between them.
+    """
+    pairs = list(zip(before.samples, after.samples, strict=True))[:SHOWN_ANSWERS]
+    run.screen.table(
+        f"The same held-out prompts, answered before and after {name}",
+        ("prompt", "SFT", name),
+        [(old.messages[-1].content[-200:], old.answer[:200], new.answer[:200]) for old, new in pairs],
     )
 
 

@@ -13,7 +13,7 @@ from chatsmith.data.mix import StageData
 from chatsmith.files.checkpoint import save_jsonl
 from chatsmith.intake import deal, records_of
 from chatsmith.runs.run import Run
-from chatsmith.stages.inputs import ask, is_ranked, load_policy, ranked_samples, sft_location
+from chatsmith.stages.inputs import ask, is_ranked, load_policy, policy_location, ranked_samples
 from chatsmith.stages.table import BY_NAME
 from chatsmith.types import Message, Sample, Stage
 from chatsmith.verdicts import judge_label
@@ -45,7 +45,7 @@ def run(run: Run) -> None:
     run.screen.line("")
     run.screen.line(run.title(NAME), "bold")
     questions = [record for record in records if not is_ranked(record)]
-    policy = load_policy(run, sft_location(run))
+    policy = load_policy(run, policy_location(run, NAME))
     samples = ask(run, policy, questions, len(questions), each=2) if questions else ()
     asked = list(zip(samples[::2], samples[1::2], strict=True))
     # cut-off answers never reach the reward model, and nothing that its data could not hold

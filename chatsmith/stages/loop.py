@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from statistics import median
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chatsmith.config import OptimizerConfig, RewardConfig, SftConfig
+from chatsmith.assistant import Assistant
+from chatsmith.config import OptimizerConfig, PairsConfig, RewardConfig, SftConfig
 from chatsmith.engine.text import text_of
 from chatsmith.errors import TrainingStopped
+from chatsmith.models.ema import Ema
 from chatsmith.seeds import permutation
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -20,7 +23,7 @@ FAR_ABOVE_CLIP = 100.0
 MIN_NORMS, REMEMBERED_NORMS = 20, 100
 
 
-def steps_of(settings: SftConfig | RewardConfig, records: int) -> int:
+def steps_of(settings: SftConfig | RewardConfig | PairsConfig, records: int) -> int:
     """Steps of a stage that goes through its records in epochs of batches."""
     return max(1, math.ceil(settings.epochs * records / settings.batch))
 
@@ -136,6 +139,22 @@ class Trainable:
             weight.copy_(state["weights"][name])
             self.parameters[name].copy_(weight)
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+@contextmanager
+def averaged(policy: Assistant, learner: Trainable, ema: Ema) -> Iterator[None]:
+    """Inside, the policy has its averaged weights."""
+
+    def swap() -> None:
+        ema.swap(learner.weights)
+        learner.refresh()
+        policy.engine.refresh()
+
+    swap()
+    try:
+        yield
+    finally:
+        swap()
 
 
 Skipped = Callable[[str, list[str]], None]

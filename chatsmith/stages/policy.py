@@ -32,7 +32,7 @@ from chatsmith.models.reward import Reward, critic_for
 from chatsmith.models.scoring import passes_of, token_logprobs
 from chatsmith.seeds import derive_seed, permutation
 from chatsmith.stages.critic import CriticTrainer
-from chatsmith.stages.loop import Guard, Skipped, Trainable, as_text, batches, learning_rate_factor
+from chatsmith.stages.loop import Guard, Skipped, Trainable, as_text, averaged, batches, learning_rate_factor
 from chatsmith.stages.rollout import (
     Prompts,
     encode_questions,
@@ -285,16 +285,8 @@ class PolicyTrainer:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the policy has the averaged weights, and must not be trained."""
-        self._swap_averages()
-        try:
+        with averaged(self.policy, self.learners.actor, self.learners.ema):
             yield
-        finally:
-            self._swap_averages()
-
-    def _swap_averages(self) -> None:
-        self.learners.ema.swap(self.learners.actor.weights)
-        self.learners.actor.refresh()
-        self.policy.engine.refresh()
 
     def moving(self) -> dict[str, Trainable]:
         """What the optimizers move, by name; the critic, which is never left out, first."""

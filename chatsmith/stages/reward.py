@@ -33,13 +33,14 @@ from chatsmith.models.reward import RewardModel, score_rows
 from chatsmith.models.scoring import passes_of, sequence_scores
 from chatsmith.runs.run import Run
 from chatsmith.runs.runtime import StageRun
-from chatsmith.stages.inputs import ask, halves, leave_model, left_out, load_policy, say_way, sft_location
+from chatsmith.stages.inputs import ask, halves, leave_model, left_out, load_policy, policy_location, say_way
 from chatsmith.stages.inputs import sources as sources_of
 from chatsmith.stages.loop import Guard, Trainable, as_text, batches, learning_rate_factor, steps_of
 from chatsmith.stages.rollout import mean_and_std
-from chatsmith.types import Message, Record, Sample, Stage
+from chatsmith.types import Answer, Message, Record, Sample, Stage
 from chatsmith.verdicts import judge_reward
 
+OF_ANSWERS = {"starts": "i8", "lengths": "i8", "scores": "f8", "marks": "i8"}  # numbers of each, with their dtypes
 STANDARDISING_SAMPLES = 512  # SFT answers that give a reward its unit
 
 
@@ -48,8 +49,10 @@ class Ranked:
     """A tokenised record of stage 2: its answers as whole conversations, with the scores that rank them."""
 
     rows: list[list[int]]
-    lengths: list[int]  # of the answers alone
+    starts: list[int]  # where in its row each answer begins
+    lengths: list[int]  # of the answers alone, in tokens
     scores: list[float]
+    marks: list[int]  # 1: good, -1: bad, 0: neither; see `_marks`
 
 
 @dataclass(frozen=True)
@@ -144,15 +147,18 @@ def measure(tokenizer: Any, records: Sequence[Record], **options: Any) -> tuple[
 class RankedRows(Lazy[Ranked]):
     """`Ranked` from disk.
 
-    Through all answers of all records, in order: `answers`, whole conversations; `lengths` [A] of the answers alone;
-    `scores` [A]. `ends` [records] counts the answers up to each record's last; `kept` says which records these are.
+    Through all answers of all records, in order: `answers`, whole conversations; where the answer alone `starts` [A],
+    and `lengths` [A]; `scores` [A]; `marks` [A]. `ends` [records] counts the answers up to each record's last; `kept`
+    says which records these are, `lone` how many more never had enough answers.
     """
 
     def __init__(self, entry: Entry) -> None:
         self.answers = TokenRows(entry.rows("tokens"))
-        self.lengths, self.scores = entry.numbers("lengths"), entry.numbers("scores")
+        self.starts, self.lengths = entry.numbers("starts"), entry.numbers("lengths")
+        self.scores, self.marks = entry.numbers("scores"), entry.numbers("marks")
         self.ends = entry.numbers("answers").cumsum()
         self.kept = np.flatnonzero(entry.numbers("kept"))
+        self.lone = int(entry.numbers("lone").sum())
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -161,8 +167,10 @@ class RankedRows(Lazy[Ranked]):
         mine = self.answers_of(index)
         return Ranked(
             rows=[list(row) for row in self.answers[mine]],
+            starts=self.starts[mine].tolist(),
             lengths=self.lengths[mine].tolist(),
             scores=self.scores[mine].tolist(),
+            marks=self.marks[mine].tolist(),
         )
 
     def answers_of(self, index: int) -> slice:
@@ -171,9 +179,15 @@ class RankedRows(Lazy[Ranked]):
 
 
 def encode_ranked(
-    tokenizer: Any, records: Sequence[Record], *, stops: Sequence[int], max_tokens: int, on_error: OnError = "raise"
+    tokenizer: Any,
+    records: Sequence[Record],
+    *,
+    stops: Sequence[int],
+    max_tokens: int,
+    on_error: OnError = "raise",
+    least: int = 2,
 ) -> tuple[RankedRows, int]:
-    """Tokenised records with two or more answers of at most `max_tokens`, and how many records were dropped.
+    """Tokenised records with `least` or more answers of at most `max_tokens`, and how many were too long for that.
 
     Raises:
         DataError: at the first answer that the chat template cannot carry, unless `on_error` is "skip".
@@ -181,23 +195,23 @@ def encode_ranked(
 
     def encode_chunk(chunk: list[Record]) -> tuple[Columns, Columns]:
         ranked = _ranked(tokenizer, chunk, stops=stops, max_tokens=max_tokens, on_error=on_error)
-        kept = [record for record in ranked if len(record.rows) >= 2]
+        kept = [record for record in ranked if len(record.rows) >= least]
         numbers: Columns = {
             "answers": [len(record.rows) for record in kept],
-            "lengths": [length for record in kept for length in record.lengths],
-            "scores": [score for record in kept for score in record.scores],
-            "kept": [len(record.rows) >= 2 for record in ranked],
+            **{name: [x for record in kept for x in getattr(record, name)] for name in OF_ANSWERS},
+            "kept": [len(record.rows) >= least for record in ranked],
+            "lone": [len(record.answers) < least for record in chunk],
         }
         return {"tokens": as_bytes([row for record in kept for row in record.rows])}, numbers
 
     entry = prepared(
         *("reward", tokenizer, records, encode_chunk),
-        settings=[list(stops), max_tokens, on_error],
+        settings=[list(stops), max_tokens, on_error, least],
         ragged={"tokens": "i4"},
-        numbers={"answers": "i8", "lengths": "i8", "scores": "f8", "kept": "?"},
+        numbers={"answers": "i8", **OF_ANSWERS, "kept": "?", "lone": "?"},
     )
     rows = RankedRows(entry)
-    return rows, len(records) - len(rows)
+    return rows, len(records) - len(rows) - rows.lone
 
 
 def _ranked(
@@ -210,16 +224,39 @@ def _ranked(
     rows = iter(place_errors(asked, try_encode(tokenizer, conversations, stops=stops), on_error))
     ranked = []
     for record in records:
-        scored = [(next(rows), answer.score or 0.0) for answer in record.answers]
-        answered = [(row, score) for row, score in scored if row is not None and len(row.tokens) <= max_tokens]
-        ranked.append(
-            Ranked(
-                rows=[row.tokens for row, _ in answered],
-                lengths=[sum(row.targets) for row, _ in answered],
-                scores=[score for _, score in answered],
-            )
-        )
+        marked = zip(record.answers, _marks(record), strict=True)
+        scored = [(next(rows), answer.score or 0.0, mark) for answer, mark in marked]
+        one = Ranked([], [], [], [], [])
+        for row, score, mark in scored:
+            if row is not None and len(row.tokens) <= max_tokens:
+                answer = last_answer(row.targets)
+                one.rows.append(row.tokens)
+                one.starts.append(answer.start)
+                one.lengths.append(len(answer))
+                one.scores.append(score)
+                one.marks.append(mark)
+        ranked.append(one)
     return ranked
+
+
+def last_answer(targets: Sequence[bool]) -> range:
+    """Where the last answer of a conversation stands: its last run of target tokens."""
+    end = len(targets) - next(place for place, target in enumerate(reversed(targets)) if target)
+    start = next((place + 1 for place in reversed(range(end)) if not targets[place]), 0)
+    return range(start, end)
+
+
+def _marks(record: Record) -> list[int]:
+    """Of each answer, 1: good, -1: bad, 0: neither. It is what it was marked; else the best is good, the worst bad."""
+    scores = [answer.score or 0.0 for answer in record.answers]
+    low, high = min(scores, default=0.0), max(scores, default=0.0)
+
+    def mark(answer: Answer, score: float) -> int:
+        if answer.is_marked:
+            return 1 if score > 0 else -1
+        return (score == high) - (score == low)
+
+    return list(map(mark, record.answers, scores))
 
 
 def source_of(record: Record) -> str:
@@ -338,10 +375,10 @@ def check(config: Config, data: Mapping[Stage, StageData]) -> None:
 
 def run(run: Run) -> None:
     config = run.config
-    asked = load_policy(run, sft_location(run))
+    asked = load_policy(run, policy_location(run, "reward"))
     sources = sources_of(run)
     data = deal(config, sources)
-    location = config.reward_model or sft_location(run)
+    location = config.reward_model or policy_location(run, "reward")
     tokenizer = load_tokenizer(location)
     model = new_reward_model(location, tokenizer, seed=config.seed, dtype=run.dtype, device=run.device)
     say_way(run, model)

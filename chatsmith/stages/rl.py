@@ -39,7 +39,8 @@ from chatsmith.stages.inputs import (
     leave_model,
     left_out,
     load_policy,
-    sft_location,
+    policy_location,
+    show_answers,
 )
 from chatsmith.stages.inputs import sources as sources_of
 from chatsmith.stages.loop import Order
@@ -65,7 +66,6 @@ from chatsmith.verdicts import judge_rl
 
 LOGGED_TABLES = 10  # of answers, per run, at most
 PROBES = 12  # per run, at most
-SHOWN_ANSWERS = 5
 
 Probe = Callable[[], dict[str, float]]
 """Metrics of the policy as it is, from a judge that training must not know."""
@@ -192,7 +192,7 @@ def train_rl(
             f"rl: none of {prompts.dropped_too_long} prompts leaves room for an answer of {settings.max_new_tokens} "
             "tokens. Give shorter prompts, or a smaller --rl.max_new_tokens."
         )
-    check_held_out(held_out)
+    check_held_out(held_out, stage="rl")
     total = total_steps(config, len(prompts.tokens))
     trainer = PolicyTrainer(
         policy, rewards, config, steps=total, estimator=estimator, critic=critic, ptx=ptx, on_skip=run.skipped
@@ -348,7 +348,7 @@ def _spoken(scores: PolicyScores, trainer: PolicyTrainer, tokenizer: Any) -> lis
 def run(run: Run) -> None:
     config, gold, sources = run.config, run.gold, sources_of(run)
     data, aside = judgeable(config, deal(config, sources))
-    location = sft_location(run)
+    location = policy_location(run, "rl")
     policy = load_policy(run, location, compiled=config.engine.compile)
     rewards = load_rewards(run)
     algorithm, critic = named("PPO", config.rl.algorithm), None
@@ -415,7 +415,7 @@ def run(run: Run) -> None:
         gold.show(run.screen, sft_gold, rl_gold, gold_summary, algorithm=algorithm)
     else:
         run.screen.line(f"  final judge: {facts['final_judge']}")
-        _show_answers(run, report)
+        show_answers(run, report.before, report.after, algorithm)
 
 
 def load_rewards(run: Run) -> list[Reward]:
@@ -459,7 +459,7 @@ def _final_judge(run: Run, data: Mapping[Stage, StageData], report: RlReport) ->
     _, kept = halves(run.config, data["reward"].train)
     if not kept or "reward" not in stages_to_train(run.config):
         return f"not judged: it takes {MIN_PAIRS} preferences and reward.judge_fraction above 0"
-    sft = load_policy(run, sft_location(run))
+    sft = load_policy(run, policy_location(run, "rl"))
     opinion = final_judge.second_opinion(
         sft,
         kept,
@@ -469,16 +469,6 @@ def _final_judge(run: Run, data: Mapping[Stage, StageData], report: RlReport) ->
         max_batch_tokens=run.config.engine.max_batch_tokens,
     )
     return str(opinion)
-
-
-def _show_answers(run: Run, report: RlReport) -> None:
-    algorithm = named("PPO", run.config.rl.algorithm)
-    pairs = list(zip(report.before.samples, report.after.samples, strict=True))[:SHOWN_ANSWERS]
-    run.screen.table(
-        f"The same held-out prompts, answered before and after {algorithm}",
-        ("prompt", "SFT", algorithm),
-        [(sft.messages[-1].content[-200:], sft.answer[:200], rl.answer[:200]) for sft, rl in pairs],
-    )
 
 
 def check(config: Config, data: Mapping[Stage, StageData]) -> None:
@@ -502,7 +492,7 @@ def check(config: Config, data: Mapping[Stage, StageData]) -> None:
             f"rl: prompt and answer together may have {room + config.rl.max_new_tokens} tokens here, and answers up to "
             f"rl.max_new_tokens = {config.rl.max_new_tokens}: none of the prompts has room. Lower --rl.max_new_tokens."
         )
-    check_held_out(_held_out_prompts(config, data, tokenizer, stops, room))
+    check_held_out(_held_out_prompts(config, data, tokenizer, stops, room), stage="rl")
 
 
 def judgeable(config: Config, data: Mapping[Stage, StageData]) -> tuple[dict[Stage, StageData], list[str]]:

@@ -16,7 +16,7 @@ from chatsmith.algo.advantages import Groups
 from chatsmith.algo.losses import kl_estimate, masked_sum
 from chatsmith.algo.rewards import overlong, standardise
 from chatsmith.assistant import Assistant
-from chatsmith.config import Config, RlConfig
+from chatsmith.config import Config, RlConfig, StageName
 from chatsmith.data.chat import try_encode_prompts
 from chatsmith.data.records import choose
 from chatsmith.data.store import TokenRows
@@ -111,10 +111,10 @@ def roll_out(
     )
 
 
-def check_held_out(prompts: Prompts) -> None:
+def check_held_out(prompts: Prompts, *, stage: StageName) -> None:
     """
     Raises:
-        DataError: if the gate of stage 3 could not judge on so few.
+        DataError: if the gate of the stage could not judge on so few.
     """
     different = len({record.prompt for record in prompts.records})
     if different >= MIN_PROMPTS:
@@ -122,8 +122,8 @@ def check_held_out(prompts: Prompts) -> None:
     copies = f" (different ones among {len(prompts.records)})" if different < len(prompts.records) else ""
     dropped = f"; {prompts.dropped_too_long} more leave no room for an answer" if prompts.dropped_too_long else ""
     raise DataError(
-        f"rl: {different} held-out prompts{copies}{dropped}, and its gate judges from {MIN_PROMPTS} on. Raise "
-        "--data.held_out, or give more prompts (--data rl:FILE)."
+        f"{stage}: {different} held-out prompts{copies}{dropped}, and its gate judges from {MIN_PROMPTS} on. Raise "
+        f"--data.held_out, or give more prompts (--data {stage}:FILE)."
     )
 
 

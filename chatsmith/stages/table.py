@@ -94,6 +94,11 @@ def _ready(config: Config) -> str:
     return f"ready rewards are used: {', '.join(targets)}"
 
 
+def _unasked(config: Config) -> str:
+    """Why nobody needs labels."""
+    return "" if PAIRS.name in config.stages else _ready(config)
+
+
 def _nothing(_: Config) -> str:
     return ""
 
@@ -187,9 +192,39 @@ LABEL = Stage(
     curves={},
     figures=(),
     takes=None,
-    gives={"reward": "preferences.jsonl"},
+    gives={"pairs": "preferences.jsonl", "reward": "preferences.jsonl"},
     lacks=_unlabelled,
-    unneeded=_ready,
+    unneeded=_unasked,
+)
+PAIRS = Stage(
+    "pairs",
+    short="pairs",
+    heading="Learning from pairs",
+    title="learning from preferences without sampling",
+    records="records",
+    enters=("pairs",),
+    models={"model": ("dpo",), "ema": ("dpo",)},
+    files=(SAMPLES,),
+    curves={
+        "pairs/loss": "loss",
+        "pairs/held_out_accuracy": "held-out accuracy",
+        "pairs/held_out_margin": "held-out margin",
+        "pairs/chosen": "better answers",
+        "pairs/rejected": "worse answers",
+    },
+    figures=("pairs/loss", "pairs/accuracy", "pairs/chosen", "pairs/rejected"),
+    takes="pairs",
+    option="--actor-model",
+    code=_of_rl,
+    options={
+        "actor_model": "The SFT model: start and reference.",
+        "rewards": r"What its answers are scored by, before and after: DIR or FILE.py:function, each \[@WEIGHT].",
+    },
+    voices={
+        "pairs": Voice("model", "pairs", "the assistant after learning from pairs"),
+        "pairs-ema": Voice("ema", "pairs, averaged", "the same, averaged over its updates"),
+    },
+    columns=(Column("pairs", "pairs_accuracy", "{:.0%}"),),
 )
 REWARD = Stage(
     "reward",
@@ -244,7 +279,7 @@ RL = Stage(
         Column("gold", "gold_gain", "{:+.3f}"),
     ),
 )
-TABLE = [SFT, LABEL, REWARD, RL]
+TABLE = [SFT, LABEL, PAIRS, REWARD, RL]
 BY_NAME = {stage.name: stage for stage in TABLE}
 VOICES: Mapping[str, Voice] = {name: voice for stage in TABLE for name, voice in stage.voices.items()}
 

@@ -204,7 +204,7 @@ def test_an_answer_with_a_thumb_down_is_no_answer_to_imitate(row: dict[str, Any]
     bad = to_record(row | {thumb: False}, "")
     assert bad == Record(PROMPT, (Answer("Red.", -1.0, is_marked=True),))
     assert imitable(bad) == ()
-    assert stages_of(bad) == ("rl",)
+    assert stages_of(bad) == ("pairs", "rl")
     assert bad.fields == row | {thumb: False}
 
 
@@ -212,11 +212,11 @@ def test_answers_that_are_all_marked_wrong_serve_the_prompt_alone() -> None:
     row = {"prompt": "Name a colour.", "answers": ["One.", "Two."]}
     wrong = to_record(row | {"scores": [False, False]}, "")
     assert wrong.answers == (Answer("One.", -1.0, is_marked=True), Answer("Two.", -1.0, is_marked=True))
-    assert stages_of(wrong) == ("rl",)
+    assert stages_of(wrong) == ("pairs", "rl")
     marked = to_record(row | {"scores": [False, True]}, "")
     assert [answer.score for answer in marked.answers] == [-1.0, 1.0]
     assert best_answer(marked).content == "Two."
-    assert stages_of(marked) == ("sft", "reward", "rl")
+    assert stages_of(marked) == ("sft", "pairs", "reward", "rl")
     assert len(to_record(row | {"scores": [0, 0]}, "").answers) == 2  # a tie of numbers says nothing of good or bad
     assert "answer 2 is empty" in refusal({"prompt": "p", "answers": ["a", ""], "scores": [False, False]})
 
@@ -278,7 +278,7 @@ def test_wrong_types_and_empty_texts_are_refused(row: object, words: str) -> Non
 
 
 def test_stages_follow_from_the_fields() -> None:
-    assert stages_of(to_record(PAIR, "")) == ("sft", "reward", "rl")
+    assert stages_of(to_record(PAIR, "")) == ("sft", "pairs", "reward", "rl")
     assert stages_of(to_record({"prompt": "p", "answers": ["a", "b"]}, "")) == ("sft", "rl")
     assert stages_of(to_record({"question": "q", "answer": "a"}, "")) == ("sft", "rl")
     assert stages_of(to_record({"prompt": "p"}, "")) == ("rl",)
@@ -430,7 +430,7 @@ def test_sampled_solutions_are_scored_by_their_marks() -> None:
     assert record.prompt == (Message("system", "Think."), Message("user", "1 + 1?"))
     assert record.answers == (Answer("2", 1.0, is_marked=True), Answer("3", -1.0, is_marked=True))
     assert record.fields["gt"] == "2"
-    assert stages_of(to_record(row | {"score": [False, False]}, "")) == ("rl",)
+    assert stages_of(to_record(row | {"score": [False, False]}, "")) == ("pairs", "rl")
 
 
 def test_messages_of_colossalchat_are_read() -> None:

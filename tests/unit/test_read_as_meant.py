@@ -108,12 +108,12 @@ def test_every_usual_spelling_of_a_mark_is_one_and_any_other_is_refused(row: dic
     for value in GOOD:
         record = to_record(row | {name: value}, "")
         assert record == Record(PROMPT, (Answer("Red.", 1.0, is_marked=True),)), value
-        assert stages_of(record) == ("sft", "rl")
+        assert stages_of(record) == ("sft", "pairs", "rl")
     for value in BAD:
         record = to_record(row | {name: value}, "")
         assert record == Record(PROMPT, (Answer("Red.", -1.0, is_marked=True),)), value
         assert imitable(record) == ()
-        assert stages_of(record) == ("rl",)
+        assert stages_of(record) == ("pairs", "rl")
     for value in NO_MARK:
         assert name.lower() in refusal(row | {name: value}).lower(), value
     for value in (None, "", " "):  # an empty cell

@@ -22,7 +22,8 @@ DATA = Path("../shared/data")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "data.md"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the real data samples are not beside the repository")
 
-ANSWERED, COMPARED, ASKED, TEXT = ("sft", "rl"), ("sft", "reward", "rl"), ("rl",), ("ptx",)
+ANSWERED, COMPARED, ASKED, TEXT = ("sft", "rl"), ("sft", "pairs", "reward", "rl"), ("rl",), ("ptx",)
+GOOD, BAD = ("sft", "pairs", "rl"), ("pairs", "rl")  # answers that are marked
 # what each file serves; where it serves several, how many records each
 SERVES: dict[str, tuple[Stage, ...] | dict[tuple[Stage, ...], int]] = {
     "hh-rlhf/harmless-base-test.jsonl.gz": COMPARED,
@@ -30,7 +31,7 @@ SERVES: dict[str, tuple[Stage, ...] | dict[tuple[Stage, ...], int]] = {
     "llama-factory/alpaca_zh_demo.json": ANSWERED,
     "llama-factory/dpo_en_demo.json": COMPARED,
     "llama-factory/dpo_zh_demo.json": COMPARED,
-    "llama-factory/kto_en_demo.json": {ANSWERED: 150, ASKED: 150},
+    "llama-factory/kto_en_demo.json": {GOOD: 150, BAD: 150},
     "llama-factory/identity.json": ANSWERED,
     "llama-factory/v1_sft_demo.jsonl": ANSWERED,
     "llama-factory/v1_dpo_demo.jsonl": COMPARED,
@@ -59,7 +60,7 @@ SERVES: dict[str, tuple[Stage, ...] | dict[tuple[Stage, ...], int]] = {
     "fastchat/vicuna_question.jsonl": ASKED,
     "gsm8k/train.jsonl": ANSWERED,
     "gsm8k/test.jsonl": ANSWERED,
-    "math-cot-100/math_cot_100.jsonl": {COMPARED: 96, ASKED: 4},  # of four problems all samples are wrong
+    "math-cot-100/math_cot_100.jsonl": {COMPARED: 96, BAD: 4},  # of four problems all samples are wrong
     "ifeval/input_data.jsonl": ASKED,
     "tinyshakespeare/input.txt": TEXT,
     "wikitext-2/valid.txt": TEXT,

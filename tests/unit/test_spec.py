@@ -36,7 +36,7 @@ def test_spec_is_taken_apart_into_stages_location_split_and_weight() -> None:
     ("text", "words"),
     [
         ("rwd:a.json", 'did you mean "reward"'),
-        ("zzz:a.json", "the stages are sft, reward, rl, ptx"),
+        ("zzz:a.json", "the stages are sft, pairs, reward, rl, ptx"),
         ("sft,sft:a.json", "twice"),
         ("a.json@heavy", '"heavy" is not a number'),
         ("a.json@0", "not above 0"),
