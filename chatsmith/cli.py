@@ -44,7 +44,12 @@ app.add_typer(data_commands, name="data")
 _OVERRIDE = re.compile(r"--\w+\.[\w.-]+(=.*)?", re.DOTALL)
 _CONFIGURED = ("train", "data", *BY_NAME)  # commands that take a configuration
 _KEYS = {"data": "data.sources", "rewards": "rl.rewards", "track": "trackers"}  # of the configuration, by other names
-_OF_SOME = ("reward_model", "rewards", "only")  # options of `train` that a stage alone has if its entry names them
+_OF_SOME = (
+    "reward_model",
+    "rewards",
+    "judge",
+    "only",
+)  # options of `train` that a stage alone has if its entry names them
 _SEVERAL = ("--data", "--reward", "--only", "--track")  # options that may be followed by several values
 
 

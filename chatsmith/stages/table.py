@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 SAMPLES = "samples.jsonl"
+_JUDGE = {"judge": "A gold judge: FILE.py:function. Training never sees what it says."}
 TITLES: Mapping[str, str] = {
     "ppo": "PPO",
     "rloo": "RLOO",
@@ -193,6 +194,10 @@ LABEL = Stage(
     figures=(),
     takes=None,
     gives={"pairs": "preferences.jsonl", "reward": "preferences.jsonl"},
+    options={
+        "actor_model": "The SFT model, whose answers are labelled.",
+        "judge": "Says which answer is better: FILE.py:function.",
+    },
     lacks=_unlabelled,
     unneeded=_unasked,
 )
@@ -219,6 +224,7 @@ PAIRS = Stage(
     options={
         "actor_model": "The SFT model: start and reference.",
         "rewards": r"What its answers are scored by, before and after: DIR or FILE.py:function, each \[@WEIGHT].",
+        **_JUDGE,
     },
     voices={
         "pairs": Voice("model", "pairs", "the assistant after learning from pairs"),
@@ -242,6 +248,7 @@ REWARD = Stage(
     options={
         "actor_model": "The SFT model, whose answers give the reward its unit.",
         "reward_model": "Base of the reward model. Default: the SFT model.",
+        **_JUDGE,
     },
     unneeded=_ready,
     columns=(Column("acc.", "reward_accuracy", "{:.0%}"),),
@@ -269,6 +276,7 @@ RL = Stage(
     options={
         "actor_model": "The SFT model: start and reference of PPO.",
         "rewards": r"Reward models or functions: DIR or FILE.py:function, each \[@WEIGHT].",
+        **_JUDGE,
     },
     voices={
         "rl": Voice("actor", "PPO", "the assistant after PPO"),

@@ -269,7 +269,7 @@ def test_a_command_that_is_wrong_is_noticed(desk):
 
 
 def test_the_documents_hold_commands_of_every_kind():
-    tested = {"train", "sft", "reward", "rl", "recipes", "chat", "report", "runs", "bench", "collect", "data"}
+    tested = {"train", "sft", "label", "pairs", "reward", "rl", "recipes", "chat", "report", "runs", "bench", "collect", "data"}
     names = {command.callback.__name__ for command in app.registered_commands}
     assert set(map(verb, CHATSMITH.values())) == tested == names | {group.name for group in app.registered_groups}
     mentioned = [line for page in PAGES for line in commands(page) if "chatsmith " in without_environment(line)]

@@ -14,7 +14,7 @@ from chatsmith.algo.advantages import whiten
 from chatsmith.assistant import Assistant
 from chatsmith.config import PRESETS, Config, RlConfig
 from chatsmith.data.chat import prepare_tokenizer
-from chatsmith.errors import ConfigError, RunError
+from chatsmith.errors import ConfigError, RewardError, RunError
 from chatsmith.models.critic import critic_from_actor
 from chatsmith.models.reward import Reward
 from chatsmith.stages.loop import Order
@@ -136,8 +136,15 @@ def test_equal_groups_are_counted_and_left_out_only_if_asked_to():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("value", [0.0, 0.1, None])
-def test_rewards_that_are_all_equal_or_all_missing_move_nothing_and_are_no_nan(name, value):
+def test_rewards_that_are_all_missing_end_training(name):
+    made = trainer(lambda samples: [None] * len(samples), algorithm=name, samples_per_prompt=4, max_excluded=1.0)
+    with pytest.raises(RewardError, match="no finite number to 100%"):
+        made.score(made.roll_out(prompts_of(made), range(4)))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_rewards_that_are_all_equal_move_nothing_and_are_no_nan(name, value):
     critic_free = name != "ppo"
     made = trainer(
         lambda samples: [value] * len(samples),
@@ -149,7 +156,7 @@ def test_rewards_that_are_all_equal_or_all_missing_move_nothing_and_are_no_nan(n
     )
     rollouts = made.roll_out(prompts_of(made), range(4))
     scores, metrics = made.score(rollouts)
-    assert metrics["rl/excluded"] == (1.0 if value is None else 0.0)
+    assert metrics["rl/excluded"] == 0.0
     experience = made.estimate(rollouts, scores)
     assert experience.advantages.isfinite().all()
     if critic_free and name != "reinforce++":  # without a baseline returns are what they are; whitened, they are 0

@@ -11,38 +11,16 @@ import typer
 import chatsmith
 from chatsmith.cli import app
 
+OF_A_STAGE = {
+    *("actor_model", "data", "recipe", "run_dir", "seed", "force", "dry_run", "track", "from_", "help_all"),
+}
 COMMANDS = {
-    "train": {
-        *("recipe", "run_dir", "seed", "actor_model", "reward_model", "reward", "data", "only", "from_", "force"),
-        *("dry_run", "track", "help_all"),
-    },
-    "sft": {"actor_model", "data", "recipe", "run_dir", "seed", "force", "dry_run", "track", "from_", "help_all"},
-    "reward": {
-        "actor_model",
-        "reward_model",
-        "data",
-        "recipe",
-        "run_dir",
-        "seed",
-        "force",
-        "dry_run",
-        "track",
-        "from_",
-        "help_all",
-    },
-    "rl": {
-        "actor_model",
-        "reward",
-        "data",
-        "recipe",
-        "run_dir",
-        "seed",
-        "force",
-        "dry_run",
-        "track",
-        "from_",
-        "help_all",
-    },
+    "train": {*OF_A_STAGE, "reward_model", "rewards", "judge", "only"},
+    "sft": OF_A_STAGE,
+    "label": {*OF_A_STAGE, "judge"},
+    "pairs": {*OF_A_STAGE, "rewards", "judge"},
+    "reward": {*OF_A_STAGE, "reward_model", "judge"},
+    "rl": {*OF_A_STAGE, "rewards", "judge"},
     "recipes": {"name"},
     "chat": {
         *("model", "stage", "temperature", "top_p", "top_k", "repetition_penalty", "stop", "max_new_tokens"),
