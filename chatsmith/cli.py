@@ -27,7 +27,7 @@ from chatsmith.inspection.commands import data as data_commands
 from chatsmith.machine import in_words, out_of_memory, place, refusal
 from chatsmith.screen.output import guard_streams, say
 from chatsmith.screen.text import one_line, printable, quoted
-from chatsmith.stages.table import BY_NAME, TABLE, Stage
+from chatsmith.stages.table import BY_NAME, TABLE, VOICES, Stage
 
 app = typer.Typer(
     add_completion=False,
@@ -44,13 +44,9 @@ app.add_typer(data_commands, name="data")
 _OVERRIDE = re.compile(r"--\w+\.[\w.-]+(=.*)?", re.DOTALL)
 _CONFIGURED = ("train", "data", *BY_NAME)  # commands that take a configuration
 _KEYS = {"data": "data.sources", "rewards": "rl.rewards", "track": "trackers"}  # of the configuration, by other names
-_OF_SOME = (
-    "reward_model",
-    "rewards",
-    "judge",
-    "only",
-)  # options of `train` that a stage alone has if its entry names them
-_SEVERAL = ("--data", "--reward", "--only", "--track")  # options that may be followed by several values
+# options of `train` that a stage alone has if its entry names them
+_OF_SOME = ("reward_model", "rewards", "judge", "stages", "only")
+_SEVERAL = ("--data", "--reward", "--stages", "--only", "--track")  # options that may be followed by several values
 
 
 def _show_version(asked: bool) -> None:
@@ -86,11 +82,12 @@ def train(
         Option("--reward", help="Ready rewards: DIR, FILE.py:function or `trained`, each with an optional @WEIGHT."),
     ] = None,
     judge: Annotated[
-        str | None, typer.Option(help="A gold judge: FILE.py:function. Training never sees what it says.")
+        str | None, Option(help="A gold judge: FILE.py:function. Training never sees what it says.")
     ] = None,
     data: Annotated[
         list[str] | None, Option(help=r"Sources: \[STAGE\[,STAGE]:]PATH_OR_ID\[#SPLIT]\[@WEIGHT]. Several may follow.")
     ] = None,
+    stages: Annotated[list[str] | None, Option(help=f"The stages that this run has, of {', '.join(BY_NAME)}.")] = None,
     track: Annotated[
         list[str] | None, Option(help="Where metrics go besides the run directory: tensorboard, wandb, trackio.")
     ] = None,
@@ -112,6 +109,7 @@ def train(
         rewards=rewards,
         judge=judge,
         data=data,
+        stages=stages,
         track=track,
         only=only,
         from_=from_,
@@ -140,8 +138,8 @@ def _alone(stage: Stage) -> Callable[..., None]:
     return command
 
 
-for _number, _stage in enumerate(TABLE, 1):
-    app.command(_stage.name, cls=Configured, help=f"Only stage {_number}: {_stage.title}.")(_alone(_stage))
+for _stage in TABLE:
+    app.command(_stage.name, cls=Configured, help=f"One stage alone: {_stage.title}.")(_alone(_stage))
 
 
 @app.command()
@@ -164,7 +162,7 @@ def recipes(name: Annotated[str, Argument(help="Show this recipe.")] = "") -> No
 def chat(
     model: Annotated[str, Argument(metavar="RUN_OR_MODEL", help="A run, a model directory or a hub id.")],
     stage: Annotated[
-        str | None, Option(help="Of a run: rl, ema (its average) or sft. Default: rl, or sft before PPO is done.")
+        str | None, Option(help=f"Of a run: {', '.join(VOICES)}. Default: what its last stage left.")
     ] = None,
     system: Annotated[str, Option(help="Text that tells the model what to be.")] = "",
     max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = 512,

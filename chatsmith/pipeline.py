@@ -58,6 +58,8 @@ def train(
             check_run(directory)
         say_plan(config, directory, screen, sources)
         return
+    if sources:
+        _check(config, sources, stages_to_train(config))
     with lock(directory), StopSignals() as stop:
         run = open_run(
             config, directory, recipe=recipe, force=force, restart_from=restart_from, screen=screen, stop=stop
@@ -78,6 +80,13 @@ def train(
             run.screen.copied(command)
 
 
+def _check(config: Config, sources: Sequence[Source], stages: Sequence[StageName]) -> None:
+    """Refuse before any work what the stages would refuse."""
+    data = deal(config, sources)
+    for stage in stages:
+        BY_NAME[stage].work.check(config, data)
+
+
 def _run_stages(run: Run, sources: Sequence[Source], only: Sequence[StageName] | None) -> None:
     given, run.config = run.config, ordinary(run.config, run.directory)
     config = run.config
@@ -85,11 +94,9 @@ def _run_stages(run: Run, sources: Sequence[Source], only: Sequence[StageName] |
     note_sources(run, run.data)
     if given.data.sources:  # what a recipe makes needs no look
         look(config, run.data, run.directory, partial(run.screen.line, style="yellow"))
-    data = deal(config, run.data)
-    for stage in stages_to_train(config):
-        if not run.finished(stage):
-            BY_NAME[stage].work.check(config, data)
-    run.gold = open_judge(config, data)
+    if not sources:
+        _check(config, run.data, [stage for stage in stages_to_train(config) if not run.finished(stage)])
+    run.gold = open_judge(config, deal(config, run.data))
     for stage in (stage for stage in config.stages if only is None or stage in only):
         before = config.stages[: config.stages.index(stage)]
         missing = [name for name in before if name in stages_to_train(config) and not run.finished(name)]

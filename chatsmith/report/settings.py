@@ -13,6 +13,8 @@ from chatsmith.screen.text import shell
 
 _NAMED = {
     "seed": "--seed",
+    "stages": "--stages",
+    "judge": "--judge",
     "actor_model": "--actor-model",
     "reward_model": "--reward-model",
     "data.sources": "--data",
@@ -79,7 +81,7 @@ def repeated(config: Mapping[str, Any], recipe: str) -> list[str]:
     base = (_recipe(start, recorded.get("rl.algorithm")) or plain) | {"rl.algorithm": plain["rl.algorithm"]}
     words = [*(["train"] if len(stages) > 1 else [str(stages[0])]), *named]
     for key, value in recorded.items():
-        if key == "stages" or base.get(key, _ABSENT) == value or value == []:
+        if base.get(key, _ABSENT) == value or value == [] or (key == "stages" and len(stages) == 1):
             continue
         listed = key in _NAMED and isinstance(value, list)
         if listed and any(isinstance(item, Mapping) for item in value):  # only the key itself takes a source's mapping

@@ -53,7 +53,7 @@ def test_check_takes_a_recipe_and_overrides(chatsmith, pairs, tmp_path, model_di
         (["check", "--map", "prompt={q}"], "name these as SPECs"),
         (["check", "x.jsonl", "--map", "promt={q}"], 'did you mean "prompt"?'),
         (["check", "x.jsonl", "--map", "answer={a}"], "which is no record"),
-        (["show", "x.jsonl", "--stage", "sfd", "--actor-model", "m"], "the stages are sft, reward, rl, ptx"),
+        (["show", "x.jsonl", "--stage", "sfd", "--actor-model", "m"], "the stages are sft, pairs, reward, rl, ptx"),
     ],
 )
 def test_a_wrong_command_is_one_line(monkeypatch, capsys, arguments, message):

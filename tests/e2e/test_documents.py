@@ -133,6 +133,7 @@ def desk(tmp_path, monkeypatch, model_directory, pairs):
     Path("seeds.jsonl").write_text('{"instruction": "Name three fruits."}\n')
     Path("self-instruct.jsonl").write_bytes(Path("demonstrations.jsonl").read_bytes())
     Path("rewards.py").write_text(blocks(README, "python")[0])
+    Path("judge.py").write_text(blocks(ROOT / "docs" / "judge.md", "python")[0])
     Path("assistant.toml").write_text(blocks(README, "toml")[0])
     return tmp_path
 
@@ -156,7 +157,7 @@ def run(line: str) -> None:
     assert not app(args=rest, obj=parse_overrides(overrides), standalone_mode=False)
 
 
-@pytest.mark.parametrize("line", cases("train", "sft", "reward", "rl", "recipes"))
+@pytest.mark.parametrize("line", cases("train", "sft", "label", "pairs", "reward", "rl", "recipes"))
 def test_every_training_command_of_the_documents_is_accepted(line, desk, capsys):
     before = sorted(desk.rglob("*"))
     if "math" in line:
@@ -269,7 +270,21 @@ def test_a_command_that_is_wrong_is_noticed(desk):
 
 
 def test_the_documents_hold_commands_of_every_kind():
-    tested = {"train", "sft", "label", "pairs", "reward", "rl", "recipes", "chat", "report", "runs", "bench", "collect", "data"}
+    tested = {
+        "train",
+        "sft",
+        "label",
+        "pairs",
+        "reward",
+        "rl",
+        "recipes",
+        "chat",
+        "report",
+        "runs",
+        "bench",
+        "collect",
+        "data",
+    }
     names = {command.callback.__name__ for command in app.registered_commands}
     assert set(map(verb, CHATSMITH.values())) == tested == names | {group.name for group in app.registered_groups}
     mentioned = [line for page in PAGES for line in commands(page) if "chatsmith " in without_environment(line)]
@@ -425,7 +440,7 @@ SAYING = (
         "data/chat.py",
         "engine/text.py",
     ),
-    *("intake.py", "gold.py", "pipeline.py", "run.py", "runtime.py"),
+    *("intake.py", "gold.py", "pipeline.py", "runs/run.py", "runs/runtime.py"),
 )
 
 
@@ -456,6 +471,8 @@ def messages(tree: ast.AST) -> Iterator[str]:
             said = [node.args[1]] if failed else []
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "problem":
             said = [node.value]
+        elif isinstance(node, ast.FunctionDef) and node.name == "title":
+            said = []  # a heading
         elif isinstance(node, ast.FunctionDef) and node.returns is not None and ast.unparse(node.returns) == "str":
             said = [part.value for part in ast.walk(node) if isinstance(part, ast.Return)]
         yield from filter(None, map(template, said))

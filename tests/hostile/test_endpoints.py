@@ -19,7 +19,7 @@ from chatsmith.collect.filters import unfit_answer, unfit_instruction
 from chatsmith.collect.self_instruct import self_instruct
 from chatsmith.collect.tally import Tally
 from chatsmith.collect.wording import PER_REQUEST, read_list
-from chatsmith.data import check, licences
+from chatsmith.data import licences, signs
 from chatsmith.data.turns import is_transcript
 from chatsmith.errors import ChatsmithError, EndpointError
 from chatsmith.screen.console import Screen
@@ -46,8 +46,8 @@ def collect(tmp_path, monkeypatch):
 # time
 
 LONG = 200_000  # a time that grows faster than the text is minutes here
-PATTERNS = {name: value for name, value in {**vars(check), **vars(licences)}.items() if isinstance(value, re.Pattern)}
-PATTERNS |= {f"sign {name}": value for name, value in check._TEXT_SIGNS.items()}
+PATTERNS = {name: value for name, value in {**vars(signs), **vars(licences)}.items() if isinstance(value, re.Pattern)}
+PATTERNS |= {f"sign {name}": value for name, value in signs._TEXT_SIGNS.items()}
 PATTERNS.pop("_NO_PROSE")  # looks at the beginning of a line alone
 PIECES = [
     "\n",

@@ -113,5 +113,11 @@ def test_what_the_table_of_stages_names_is_there():
         assert {voice.folder for voice in stage.voices.values()} <= set(stage.models)
         for column in stage.columns:
             assert {column.figure, *filter(None, [column.since])} <= set(Summary.model_fields)
-    assert [name for name, stage in BY_NAME.items() if stage.shows_answers] == ["rl"]
-    assert list(VOICES) == ["sft", "rl", "ema"]  # the names of answers in samples.jsonl, and of `chat --stage`
+    assert [name for name, stage in BY_NAME.items() if stage.shows_answers] == ["pairs", "rl"]
+    assert list(VOICES) == [
+        "sft",
+        "pairs",
+        "pairs-ema",
+        "rl",
+        "ema",
+    ]  # the names of answers in samples.jsonl, and of `chat --stage`

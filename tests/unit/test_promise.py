@@ -86,12 +86,12 @@ def test_stage_three_asks_for_sixteen_different_held_out_prompts():
     def prompts(rows):
         return encode_questions(tokenizer(), rows, stops=(2,), max_tokens=LIMIT)
 
-    check_held_out(prompts(records(MIN_PROMPTS, 0.0)))
+    check_held_out(prompts(records(MIN_PROMPTS, 0.0)), stage="rl")
     with pytest.raises(
         DataError, match=r"rl: 15 held-out prompts, and its gate judges from 16 on. Raise --data.held_out"
     ):
-        check_held_out(prompts(records(15, 0.0)))
+        check_held_out(prompts(records(15, 0.0)), stage="rl")
     with pytest.raises(DataError, match=r"15 held-out prompts; 15 more leave no room"):
-        check_held_out(prompts(records(30, 0.5)))
+        check_held_out(prompts(records(30, 0.5)), stage="rl")
     with pytest.raises(DataError, match=r"1 held-out prompts \(different ones among 64\)"):
-        check_held_out(prompts([records(1, 0.0)[0]] * 64))
+        check_held_out(prompts([records(1, 0.0)[0]] * 64), stage="rl")

@@ -15,7 +15,7 @@ OF_A_STAGE = {
     *("actor_model", "data", "recipe", "run_dir", "seed", "force", "dry_run", "track", "from_", "help_all"),
 }
 COMMANDS = {
-    "train": {*OF_A_STAGE, "reward_model", "rewards", "judge", "only"},
+    "train": {*OF_A_STAGE, "reward_model", "rewards", "judge", "stages", "only"},
     "sft": OF_A_STAGE,
     "label": {*OF_A_STAGE, "judge"},
     "pairs": {*OF_A_STAGE, "rewards", "judge"},

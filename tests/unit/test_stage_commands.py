@@ -16,7 +16,7 @@ def options_of(command):
 def test_a_stage_has_the_options_of_train_that_are_for_all_and_those_of_its_entry():
     commands = {command.name: command.callback for command in cli.app.registered_commands}
     for stage in TABLE:
-        of_all = options_of(cli.train) - {"reward_model", "rewards", "judge", "only"}
+        of_all = options_of(cli.train) - {"reward_model", "rewards", "judge", "stages", "only"}
         assert options_of(commands[stage.name]) == of_all | set(stage.options)
 
 
