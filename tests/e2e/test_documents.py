@@ -149,7 +149,7 @@ def desk_with_runs(desk, finished_run):
 def run(line: str) -> None:
     arguments = shlex.split(line)[1:]
     small = ["--data.held_out", "0.4", "--rl.max_new_tokens", "12"]  # the tiny model's context is short
-    if arguments[0] in ("train", "sft", "reward", "rl"):
+    if arguments[0] in ("train", "sft", "label", "pairs", "reward", "rl"):
         arguments += small + ([] if "--dry-run" in arguments else ["--dry-run"])
     if arguments[0] == "data":
         arguments += small
