@@ -318,7 +318,7 @@ def load(path: str | Path, *, stage: str | None = None, device: str = "auto", dt
     """An assistant from a run directory, a model directory or a hub id.
 
     Args:
-        stage: of a run: "rl" (the actor after PPO), "ema" (its average) or "sft". None: rl, or sft before PPO is done.
+        stage: of a run: a name of `VOICES`, such as "ema". None: that of the last finished stage.
         device: "auto", "cpu" or "cuda"; auto takes a GPU where there is one.
         dtype: "auto", "float32" or "bfloat16"; auto is bfloat16 on a GPU.
     Raises:

@@ -15,7 +15,7 @@ from chatsmith.screen.console import Screen
 from chatsmith.screen.text import quoted
 from chatsmith.stages.inputs import halves
 from chatsmith.stages.rl import judgeable, load_reward
-from chatsmith.stages.table import BY_NAME
+from chatsmith.stages.table import BY_NAME, REWARD, RL
 
 
 def dry_run(config: Config, directory: Path, screen: Screen, sources: Sequence[Source]) -> None:
@@ -25,7 +25,7 @@ def dry_run(config: Config, directory: Path, screen: Screen, sources: Sequence[S
     """
     if sources:
         data = deal(config, sources)
-        if "rl" in config.stages:
+        if RL.name in config.stages:
             data, aside = judgeable(config, data)
             for what in aside:
                 screen.line(what)
@@ -41,7 +41,7 @@ def dry_run(config: Config, directory: Path, screen: Screen, sources: Sequence[S
             screen.line(f"ptx: {len(data['ptx'].train)} records")
         if bad := sum(len(source.dropped) for source in sources):
             screen.line(f"bad records left out: {bad}")
-    if "rl" in config.stages:
+    if RL.name in config.stages:
         for spec in config.rl.rewards:
             if parse_reward(spec)[0] != "trained":
                 reward = load_reward(spec, config)
@@ -56,7 +56,7 @@ def dry_run(config: Config, directory: Path, screen: Screen, sources: Sequence[S
 def _promise(stage: StageName, data: StageData, config: Config) -> Promise:
     """What a stage will make of its records."""
     location = config.actor_model
-    if stage == "reward":
+    if stage == REWARD.name:
         location = config.reward_model or location
         data = replace(data, train=halves(config, data.train)[0])
     tokenizer = load_tokenizer(location)

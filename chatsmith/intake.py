@@ -14,7 +14,7 @@ from chatsmith.config import Config, SourceConfig, StageName
 from chatsmith.data.licences import non_commercial
 from chatsmith.data.mix import StageData, mix, unused, why_one_sided
 from chatsmith.data.sources import Source, read_source
-from chatsmith.data.spec import as_spec
+from chatsmith.data.spec import IMITATING, as_spec
 from chatsmith.errors import ConfigError, DataError, RunError
 from chatsmith.files.checkpoint import save_jsonl
 from chatsmith.models.location import check_location
@@ -222,7 +222,7 @@ def note_sources(run: Run, sources: Sequence[Source]) -> None:
     """
     used: list[Stage] = [*taken(run.config), "ptx"]
     if run.config.rl.ptx_coef > 0:  # without text of their own, the demonstrations are mixed in
-        used.append("sft")
+        used.append(IMITATING)
     entries = [
         DataEntry(
             spec=spec if isinstance(spec, str) else spec.source,

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from chatsmith.config import CRITIC_KEYS, GROUPS, PRESETS, Config, SourceConfig
 from chatsmith.errors import ConfigError
 from chatsmith.screen.text import did_you_mean, quoted
+from chatsmith.stages.table import RL
 
 LONGEST_RECIPE = 1 << 20  # bytes
 COMMAND_LINE = "command line"
@@ -148,7 +149,7 @@ def resolve(
 
 def _idle(config: Config, given: Mapping[str, Any]) -> list[str]:
     """Keys that are given and have no effect: those of a critic where there is none."""
-    if "rl" not in config.stages or config.rl.baseline == "critic":
+    if RL.name not in config.stages or config.rl.baseline == "critic":
         return []
     return [f"rl.{name}" for name in CRITIC_KEYS if f"rl.{name}" in given]
 

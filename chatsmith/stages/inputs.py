@@ -11,6 +11,7 @@ from chatsmith.config import Config, StageName
 from chatsmith.data.mix import StageData
 from chatsmith.data.records import Chosen
 from chatsmith.data.sources import Source
+from chatsmith.data.spec import ASKING, COMPARING
 from chatsmith.data.split import judge_point
 from chatsmith.engine.engine import Sampling
 from chatsmith.errors import DataError
@@ -79,7 +80,7 @@ def policy_location(run: Run, stage: StageName) -> str:
 
 def held_out_prompts(config: Config, data: Mapping[Stage, StageData]) -> Chosen[Record]:
     """Those on which a policy is judged, from the first on: shuffled, so that they draw on every source."""
-    held_out = data["rl"].held_out or data["pairs"].held_out
+    held_out = data[ASKING].held_out or data[COMPARING].held_out
     return held_out.take(permutation(len(held_out), config.data.split_seed, "evaluation"))
 
 

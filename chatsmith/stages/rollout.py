@@ -19,6 +19,7 @@ from chatsmith.assistant import Assistant
 from chatsmith.config import Config, RlConfig, StageName
 from chatsmith.data.chat import try_encode_prompts
 from chatsmith.data.records import choose
+from chatsmith.data.spec import ASKING
 from chatsmith.data.store import TokenRows
 from chatsmith.data.tokens import Columns, OnError, as_bytes, place_errors, prepared
 from chatsmith.engine.engine import Request, Sampling
@@ -63,7 +64,7 @@ def encode_questions(
         return {"tokens": as_bytes(short)}, {"kept": [row is not None and len(row) <= max_tokens for row in rows]}
 
     entry = prepared(
-        *("rl", tokenizer, records, encode_chunk),
+        *(ASKING, tokenizer, records, encode_chunk),
         settings=[list(stops), max_tokens, on_error],
         ragged={"tokens": "i4"},
         numbers={"kept": "?"},

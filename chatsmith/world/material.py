@@ -7,6 +7,7 @@ from typing import Any
 from chatsmith.config import Config, LabelConfig, StageName, WorldConfig
 from chatsmith.files.checkpoint import save_jsonl, save_text
 from chatsmith.files.writing import FreshDirectory, replace_directory
+from chatsmith.stages.table import LABEL, REWARD
 from chatsmith.world.demonstrations import TIE, Pair, demonstrations, minimal_pairs, offline_pairs
 from chatsmith.world.evaluation import asked
 from chatsmith.world.model import build_model, build_tokenizer
@@ -45,10 +46,10 @@ def ordinary(config: Config, directory: Path) -> Config:
 
 def _with_labels(stages: Sequence[StageName]) -> tuple[StageName, ...]:
     """The world has no preferences but those that are labelled."""
-    if "reward" not in stages or "label" in stages:
+    if REWARD.name not in stages or LABEL.name in stages:
         return tuple(stages)
-    place = stages.index("reward")
-    return (*stages[:place], "label", *stages[place:])
+    place = stages.index(REWARD.name)
+    return (*stages[:place], LABEL.name, *stages[place:])
 
 
 def write_material(config: Config, world: WorldConfig, data: Path, base: Path) -> None:

@@ -4,7 +4,7 @@ from chatsmith.config import Config
 from chatsmith.report.settings import repeated
 from chatsmith.runs.run import Run
 from chatsmith.screen.text import shell
-from chatsmith.stages.table import named
+from chatsmith.stages.table import RL, named
 
 
 def second_act(run: Run, program: str) -> list[tuple[str, str]]:
@@ -13,11 +13,11 @@ def second_act(run: Run, program: str) -> list[tuple[str, str]]:
     if given.world is None or given.rl.kl_coef == 0:
         return []
     copy = run.directory.with_name(f"{run.directory.name}-no-kl")
-    steps = 2 * (run.manifest.stages["rl"].report.steps or 1)
+    steps = 2 * (run.manifest.stages[RL.name].report.steps or 1)
     loose = given.rl.model_copy(update={"kl_coef": 0, "schedule": "constant", "steps": steps})
     config = given.model_copy(update={"rl": loose})
     words = repeated(config.model_dump(mode="json"), run.manifest.recipe)
-    again = shell([program, *words, "--run-dir", copy, "--from", "rl", "--force"])
+    again = shell([program, *words, "--run-dir", copy, "--from", RL.name, "--force"])
     return [
         (
             named("Watch PPO over-optimise the reward when nothing holds it", given.rl.algorithm),

@@ -118,3 +118,15 @@ def test_no_reward_runs_what_a_model_writes():
         assert not {ast.unparse(call) for call in calls} & {"eval", "exec", "compile", "os.system"}, file
         begun = [call for call in calls if ast.unparse(call).startswith("subprocess.")]
         assert len(begun) == (file.name == "worker.py"), file  # which runs functions of this package
+
+
+def test_few_files_ask_for_a_stage_by_its_name():
+    """`reward` and `label` are left aside: they are words for much else."""
+    names = set(STAGES) - {"reward", "label"}
+    asking = {
+        str(file.relative_to(PACKAGE))
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    }
+    assert len(asking) <= 15, sorted(asking)
