@@ -1,11 +1,12 @@
-"""Cost of one PPO step with critic, beside TRL's RLOO step and the PPO step of TRL 1.12.0; memory of one update.
+"""Cost of one step of stage 3, beside steps of TRL's RLOO, GRPO and PPO (of TRL 1.12.0); memory of one update.
 
 A step is what each trainer does per optimizer step, logging included: 32 answers of 64 tokens to prompts of 64 tokens,
 scores by a reward model and a frozen reference, one update on all 32 rows. The policy is a random Llama of 5.2 M
 parameters in fp32 (peers/material.py), and so are reward model and critic. Settings: peers/worker.py.
 
 RLOO asks 16 prompts twice and TRL's PPO 32 prompts once; ours runs in either shape and is compared in theirs:
-`chatsmith` and `chatsmith_forward` ask 16 prompts twice, `chatsmith_32` asks 32 once.
+`chatsmith`, `chatsmith_forward`, `chatsmith_rloo`, `chatsmith_grpo` ask 16 prompts twice, `chatsmith_32` asks 32 once;
+`_rloo` and `_grpo` have no critic, and stand beside TRL's RLOO and GRPO.
 
 Equal: weights, reward model, tokenizer, prompts, temperature 1, all answers of 64 tokens (no token ends one), one
 epoch, one mini-batch, KL 0.05 in the reward, AdamW, no gradient checkpointing, metrics at every step, torch's version.
@@ -47,8 +48,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-OURS = ("chatsmith", "chatsmith_forward", "chatsmith_32")
-PEERS = {"trl_rloo": "trl", "trl_ppo": "trl==1.12.0"}  # system and name of its environment: what pip installs there
+OURS = ("chatsmith", "chatsmith_forward", "chatsmith_32", "chatsmith_rloo", "chatsmith_grpo")
+# by system: the folder of its environment, and what pip installs there
+PEERS = {"trl_rloo": ("trl_rloo", "trl"), "trl_grpo": ("trl_rloo", "trl"), "trl_ppo": ("trl_ppo", "trl==1.12.0")}
 UPDATES = ("chunked", "packed", "full")
 TOKENS_PER_STEP = 32 * (64 + 64)
 
@@ -148,7 +150,7 @@ def main() -> None:
     pythons = dict.fromkeys(OURS, sys.executable)
     if not options.skip_peers:
         environments = options.environments.resolve()
-        pythons |= {system: environment_python(environments / system, peer) for system, peer in PEERS.items()}
+        pythons |= {system: environment_python(environments / folder, peer) for system, (folder, peer) in PEERS.items()}
     threads = {"OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""}
     variables = {**os.environ, **threads, **quiet}
@@ -170,6 +172,8 @@ def main() -> None:
     result: dict[str, Any] = {
         "ppo_over_trl_rloo": ratio("chatsmith", "trl_rloo"),
         "ppo_over_trl_rloo_training_forward": ratio("chatsmith_forward", "trl_rloo"),
+        "rloo_over_trl_rloo": ratio("chatsmith_rloo", "trl_rloo"),
+        "grpo_over_trl_grpo": ratio("chatsmith_grpo", "trl_grpo"),
         "ppo_over_trl_ppo": ratio("chatsmith_32", "trl_ppo"),
         "update_peak_memory_ratio_50k": updates["chunked"]["mib"] / updates["full"]["mib"],
         "update_time_ratio_50k": updates["chunked"][unit] / updates["packed"][unit],

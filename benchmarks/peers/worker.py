@@ -58,7 +58,13 @@ class Pace(TrainerCallback):
 
 
 def chatsmith(
-    material: Path, tokenizer: Any, prompts: list[list[int]], *, samples: int = 2, old_logprobs: str = "auto"
+    material: Path,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    *,
+    samples: int = 2,
+    old_logprobs: str = "auto",
+    algorithm: str = "ppo",
 ) -> None:
     """`train_rl` as the command line runs it: 32 answers, `samples` to each prompt."""
     from chatsmith.assistant import Assistant
@@ -80,7 +86,7 @@ def chatsmith(
 
     pace = Pace()
     run = PacedRun(
-        material / f"run {samples} {old_logprobs}",
+        material / f"run {samples} {old_logprobs} {algorithm}",
         save_every_s=math.inf,
         stop=StopSignals(),
         show=lambda total: Screen().stage("rl", "PPO", total),
@@ -88,7 +94,7 @@ def chatsmith(
     # All answers are cut off at 64 tokens: the reward model's score is to count nevertheless.
     size = {"rollouts": 32, "samples_per_prompt": samples, "max_new_tokens": 64, "epochs": 1, "minibatches": 1}
     chosen = {"truncated_score": "none", "old_logprobs": old_logprobs}
-    config = Config(rl=RlConfig(steps=STEPS, warmup=0, kl_coef=0.05, **size, **chosen))
+    config = Config(rl=RlConfig(algorithm=algorithm, steps=STEPS, warmup=0, kl_coef=0.05, **size, **chosen))
     # Not by `load_actor`, which would make room for EOS and padding in the vocabulary.
     actor = AutoModelForCausalLM.from_pretrained(material / "policy")
     reward_model = AutoModelForSequenceClassification.from_pretrained(material / "reward")
@@ -97,7 +103,8 @@ def chatsmith(
     policy = Assistant(actor, tokenizer, stops, max_tokens=config.data.max_tokens)
     records = tuple(Record(prompt=(Message("user", tokenizer.decode(ids)),)) for ids in prompts)
     asked = Prompts(records, tuple(map(tuple, prompts)), dropped_too_long=0)
-    critic = critic_from_reward_model(reward_model, mean=0.0, std=1.0)
+    has_critic = config.rl.baseline == "critic"
+    critic = critic_from_reward_model(reward_model, mean=0.0, std=1.0) if has_critic else None
     rewards = [Reward("model", reward, 1.0, mean=0.0, std=1.0)]
     train_rl(policy, critic, asked, asked.first(2), rewards, config, run)
 
@@ -112,6 +119,23 @@ def trl_rloo(material: Path, tokenizer: Any, prompts: list[list[int]]) -> None:
         model=str(material / "policy"),
         reward_funcs=str(material / "reward"),
         args=RLOOConfig(str(material / "rloo"), max_steps=STEPS, **own, **TRL),
+        train_dataset=Dataset.from_dict({"prompt": [tokenizer.decode(ids) + " " for ids in prompts]}),
+        processing_class=tokenizer,
+        reward_processing_classes=tokenizer,
+        callbacks=[Pace()],
+    ).train()
+
+
+def trl_grpo(material: Path, tokenizer: Any, prompts: list[list[int]]) -> None:
+    """GRPO of the current TRL: 16 prompts x 2 answers, with a reference, the loss of its paper."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    own = {"num_generations": 2, "num_iterations": 1, "max_completion_length": 64, "beta": 0.05, "loss_type": "grpo"}
+    GRPOTrainer(
+        model=str(material / "policy"),
+        reward_funcs=str(material / "reward"),
+        args=GRPOConfig(str(material / "grpo"), max_steps=STEPS, **own, **TRL),
         train_dataset=Dataset.from_dict({"prompt": [tokenizer.decode(ids) + " " for ids in prompts]}),
         processing_class=tokenizer,
         reward_processing_classes=tokenizer,
@@ -144,7 +168,10 @@ if __name__ == "__main__":
         "chatsmith": chatsmith,
         "chatsmith_forward": partial(chatsmith, old_logprobs="training"),
         "chatsmith_32": partial(chatsmith, samples=1),
+        "chatsmith_rloo": partial(chatsmith, algorithm="rloo"),
+        "chatsmith_grpo": partial(chatsmith, algorithm="grpo"),
         "trl_rloo": trl_rloo,
+        "trl_grpo": trl_grpo,
         "trl_ppo": trl_ppo,
     }
     system, folder = systems[sys.argv[1]], Path(sys.argv[2])
