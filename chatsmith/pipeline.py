@@ -1,4 +1,4 @@
-"""The road: SFT, reward model, PPO, in order, each judged before the next begins."""
+"""The road: the stages of a run in order, each judged before the next begins."""
 
 from collections.abc import Sequence
 from contextlib import suppress

@@ -106,7 +106,7 @@ def chatsmith(
     has_critic = config.rl.baseline == "critic"
     critic = critic_from_reward_model(reward_model, mean=0.0, std=1.0) if has_critic else None
     rewards = [Reward("model", reward, 1.0, mean=0.0, std=1.0)]
-    train_rl(policy, critic, asked, asked.first(2), rewards, config, run)
+    train_rl(policy, critic, asked, asked.first(16), rewards, config, run)
 
 
 def trl_rloo(material: Path, tokenizer: Any, prompts: list[list[int]]) -> None:
