@@ -569,6 +569,9 @@ class Config(Group):
                 raise ValueError(f'no stage "{stage}"; stages are {", ".join(BY_NAME)}')
             if stage in stages[:place]:
                 raise ValueError(f'the stage "{stage}" stands there twice. Write it once')
+        in_order = tuple(stage for stage in BY_NAME if stage in stages)
+        if stages != in_order:
+            raise ValueError(f"stages run in this order: {', '.join(in_order)}. Write them so")
         return stages
 
 

@@ -35,7 +35,15 @@ from chatsmith.data.mix import StageData
 from chatsmith.data.progress import progress
 from chatsmith.data.store import Array
 from chatsmith.errors import DataError
-from chatsmith.evaluate import Interval, difference_of_means, mean_interval, paired_difference, separation, share
+from chatsmith.evaluate import (
+    Interval,
+    common,
+    difference_of_means,
+    mean_interval,
+    paired_difference,
+    separation,
+    share,
+)
 from chatsmith.files.checkpoint import save_jsonl
 from chatsmith.intake import deal, parse_reward
 from chatsmith.models.checkpointing import checkpoint_activations
@@ -47,13 +55,13 @@ from chatsmith.models.scoring import passes_of, token_logprobs
 from chatsmith.runs.run import Run
 from chatsmith.runs.runtime import StageRun
 from chatsmith.seeds import permutation
-from chatsmith.stages.inputs import leave_model, left_out, load_policy, policy_location, show_answers
+from chatsmith.stages.inputs import is_ranked, leave_model, left_out, load_policy, policy_location, show_answers
 from chatsmith.stages.inputs import sources as sources_of
 from chatsmith.stages.loop import Guard, Skipped, Trainable, as_text, averaged, batches, learning_rate_factor, steps_of
-from chatsmith.stages.reward import Ranked, RankedRows, encode_ranked
+from chatsmith.stages.reward import Ranked, RankedRows, encode_ranked, marks_of
 from chatsmith.stages.rl import load_reward
 from chatsmith.stages.rollout import PolicyScores, Prompts, check_held_out, encode_questions, evaluate_policy
-from chatsmith.stages.table import SAMPLES
+from chatsmith.stages.table import RL, SAMPLES
 from chatsmith.types import Record, Stage
 from chatsmith.verdicts import judge_pairs
 
@@ -326,34 +334,37 @@ class Implicit:
     chosen: float  # mean D of the better answers
     rejected: float  # mean D of the worse
     chosen_tokens: float  # mean length of the better answers
-    pairs: int  # clear preferences; without any, marked answers
+    pairs: int  # clear preferences; of KTO, answers that are good or bad
 
 
-def implicit(rows: RankedRows, gains: Array, questions: Sequence[Hashable], *, per_token: bool) -> Implicit:
+def implicit(
+    rows: RankedRows, gains: Array, questions: Sequence[Hashable], *, per_token: bool, compared: bool
+) -> Implicit:
     """How far D tells better answers from worse.
 
-    Where records hold preferences, the accuracy is the share of them whose better answer has the larger D, each
-    question counting once. Where they hold marked answers alone, it is the probability that a good answer has a larger
-    D than a bad one, and the margin the difference of their means.
+    Of preferences the accuracy is the share whose better answer has the larger D, each question counting once. Of
+    answers that are good or bad it is the probability that a good one has a larger D than a bad one, and the margin is
+    the difference of their means.
 
     Args:
         gains: [A] D of every answer.
         questions: of the first records, which are looked at; equal ones are not independent.
         per_token: whether the loss compares log-probs per token.
+        compared: whether it compares answers to one prompt; else it takes each by itself.
     """
     lengths = rows.lengths[: len(gains)]
-    compared = gains / lengths if per_token else gains
+    values = gains / lengths if per_token else gains
     pairs: list[tuple[int, int, Hashable]] = []
-    for number in clear(rows)[: len(questions)].tolist():
+    for number in clear(rows)[: len(questions)].tolist() if compared else ():
         if number < len(questions):
             mine = rows.answers_of(number)
             found = pairs_of([rows.scores[mine].tolist()])
             places = zip(found.better.tolist(), found.worse.tolist(), strict=True)
             pairs += [(mine.start + b, mine.start + w, questions[number]) for b, w in places]
-    if pairs:
+    if compared:
         better, worse = np.array([(b, w) for b, w, _ in pairs]).T
         whose = [question for _, _, question in pairs]
-        accuracy = share((compared[better] > compared[worse]).astype(float).tolist(), whose)
+        accuracy = share((values[better] > values[worse]).astype(float).tolist(), whose)
         margin = mean_interval((gains[better] - gains[worse]).tolist(), whose)
     else:
         better, worse = (np.flatnonzero(rows.marks[: len(gains)] == mark) for mark in (1, -1))
@@ -393,11 +404,19 @@ class PairsReport:
     def figures(self) -> dict[str, Any]:
         """The report without samples, for the manifest."""
         own = {name: value for name, value in vars(self).items() if name not in ("implicit", *self.policies)}
-        policies = {
-            name: {"reward_mean": mean_interval(scores.rewards).value, **scores.figures()}
-            for name, scores in self.policies.items()
-        }
+        means = self.reward_means()
+        policies = {name: {"reward_mean": means[name], **scores.figures()} for name, scores in self.policies.items()}
         return {**own, **asdict(self.implicit), **policies}
+
+    def reward_means(self) -> dict[str, float]:
+        """Of each policy over the answers that have a reward before and after, each prompt once."""
+        both = common(self.before.rewards, self.after.rewards)
+
+        def mean(rewards: Sequence[float]) -> float:
+            kept = [i for i in both if math.isfinite(rewards[i])]
+            return mean_interval([rewards[i] for i in kept], [self.before.prompts[i] for i in kept]).value
+
+        return {name: mean(scores.rewards) for name, scores in self.policies.items()}
 
     def samples(self, *, is_rewarded: bool) -> list[dict[str, Any]]:
         """Per held-out prompt the answers before and after and of the average, with their rewards if there are any."""
@@ -473,7 +492,7 @@ def train_pairs(
     def held_out_implicit(records: int) -> Implicit:
         found = logprobs_of(policy.model, held_out_rows, config, records=records)
         gains = found - held_out_reference[: len(found)]
-        return implicit(held_out_rows, gains, questions[:records], per_token=compares_means)
+        return implicit(held_out_rows, gains, questions[:records], per_token=compares_means, compared=compares)
 
     order = batches(len(learned), size=settings.batch, seed=config.seed, start=start)
     evaluate_every = max(1, total // EVALUATIONS)
@@ -507,12 +526,33 @@ def train_pairs(
 def check(config: Config, data: Mapping[Stage, StageData]) -> None:
     """
     Raises:
-        DataError: if there are too few held-out prompts for its gate.
+        DataError: if there is nothing to learn from or to measure on, or too few held-out prompts for its gate.
     """
+    sides = (data[NAME].train, data[NAME].held_out)
+    if not any(sides):  # a stage before makes them
+        return
+    for side, records in zip(("train on", "measure on"), sides, strict=True):
+        if lacking := _lacks(records, config.pairs.loss):
+            raise DataError(f"pairs: no usable preference to {side}: {lacking}.")
     location = config.actor_model
     tokenizer = load_tokenizer(location)
     limit = min(declared_context(location) or config.data.max_tokens, config.data.max_tokens)
     check_held_out(_asked(config, data, tokenizer, load_stop_ids(location, tokenizer), limit), stage=NAME)
+
+
+def _lacks(records: Sequence[Record], loss: str) -> str:
+    """Why a loss can learn nothing from records; empty where it can. Reads no further than it must."""
+    wanted = {1, -1}
+    for record in records:
+        if loss != "kto" and is_ranked(record):
+            return ""
+        wanted -= set(marks_of(record)) if loss == "kto" else set()
+        if not wanted:
+            return ""
+    if loss != "kto":
+        return "no record has two answers of different score. Of marks without pairs, --pairs.loss kto learns"
+    kinds = " and ".join("good" if mark > 0 else "bad" for mark in sorted(wanted, reverse=True))
+    return f"KTO needs good answers and bad ones, and none is {kinds}"
 
 
 def total_steps(config: Config, records: int) -> int:
@@ -548,8 +588,9 @@ def run(run: Run) -> None:
     held_out = data[NAME].held_out
     held_out = held_out.take(permutation(len(held_out), config.data.split_seed, "pairs"))  # the first ones are watched
     prompts = _asked(config, data, policy.tokenizer, policy.stops, policy.max_tokens)
-    given = [spec for spec in config.rl.rewards if parse_reward(spec)[0] != "trained"]
-    rewards = [load_reward(spec, config) for spec in given]
+    # what stage 3 is rewarded by may judge answers to its own prompts alone
+    given = () if RL.name in config.stages else config.rl.rewards
+    rewards = [load_reward(spec, config) for spec in given if parse_reward(spec)[0] != "trained"]
     stage = run.stage(NAME)
     gold_before = gold.scores(policy) if gold is not None else None
     report, trainer = train_pairs(policy, data[NAME].train, held_out, prompts, rewards, config, stage)
@@ -570,7 +611,7 @@ def run(run: Run) -> None:
     }
     if rewards:
         gain = paired_difference(report.before.rewards, report.after.rewards, report.before.prompts)
-        means = {name: mean_interval(scores.rewards).value for name, scores in report.policies.items()}
+        means = report.reward_means()
         summary |= {"reward_mean_first": means["before"], "reward_mean_last": means["after"]}
         summary |= {"reward_gain_ci95": [gain.low, gain.high]}
     run.record(NAME, verdict, stage, f"{NAME}/model", summary | gold_summary, report=report.figures())

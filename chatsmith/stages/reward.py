@@ -52,7 +52,7 @@ class Ranked:
     starts: list[int]  # where in its row each answer begins
     lengths: list[int]  # of the answers alone, in tokens
     scores: list[float]
-    marks: list[int]  # 1: good, -1: bad, 0: neither; see `_marks`
+    marks: list[int]  # 1: good, -1: bad, 0: neither; see `marks_of`
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def _ranked(
     rows = iter(place_errors(asked, try_encode(tokenizer, conversations, stops=stops), on_error))
     ranked = []
     for record in records:
-        marked = zip(record.answers, _marks(record), strict=True)
+        marked = zip(record.answers, marks_of(record), strict=True)
         scored = [(next(rows), answer.score or 0.0, mark) for answer, mark in marked]
         one = Ranked([], [], [], [], [])
         for row, score, mark in scored:
@@ -246,7 +246,7 @@ def last_answer(targets: Sequence[bool]) -> range:
     return range(start, end)
 
 
-def _marks(record: Record) -> list[int]:
+def marks_of(record: Record) -> list[int]:
     """Of each answer, 1: good, -1: bad, 0: neither. It is what it was marked; else the best is good, the worst bad."""
     scores = [answer.score or 0.0 for answer in record.answers]
     low, high = min(scores, default=0.0), max(scores, default=0.0)

@@ -7,7 +7,7 @@ from typing import Any
 from chatsmith.config import Config, LabelConfig, StageName, WorldConfig
 from chatsmith.files.checkpoint import save_jsonl, save_text
 from chatsmith.files.writing import FreshDirectory, replace_directory
-from chatsmith.stages.table import LABEL, REWARD
+from chatsmith.stages.table import LABEL
 from chatsmith.world.demonstrations import TIE, Pair, demonstrations, minimal_pairs, offline_pairs
 from chatsmith.world.evaluation import asked
 from chatsmith.world.model import build_model, build_tokenizer
@@ -46,9 +46,10 @@ def ordinary(config: Config, directory: Path) -> Config:
 
 def _with_labels(stages: Sequence[StageName]) -> tuple[StageName, ...]:
     """The world has no preferences but those that are labelled."""
-    if REWARD.name not in stages or LABEL.name in stages:
+    first = next((stage for stage in stages if stage in LABEL.gives), None)
+    if first is None or LABEL.name in stages:
         return tuple(stages)
-    place = stages.index(REWARD.name)
+    place = stages.index(first)
     return (*stages[:place], LABEL.name, *stages[place:])
 
 

@@ -12,10 +12,11 @@ from chatsmith.algo.losses import pairs_of
 from chatsmith.assistant import Assistant
 from chatsmith.config import Config, PairsConfig
 from chatsmith.data.chat import prepare_tokenizer, try_encode
+from chatsmith.data.mix import StageData
 from chatsmith.errors import DataError
 from chatsmith.runs.runtime import Interrupted, StageRun, StopSignals
 from chatsmith.stages.loop import averaged
-from chatsmith.stages.pairs import PairsTrainer, Preferences, implicit, logprobs_of, train_pairs
+from chatsmith.stages.pairs import PairsTrainer, Preferences, check, implicit, logprobs_of, train_pairs
 from chatsmith.stages.reward import encode_ranked, last_answer
 from chatsmith.stages.rollout import encode_questions
 from chatsmith.types import Answer, Message, Record
@@ -296,11 +297,45 @@ def test_implicit_accuracy_of_three_records_by_hand():
     rows, _ = encode_ranked(world.tokenizer, [record(i) for i in (0, 1, 2)], stops=STOPS, max_tokens=64)
     # record 0: yes, no, perhaps; 1: yes, no; 2: yes, no
     gains = np.array([1.0, -1.0, 2.0, 0.5, 1.0, 3.0, 1.0])
-    found = implicit(rows, gains, ["a", "b", "c"], per_token=False)
+    found = implicit(rows, gains, ["a", "b", "c"], per_token=False, compared=True)
     # pairs of 0: yes > no right, yes > perhaps wrong, perhaps > no right; 1: wrong; 2: right
     assert found.accuracy.value == pytest.approx((2 / 3 + 0 + 1) / 3)
     assert found.margin.value == pytest.approx(((2 - 1 + 3) / 3 + -0.5 + 2) / 3)
     assert found.pairs == 5
     assert pairs_of([rows.scores[rows.answers_of(0)].tolist()]).better.tolist() == [0, 0, 2]
-    first = implicit(rows, gains[:3], ["a"], per_token=False)
+    first = implicit(rows, gains[:3], ["a"], per_token=False, compared=True)
     assert first.accuracy.value == pytest.approx(2 / 3)
+
+
+def test_marks_count_although_some_records_are_pairs():
+    rows, _ = encode_ranked(World().tokenizer, [record(1), record(2)], stops=STOPS, max_tokens=64, least=1)
+    found = implicit(rows, np.array([3.0, 1.0, 2.0, 0.0]), ["a", "b"], per_token=False, compared=False)
+    assert found.pairs == 4
+    assert found.accuracy.value == 1.0
+    assert found.margin.value == pytest.approx(2.0)
+
+
+def marked(number: int, good: bool) -> Record:
+    answer = Answer("yes" if good else "no", 1.0 if good else -1.0, is_marked=True)
+    return Record(prompt=(Message("user", f"say {number}"),), answers=(answer,))
+
+
+def data_of(train, held_out):
+    return {"pairs": StageData(train, held_out)}
+
+
+def test_what_the_loss_cannot_learn_from_is_refused_before_any_work():
+    good, both = [marked(i, True) for i in range(9)], [marked(i, i % 2 == 0) for i in range(9)]
+    kto = Config(pairs=PairsConfig(loss="kto"))
+    with pytest.raises(DataError, match="to train on: KTO needs good answers and bad ones, and none is bad"):
+        check(kto, data_of(good, both))
+    with pytest.raises(DataError, match="to measure on: KTO needs good answers and bad ones, and none is bad"):
+        check(kto, data_of(both, good))
+    with pytest.raises(DataError, match=r"no record has two answers.*--pairs\.loss kto"):
+        check(Config(), data_of(both, both))
+    check(Config(), data_of([], []))  # a stage before makes them
+
+
+def test_stages_are_written_in_the_order_in_which_they_run():
+    with pytest.raises(ValueError, match="stages run in this order: pairs, rl"):
+        Config(stages=("rl", "pairs"))
