@@ -19,7 +19,7 @@ from chatsmith.errors import RewardError
 from chatsmith.evaluate import Interval, common, paired_difference, proportion
 from chatsmith.functions import load_function
 from chatsmith.intake import records_of
-from chatsmith.models.reward import RewardModel
+from chatsmith.models.reward import RewardModel, values_of
 from chatsmith.screen.console import Screen
 from chatsmith.stages.inputs import held_out_prompts, is_ranked, ranked_samples
 from chatsmith.stages.rollout import encode_questions, roll_out
@@ -76,17 +76,7 @@ class GoldJudge:
         Raises:
             RewardError: if the function raised, returned something else than marks, or has no number for any sample.
         """
-        try:
-            values = self.function(list(samples))
-        except (Exception, SystemExit) as error:
-            raise RewardError(
-                f"judge {self.name!r} raised {type(error).__name__}: {error}. Return None for a sample it cannot judge."
-            ) from error
-        if not isinstance(values, list) or len(values) != len(samples):
-            got = f"{len(values)} values" if isinstance(values, list) else type(values).__name__
-            raise RewardError(
-                f"judge {self.name!r} returned {got} for {len(samples)} samples; return a list of as many."
-            )
+        values = values_of(self.function, list(samples), who=f"judge {self.name!r}")
         marks = [self._marks(value) for value in values]
         if marks and not any(math.isfinite(each[TOTAL]) for each in marks):
             raise RewardError(

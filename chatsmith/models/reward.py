@@ -182,25 +182,35 @@ def load_ready_reward(
     return Reward(name or Path(target).name, reward_model, weight, mean, std)
 
 
+def values_of(function: Callable[[list[Sample]], Any], samples: list[Sample], *, who: str) -> list[Any]:
+    """What a function makes of samples, one value for each.
+
+    Args:
+        who: names it in errors.
+    Raises:
+        RewardError: if the function raised, or returned something else than a list of as many.
+    """
+    try:
+        values = function(samples)
+    except RewardError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise RewardError(
+            f"{who} raised {type(error).__name__}: {error}. Return None for a sample it cannot judge."
+        ) from error
+    if not isinstance(values, list) or len(values) != len(samples):
+        got = f"{len(values)} values" if isinstance(values, list) else type(values).__name__
+        raise RewardError(f"{who} returned {got} for {len(samples)} samples; return a list of as many.")
+    return values
+
+
 def call(reward: Reward, samples: list[Sample]) -> list[float]:
     """Raw values of one reward; NaN where it gave none or a number that is not finite.
 
     Raises:
         RewardError: if the function raised, or returned something that is not one number or None per sample.
     """
-    try:
-        values = reward.function(samples)
-    except RewardError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise RewardError(
-            f"reward {reward.name!r} raised {type(error).__name__}: {error}. Return None for a sample it cannot judge."
-        ) from error
-    if not isinstance(values, list) or len(values) != len(samples):
-        got = f"{len(values)} values" if isinstance(values, list) else type(values).__name__
-        raise RewardError(
-            f"reward {reward.name!r} returned {got} for {len(samples)} samples; return a list of as many."
-        )
+    values = values_of(reward.function, samples, who=f"reward {reward.name!r}")
     try:
         numbers = [math.nan if value is None else float(value) for value in values]
     except (TypeError, ValueError) as error:
